@@ -1,0 +1,1 @@
+"""The hivemint command and the local testnet."""

@@ -1,0 +1,1 @@
+"""A wallet's way through the swarm: routing, sessions, generation."""

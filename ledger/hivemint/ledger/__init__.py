@@ -1,0 +1,1 @@
+"""Receipts and vouchers at rest and on their way to the chain: journal, settlement, indexer, API."""
