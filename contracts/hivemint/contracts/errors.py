@@ -1,16 +1,16 @@
 """The tree of errors.
 
-    HivemintError                 what happened, why, and the next step
-    ├── BadInput                  the user's own input: a flag, a file, a number
-    │   ├── ConfigError           settings, network.toml, home folder
-    │   ├── ModelError            model folder, span, architecture
-    │   └── WalletError           keystore, password, key
-    ├── ChainError                RPC unreachable, wrong chain id, a transaction that reverted
-    ├── SwarmError                peers, links, missing blocks
-    │   ├── LinkClosed            the stream to a peer has ended
-    │   └── ProtocolError         a peer sent what the protocol does not allow
-    ├── Refusal                   a node declined, with a code and a reason (see `swarm.messages.Code`)
-    └── ProofError                a signature, digest or hash that does not hold
+HivemintError                 what happened, why, and the next step
+├── BadInput                  the user's own input: a flag, a file, a number
+│   ├── ConfigError           settings, network.toml, home folder
+│   ├── ModelError            model folder, span, architecture
+│   └── WalletError           keystore, password, key
+├── ChainError                RPC unreachable, wrong chain id, a transaction that reverted
+├── SwarmError                peers, links, missing blocks
+│   ├── LinkClosed            the stream to a peer has ended
+│   └── ProtocolError         a peer sent what the protocol does not allow
+├── Refusal                   a node declined, with a code and a reason (see `swarm.messages.Code`)
+└── ProofError                a signature, digest or hash that does not hold
 """
 
 
@@ -19,7 +19,11 @@ class HivemintError(Exception):
 
     def __init__(self, what: str, *, why: str = "", next_step: str = "") -> None:
         self.what, self.why, self.next_step = what, why, next_step
-        parts = [what.rstrip(".") + ".", why and why.rstrip(".") + ".", next_step and next_step.rstrip(".") + "."]
+        parts = [
+            what.rstrip(".") + ".",
+            why and why.rstrip(".") + ".",
+            next_step and next_step.rstrip(".") + ".",
+        ]
         super().__init__(" ".join(part for part in parts if part))
 
 

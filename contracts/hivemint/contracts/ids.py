@@ -37,7 +37,6 @@ class Credits(int):
     """
 
 
-
 BlockIndex = NewType("BlockIndex", int)
 """A decoder layer's position in the whole model, from 0."""
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
-
 from hivemint.contracts.errors import ProofError
 from hivemint.contracts.ids import (
     BACKWARD,
@@ -33,10 +32,10 @@ class Leaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one step did. `count` token positions from `start`; hashes are over the wire bytes (`swarm.rows`)."""
 
     previous: Annotated[Head, _Len32]
-    step: Annotated[Step, msgspec.Meta(ge=1, lt=2**63)]
+    step: Annotated[Step, msgspec.Meta(ge=1, le=2**63 - 1)]
     kind: Annotated[int, msgspec.Meta(ge=0, le=1)]
-    start: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
-    count: Annotated[int, msgspec.Meta(ge=1, lt=2**63)]
+    start: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     input_hash: Annotated[TensorHash, _Len32]
     output_hash: Annotated[TensorHash, _Len32]
 
@@ -168,7 +167,9 @@ def check_voucher(domain: Domain, signed: SignedVoucher, receipt: Digest, key: A
 
 def _difference(got: Receipt, expected: Receipt) -> str:
     wrong = [name for name in Receipt.__struct_fields__ if getattr(got, name) != getattr(expected, name)]
-    return "; ".join(f"{name}: expected {_show(getattr(expected, name))}, got {_show(getattr(got, name))}" for name in wrong)
+    return "; ".join(
+        f"{name}: expected {_show(getattr(expected, name))}, got {_show(getattr(got, name))}" for name in wrong
+    )
 
 
 def _show(value: object) -> str:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from eth_account.messages import encode_typed_data
 from eth_utils.address import is_checksum_address
-
 from hivemint.contracts.ids import (
     Address,
     BlockIndex,
@@ -30,7 +29,7 @@ from hivemint.contracts.signature import Signer
 _Len32 = msgspec.Meta(min_length=32, max_length=32)
 _Len64 = msgspec.Meta(min_length=64, max_length=64)
 Uint32 = Annotated[BlockIndex, msgspec.Meta(ge=0, lt=2**32)]
-Uint63 = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]  # msgspec's own bound; 2^63 seconds or tokens are enough
+Uint63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # msgspec's own bound; 2^63 seconds or tokens are enough
 Bytes32 = Annotated[bytes, _Len32]
 SignatureBytes = Annotated[Signature, _Len64]
 MAX_UINT96 = 2**96 - 1
@@ -145,8 +144,8 @@ class Receipt(Typed, frozen=True, forbid_unknown_fields=True):
     node: Address
     client: Address
     session_id: Annotated[SessionId, _Len32]
-    step: Annotated[Step, msgspec.Meta(ge=0, lt=2**63)]
-    tokens: Annotated[Tokens, msgspec.Meta(ge=0, lt=2**63)]
+    step: Annotated[Step, msgspec.Meta(ge=0, le=2**63 - 1)]
+    tokens: Annotated[Tokens, msgspec.Meta(ge=0, le=2**63 - 1)]
     head: Annotated[Head, _Len32]
 
     def digest(self, domain: Domain) -> Digest:
