@@ -1,0 +1,70 @@
+"""Amounts of credits: what a settlement mints, and how people read and write amounts.
+
+All amounts are integers in wei (1 HMC = 10^18 wei).
+"""
+
+from decimal import Decimal, InvalidOperation
+
+from hivemint.contracts.errors import BadInput
+from hivemint.contracts.ids import ONE_CREDIT, Credits
+
+FEE = 500
+"""1/10,000 of what is burned, the protocol's fee (`protocol.md`, section 7)."""
+WHOLE_FEE = 10_000
+SYMBOL = "HMC"
+
+
+def mintable(collected: int, fee: int = FEE) -> Credits:
+    """m(c) = c - ceil(c * FEE / 10000): what an account that has ever collected `collected` wei has minted in all."""
+    return Credits(collected - -(-collected * fee // WHOLE_FEE))
+
+
+def minted_by(before: int, after: int, fee: int = FEE) -> Credits:
+    """What a settlement mints that takes an account from `before` to `after` wei collected."""
+    return Credits(mintable(after, fee) - mintable(before, fee))
+
+
+def format_credits(amount: int, digits: int = 6, *, symbol: bool = True) -> str:
+    """For people: thousands in groups, at most `digits` decimals, rounded towards zero; `<0.000001` for dust."""
+    whole, rest = divmod(abs(amount), ONE_CREDIT)
+    decimals = f"{rest:018d}"[:digits].rstrip("0")
+    if amount and not whole and not decimals:
+        text = f"<{Decimal(1).scaleb(-digits):f}"
+    else:
+        text = f"{whole:,}" + (f".{decimals}" if decimals else "")
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{text} {SYMBOL}" if symbol else sign + text
+
+
+def exact_credits(amount: int) -> str:
+    """Every digit, nothing rounded: what `parse_credits` reads back to the same wei."""
+    whole, rest = divmod(abs(amount), ONE_CREDIT)
+    decimals = f"{rest:018d}".rstrip("0")
+    return ("-" if amount < 0 else "") + str(whole) + (f".{decimals}" if decimals else "")
+
+
+def parse_credits(text: str) -> Credits:
+    """`1.5`, `1,000 HMC`, `12 wei`. Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei."""
+    plain = text.strip().lower()
+    unit = 1 if plain.endswith("wei") else ONE_CREDIT
+    number = plain.removesuffix("wei").removesuffix(SYMBOL.lower()).strip().replace(",", "").replace("_", "")
+    try:
+        value = Decimal(number)
+    except InvalidOperation:
+        raise _bad(text, "it is not a number") from None
+    if not value.is_finite() or value.is_signed():
+        raise _bad(text, "an amount is finite and not negative")
+    if value.adjusted() > 30:  # 2^96 wei are 29 digits; also keeps a 1e999999 from being written out
+        raise _bad(text, "it is more than can exist")
+    _, digits, exponent = value.as_tuple()
+    wei, rest = divmod(int("".join(map(str, digits))) * unit, 10 ** max(0, -int(exponent)))
+    wei *= 10 ** max(0, int(exponent))
+    if rest:
+        raise _bad(text, "it is finer than one wei, 10^-18 HMC")
+    if wei >= 2**96:
+        raise _bad(text, "it is more than can exist")
+    return Credits(wei)
+
+
+def _bad(text: str, why: str) -> BadInput:
+    return BadInput(f"{text!r} is not an amount of credits", why=why, next_step="write e.g. 2.5, or 10 wei")
