@@ -34,7 +34,7 @@ def build(chosen: str | None) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Run large models on many people's machines; earn credits by serving, spend them for a faster way through.",
+        help="Run large models on many people's machines; earn credits by serving, spend them to go first.",
     )
     app.callback(invoke_without_command=True)(_root)
     for name, (where, summary) in GROUPS.items():
