@@ -1,0 +1,88 @@
+"""What generation asks of the network: chains of sessions, one per sequence, and the plan of what they cost.
+
+Generation knows nothing of nodes, routes or vouchers, and the network nothing of tokens or sampling; they meet here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from hivemint.contracts.errors import SwarmError
+from hivemint.contracts.ids import BlockIndex, Credits, PeerId
+
+Rows = Literal["all", "last"]
+
+
+class SessionLimit(SwarmError):
+    """A session admits no further step: its tokens, its amount or its time are used up.
+
+    Nothing was computed for the request that raised it. Generation opens a new pipeline and replays the text so far.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One node of a plan: it computes blocks `[first, end)` for `price` credits (wei) a token, the whole span."""
+
+    peer: PeerId
+    name: str
+    first: BlockIndex
+    end: BlockIndex
+    price: Credits
+    wait_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A route and what it would cost. `cost` in wei: what `tokens` positions cost; `reserved`: the sessions' limit."""
+
+    hops: tuple[Hop, ...]
+    tokens: int
+    cost: Credits
+    reserved: Credits
+    lane: Literal["paid", "free"]
+    notes: Sequence[str] = field(default=())
+
+
+class Pipeline(Protocol):
+    """One chain of sessions through all blocks: the network's half of one sequence, its K/V cache included."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def position(self) -> int:
+        """Cached token positions so far."""
+        ...
+
+    async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
+        """Run the next `count` positions: fp32 `[count, hidden]` in, the same shape out, or `[1, hidden]` for `last`.
+
+        Long inputs are cut into chunks here. Raises `SessionLimit` when the session is used up, `SwarmError`,
+        `Refusal` or `ProofError` when the chain broke. Nothing but `close` may follow an error.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Sign off with every node. Harmless when called again or after an error."""
+        ...
+
+    async def cancel(self) -> None:
+        """Drop the steps in flight that have not begun (Ctrl-C). `close` follows."""
+        ...
+
+
+class Swarm(Protocol):
+    """The network as `SwarmModelForCausalLM` holds it. All methods run in the model's own event loop."""
+
+    async def open(self, tokens: int) -> Pipeline:
+        """Find a route and shake hands for one sequence of at most `tokens` positions, paid or free as configured."""
+        ...
+
+    async def plan(self, tokens: int) -> Plan:
+        """The route that `open` would take and its price, without paying anything."""
+        ...
+
+    async def close(self) -> None: ...

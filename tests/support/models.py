@@ -1,0 +1,11 @@
+"""The demo model for tests: pulled once into the user's own cache, as `hivemint model pull` does."""
+
+import pytest
+
+from hivemint.swarm.models import LocalModel, pull
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LocalModel:
+    """SmolLM2-135M-Instruct, real weights, fp32."""
+    return pull()
