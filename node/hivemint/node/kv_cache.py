@@ -1,0 +1,218 @@
+"""The K/V store: one budget in bytes, pages taken as tokens come, each session's history in one piece.
+
+Attention is fastest over a plain slice, so a session's keys and values lie contiguous for each head. Room for
+`max_tokens` is only addressed when a session opens; the system commits memory as pages are written (CPU), or the
+buffers grow by doubling (other devices). The store counts pages, not addresses: `bytes_used` is what is taken.
+"""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import psutil
+import torch
+
+from hivemint.contracts.errors import HivemintError
+
+PAGE = 64
+"""Tokens a page. 64 tokens of one head (64 x 32 fp32 at least) fill whole 4 KiB pages of the system."""
+
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_CPU_SHARE, _GPU_SHARE = 0.5, 0.8
+
+
+class OutOfRoom(HivemintError):
+    """The K/V budget cannot hold the tokens that were asked for. Nothing was changed."""
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What one block keeps for a token: `heads` keys of `key_dim` and values of `value_dim` elements."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        return self.heads * (self.key_dim + self.value_dim)
+
+
+class KvStore:
+    """A node's room for keys and values. Counting is thread-safe; writing is the compute thread's alone."""
+
+    def __init__(
+        self, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device, budget_bytes: int | None = None
+    ) -> None:
+        self.shapes = tuple(shapes)
+        self.dtype, self.device = dtype, device
+        self.bytes_per_token = sum(shape.elements for shape in self.shapes) * dtype.itemsize
+        budget = free_share(device) if budget_bytes is None else budget_bytes
+        self._page_bytes = self.bytes_per_token * PAGE
+        self._pages_total = budget // self._page_bytes
+        self._pages_taken = 0
+        self._lock = Lock()
+
+    @property
+    def tokens_total(self) -> int:
+        return self._pages_total * PAGE
+
+    @property
+    def tokens_free(self) -> int:
+        """Tokens in pages that nobody has taken. A session may use the rest of its last page besides."""
+        return (self._pages_total - self._pages_taken) * PAGE
+
+    @property
+    def bytes_used(self) -> int:
+        return self._pages_taken * self._page_bytes
+
+    def open(self, max_tokens: int) -> "KvCache":
+        """An empty cache for up to `max_tokens`; takes no page yet. Raises OutOfRoom if it could never fill."""
+        if max_tokens < 1:
+            raise ValueError(f"a cache holds at least one token, not {max_tokens}")
+        if pages_for(max_tokens) > self._pages_total:
+            raise OutOfRoom(
+                f"no room for a session of {max_tokens} tokens",
+                why=f"this node keeps {self.tokens_total} tokens in all",
+                next_step="ask for fewer tokens, or another node",
+            )
+        if self._pages_taken >= self._pages_total:
+            raise OutOfRoom(
+                "no room for another session", why="every K/V page is taken", next_step="try again later"
+            )
+        return KvCache(self, max_tokens)
+
+    def _take(self, pages: int) -> None:
+        with self._lock:
+            if pages > self._pages_total - self._pages_taken:
+                raise OutOfRoom(
+                    f"no room for {pages * PAGE} more tokens",
+                    why=f"{self.tokens_free} of {self.tokens_total} tokens are free",
+                    next_step="try again when a session has closed",
+                )
+            self._pages_taken += pages
+
+    def _give_back(self, pages: int) -> None:
+        with self._lock:
+            self._pages_taken -= pages
+
+
+class KvCache:
+    """One session's keys and values in every block of the span. `length` tokens are valid."""
+
+    def __init__(self, store: KvStore, max_tokens: int) -> None:
+        self.length = 0
+        self.max_tokens = max_tokens
+        self.pages = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.joint: list[torch.Tensor | None] = []
+        """Per block `[2 * heads, capacity, dim]`, keys then values, where both have one width; else None."""
+        self._store = store
+        self._mapping: mmap.mmap | None = None
+        self._open = True
+        if store.device.type == "cpu":
+            self._map()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def reserve(self, length: int) -> None:
+        """Take the pages that `length` tokens need. Raises OutOfRoom and changes nothing if there are too few."""
+        if not self._open:
+            raise OutOfRoom("the session's cache is closed", next_step="open a new session")
+        if length > self.max_tokens:
+            raise OutOfRoom(
+                f"{length} tokens don't fit this session", why=f"it was opened for {self.max_tokens}",
+                next_step="open a new session with a higher limit",
+            )  # fmt: skip
+        needed = pages_for(length)
+        if needed <= self.pages:
+            return
+        if self._mapping is None:  # no lazy memory on this device: grow by doubling, so that copies stay linear
+            needed = min(pages_for(self.max_tokens), max(needed, 2 * self.pages))
+        self._store._take(needed - self.pages)
+        self.pages = needed
+        if self._mapping is None:
+            self._grow(needed * PAGE)
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from position `length` on. O(1); the pages stay with the session."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot crop a cache of {self.length} tokens to {length}")
+        self.length = length
+
+    def evict(self) -> None:
+        """Forget everything and give the room back; the session may fill it again later."""
+        self.length = 0
+        self._store._give_back(self.pages)
+        self.pages = 0
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+        else:
+            self.keys, self.values, self.joint = [], [], []
+
+    def close(self) -> None:
+        """Give the room back for good. Closing twice is harmless."""
+        if self._open:
+            self.evict()
+            self._open = False
+            self._mapping = None
+            self.keys, self.values, self.joint = [], [], []
+
+    def _map(self) -> None:
+        """Address room for `max_tokens`; the system commits it page by page as it is written."""
+        capacity = pages_for(self.max_tokens) * PAGE
+        size = capacity * self._store.bytes_per_token
+        try:
+            self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        except (OSError, OverflowError) as problem:
+            raise OutOfRoom(f"cannot address {size} bytes of K/V", why=str(problem)) from problem
+        flat = torch.frombuffer(self._mapping, dtype=torch.uint8).view(self._store.dtype)
+        self._carve(flat, capacity)
+
+    def _carve(self, flat: torch.Tensor, capacity: int) -> None:
+        self.keys, self.values, self.joint = [], [], []
+        start = 0
+        for shape in self._store.shapes:
+            middle = start + shape.heads * capacity * shape.key_dim
+            end = middle + shape.heads * capacity * shape.value_dim
+            self.keys.append(flat[start:middle].view(shape.heads, capacity, shape.key_dim))
+            self.values.append(flat[middle:end].view(shape.heads, capacity, shape.value_dim))
+            same = shape.key_dim == shape.value_dim
+            self.joint.append(flat[start:end].view(2 * shape.heads, capacity, shape.key_dim) if same else None)
+            start = end
+
+    def _grow(self, capacity: int) -> None:
+        old = (self.keys, self.values)
+        elements = capacity * self._store.bytes_per_token // self._store.dtype.itemsize
+        self._carve(torch.empty(elements, dtype=self._store.dtype, device=self._store.device), capacity)
+        for before, after in zip(old, (self.keys, self.values), strict=True):
+            for source, target in zip(before, after, strict=False):
+                target[:, : self.length] = source[:, : self.length]
+
+
+def pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE)
+
+
+def free_share(device: torch.device) -> int:
+    """Bytes that a node may sensibly give to K/V: half of the free memory, on a GPU four fifths."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
+    return int(free_memory() * _CPU_SHARE)
+
+
+def free_memory() -> int:
+    """Free bytes of this machine, or of this control group if that has fewer."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group with a limit: the machine's answer stands
+        pass
+    return max(free, 0)

@@ -1,0 +1,238 @@
+"""Loads a span of any supported architecture as transformers' own decoder with only these layers left in it.
+
+The whole decoder is built on the meta device (some families decide a layer's structure by its absolute index),
+everything but the span is cut away, and the span's weights are read tensor by tensor from the shards that hold
+them. Rope, norms, experts and every other detail of a family stay the library's own code.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from hivemint.contracts.errors import ModelError
+from hivemint.contracts.ids import BlockIndex
+from hivemint.node import attention
+from hivemint.node.kv_cache import KvShape
+from hivemint.swarm.anatomy import Anatomy, TensorEntry
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Families with a passing test in tests/node/test_span_families.py. All others are refused by name."""
+
+_STATEFUL_ROPE = {"dynamic", "longrope"}
+_TORCH_DTYPE = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "use_cache", "shapes"}
+
+
+def load_decoder(
+    anatomy: Anatomy, first: BlockIndex, end: BlockIndex, dtype: torch.dtype, device: str, on_progress: Progress | None
+) -> PreTrainedModel:
+    """The decoder with blocks `first .. end - 1`, renumbered from 0; embeddings and last norm are identities.
+
+    Raises ModelError for an unsupported family, a span outside the model and a damaged folder.
+    """
+    anatomy.check_span(first, end)
+    config = read_config(anatomy)
+    attention.register()
+    kind = span_class(MODEL_MAPPING[type(config)], anatomy.num_blocks, first, end)
+    with torch.device("meta"):
+        layers_name, _ = find_layers(kind(config_copy(config)), end - first)
+    reader = _Reader(anatomy.span_bytes(first, end), on_progress)
+    weights = {
+        f"{layers_name}.{block - first}.{entry.name[len(f'{anatomy.block_prefix}{block}.') :]}": _Lazy(entry, reader)
+        for block in range(first, end)
+        for entry in anatomy.block_tensors(BlockIndex(block))
+    }
+    place = {} if device == "cpu" else {"device_map": {"": device}}
+    with _quiet():
+        decoder, report = kind.from_pretrained(
+            None, config=config_copy(config), state_dict=weights, dtype=dtype,
+            attn_implementation=attention.NAME, output_loading_info=True, **place,
+        )  # fmt: skip
+    _check_report(report, anatomy)
+    decoder.requires_grad_(False)
+    return decoder.eval()
+
+
+def read_config(anatomy: Anatomy) -> PreTrainedConfig:
+    """The folder's config, if its family can be served. Raises ModelError with the reason if not."""
+    if anatomy.family not in FAMILIES:
+        raise ModelError(
+            f"models of the family {anatomy.family!r} can't be served yet",
+            why="no test proves that its spans compute what the whole model computes",
+            next_step=f"choose one of: {', '.join(sorted(FAMILIES))}",
+        )
+    try:
+        config = AutoConfig.from_pretrained(anatomy.folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise ModelError(f"{anatomy.folder / 'config.json'} can't be used", why=str(problem)) from problem
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{anatomy.folder.name} holds quantised weights", why="a node quantises by itself",
+            next_step="use the folder with the original weights",
+        )  # fmt: skip
+    rope = json.dumps(getattr(config, "rope_parameters", None) or {})
+    if stateful := sorted(kind for kind in _STATEFUL_ROPE if f'"{kind}"' in rope):
+        raise ModelError(
+            f"{anatomy.folder.name} uses {stateful[0]} rope, which can't be served",
+            why="its angles depend on the longest session in the batch",
+        )
+    return config
+
+
+def span_class(base: type[PreTrainedModel], num_blocks: int, first: int, end: int) -> type[PreTrainedModel]:
+    """A subclass of a family's decoder that keeps blocks `first .. end - 1` only."""
+
+    def init(self: PreTrainedModel, config: PreTrainedConfig) -> None:
+        base.__init__(self, config)
+        cut(self, num_blocks, first, end)
+
+    return type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
+
+
+def cut(decoder: PreTrainedModel, num_blocks: int, first: int, end: int) -> None:
+    """Reduce a whole decoder to a span, in place."""
+    words = decoder.get_input_embeddings()
+    name, layers = find_layers(decoder, num_blocks)
+    for index, layer in enumerate(layers[first:end]):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    parent_name, _, own_name = name.rpartition(".")
+    parent = decoder.get_submodule(parent_name)
+    setattr(parent, own_name, nn.ModuleList(layers[first:end]))
+    for child_name, child in list(parent.named_children()):
+        if child_name != own_name and next(child.parameters(), None) is not None:
+            positions = isinstance(child, nn.Embedding) and child is not words
+            setattr(parent, child_name, Nothing() if positions else nn.Identity())
+    config = decoder.config
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == num_blocks:
+            setattr(config, key, value[first:end])
+    config.num_hidden_layers = end - first
+
+
+class Nothing(nn.Module):
+    """Stands for learned positions, which the client has already added: contributes zero."""
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros(())
+
+
+def find_layers(decoder: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder's blocks: the outermost list with one module a block."""
+    lists = [(n, m) for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not lists:
+        raise ModelError(f"{type(decoder).__name__} has no list of {count} blocks")
+    return min(lists, key=lambda item: item[0].count("."))
+
+
+def config_copy(config: PreTrainedConfig) -> PreTrainedConfig:
+    return type(config).from_dict(config.to_dict())
+
+
+def check_decoder(decoder: PreTrainedModel) -> list[KvShape]:
+    """The guards: no layers must mean no change, and attention must be what the node's own function computes.
+
+    Returns what each block keeps in the K/V cache. Raises ModelError with what differs.
+    """
+    count = decoder.config.num_hidden_layers
+    name, layers = find_layers(decoder, count)
+    parent = decoder.get_submodule(name.rpartition(".")[0])
+    weight = next(decoder.parameters())
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 2, decoder.config.hidden_size, generator=generator).to(weight.device, decoder.dtype)
+    positions = torch.arange(2, device=weight.device).unsqueeze(0)
+    family = decoder.config.model_type
+    with torch.inference_mode():
+        setattr(parent, name.rpartition(".")[2], nn.ModuleList())
+        decoder.config.num_hidden_layers = 0
+        try:
+            untouched = decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
+        finally:
+            setattr(parent, name.rpartition(".")[2], layers)
+            decoder.config.num_hidden_layers = count
+        if not torch.equal(untouched, rows):
+            raise ModelError(f"{family} can't be served in spans", why="its decoder changes states outside its blocks")
+        shapes: dict[int, KvShape] = {}
+        with attention.probing(decoder.config, shapes, _ATTENTION_OPTIONS) as strange:
+            decoder(inputs_embeds=rows, position_ids=positions, use_cache=False, shapes=shapes)
+    if sorted(shapes) != list(range(count)) or strange:
+        why = f"its attention asks for {', '.join(sorted(strange))}" if strange else "blocks bypass the attention hook"
+        raise ModelError(f"{family} can't be served in batches", why=why)
+    return [shapes[index] for index in range(count)]
+
+
+class _Reader:
+    """Reads tensors with plain reads, so that no mapped file pages count as this process's memory."""
+
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
+        self.total, self.done, self.on_progress = total, 0, on_progress
+        self._lock = Lock()  # transformers reads in several threads
+
+    def read(self, entry: TensorEntry) -> torch.Tensor:
+        if entry.dtype not in _TORCH_DTYPE:
+            raise ModelError(f"{entry.name} is stored as {entry.dtype}", why="such weights can't be served")
+        raw = torch.empty(entry.nbytes, dtype=torch.uint8)
+        with entry.file.open("rb", buffering=0) as stream:
+            stream.seek(entry.offset)
+            view, filled = memoryview(raw.numpy()), 0
+            while filled < entry.nbytes and (got := stream.readinto(view[filled:])):
+                filled += got
+        if filled != entry.nbytes:
+            raise ModelError(f"{entry.file} is damaged", why=f"{entry.name} ends early", next_step="fetch it again")
+        with self._lock:
+            self.done += entry.nbytes
+            if self.on_progress is not None:
+                self.on_progress(self.done, self.total)
+        return raw.view(_TORCH_DTYPE[entry.dtype]).view(entry.shape)
+
+
+class _Lazy:
+    """A tensor that is read when transformers slices it, as it does with its own safetensors slices."""
+
+    def __init__(self, entry: TensorEntry, reader: _Reader) -> None:
+        self._entry, self._reader = entry, reader
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self._reader.read(self._entry)
+
+
+def _check_report(report: dict[str, Any], anatomy: Anatomy) -> None:
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report.get(fault):
+            named = sorted(str(item) for item in report[fault])
+            raise ModelError(
+                f"{anatomy.folder} doesn't fit its config.json",
+                why=f"{fault.replace('_', ' ')}: {', '.join(named[:3])}{' ...' if len(named) > 3 else ''}",
+                next_step="fetch the model again",
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and reports of the library's own while it loads; ours say the same."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+

@@ -1,0 +1,129 @@
+"""Every family that may be served: spans of a tiny random model against the whole model of transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hivemint.contracts.ids import BlockIndex
+from hivemint.node.kv_cache import KvCache
+from hivemint.node.loader import FAMILIES
+from hivemint.node.span import Span, Work
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+BLOCKS, CUT, HIDDEN, TOKENS = 4, 1, 64, 23
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+
+COMMON: dict[str, Any] = {
+    "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 120, "max_position_embeddings": 256,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama_biased": ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+    "llama_gelu": ("llama", {"hidden_act": "gelu"}),
+    "llama3_rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral_window": ("mistral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+}  # fmt: skip
+
+
+class Whole:
+    """The reference: transformers' own model, and the states between its blocks for one row of embeddings."""
+
+    def __init__(self, family: str, changes: dict[str, Any], folder: Path) -> None:
+        torch.manual_seed(7)
+        config = AutoConfig.for_model(family, **{**COMMON, **changes})
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for name, weight in self.model.named_parameters():  # norms and biases must not be neutral
+            if weight.dim() == 1:
+                torch.nn.init.normal_(weight, 0.0 if "bias" in name else 1.0, 0.2)
+        self.model.save_pretrained(folder)
+        self.folder = folder
+
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        """The input of every block, then the output of the last one (before the norm): `[BLOCKS + 1, T, HIDDEN]`."""
+        seen: list[torch.Tensor] = []
+        layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == BLOCKS)
+        hooks = [layers[i].register_forward_pre_hook(lambda _, args: seen.append(args[0])) for i in range(BLOCKS)]
+
+        def last(_: Any, args: Any, out: Any) -> None:
+            seen.append(out[0] if isinstance(out, tuple) else out)
+
+        hooks.append(layers[-1].register_forward_hook(last))
+        with torch.inference_mode():
+            self.model(ids.unsqueeze(0), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        return torch.cat(seen)
+
+
+@pytest.fixture(scope="module", params=sorted(TINY), ids=str)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    family, changes = TINY[request.param]
+    return Whole(family, changes, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def spans(whole: Whole) -> list[Span]:
+    return [Span.load(whole.folder, BlockIndex(a), BlockIndex(b)) for a, b in ((0, CUT), (CUT, BLOCKS))]
+
+
+def ids(seed: int, count: int = TOKENS) -> torch.Tensor:
+    return torch.randint(3, 120, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def caches(spans: list[Span], tokens: int = 64) -> list[KvCache]:
+    return [span.new_store(1 << 22).open(tokens) for span in spans]
+
+
+def test_every_served_family_is_tested() -> None:
+    assert {family for family, _ in TINY.values()} == FAMILIES
+
+
+def test_prefill_equals_the_whole_model(whole: Whole, spans: list[Span]) -> None:
+    states = whole.states(ids(1))
+    first, second = caches(spans)
+    middle = spans[0].run([Work(first, 0, states[0])])[0]
+    torch.testing.assert_close(middle, states[CUT], **CLOSE)
+    torch.testing.assert_close(spans[1].run([Work(second, 0, middle)])[0], states[BLOCKS], **CLOSE)
+
+
+def test_chunks_then_decode_equal_the_whole_model(whole: Whole, spans: list[Span]) -> None:
+    states = whole.states(ids(2))
+    span, cache = spans[1], caches(spans)[1]
+    bounds = [0, 1, 9, 10, 14, *range(15, TOKENS + 1)]
+    rows = [span.run([Work(cache, a, states[CUT][a:b])])[0] for a, b in zip(bounds, bounds[1:], strict=False)]
+    torch.testing.assert_close(torch.cat(rows), states[BLOCKS], **CLOSE)
+    assert cache.length == TOKENS
+
+
+def test_crop_forgets_what_came_after(whole: Whole, spans: list[Span]) -> None:
+    good, bad = whole.states(ids(3)), whole.states(ids(4))
+    span, cache = spans[1], caches(spans)[1]
+    span.run([Work(cache, 0, good[CUT][:12])])
+    span.run([Work(cache, 12, bad[CUT][12:18])])
+    again = span.run([Work(cache, 12, good[CUT][12:16])])[0]
+    rest = span.run([Work(cache, 16, good[CUT][16:])])[0]
+    torch.testing.assert_close(torch.cat([again, rest]), good[BLOCKS][12:], **CLOSE)
+
+
+def test_ragged_batch_of_prefill_chunk_decode_and_verify(whole: Whole, spans: list[Span]) -> None:
+    """Sessions at different places of different texts, in one forward, get what each would get alone."""
+    span, store = spans[1], spans[1].new_store(1 << 22)
+    states = [whole.states(ids(10 + seed)) for seed in range(6)]
+    steps = [(0, 5), (8, 9), (22, 23), (4, 11), (13, 17), (20, 21)]  # prefill, decode, decode, chunk, verify, decode
+    sessions = [store.open(40) for _ in steps]
+    early = [Work(c, 0, s[CUT][:a]) for c, s, (a, _) in zip(sessions, states, steps, strict=True) if a]
+    span.run(early)
+    batch = [Work(c, a, s[CUT][a:b]) for c, s, (a, b) in zip(sessions, states, steps, strict=True)]
+    for output, whole_states, (a, b) in zip(span.run(batch), states, steps, strict=True):
+        torch.testing.assert_close(output, whole_states[BLOCKS][a:b], **CLOSE)
+    assert [cache.length for cache in sessions] == [b for _, b in steps]
