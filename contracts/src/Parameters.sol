@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
+import {Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
+import {Checkpoints} from "@openzeppelin/contracts/utils/structs/Checkpoints.sol";
+import {Fixed, IParameters, Setting} from "./interfaces/IParameters.sol";
+
+/// @title The numbers of a deployment
+/// @dev Changeable numbers are checkpoints keyed by epoch: a change is written at once and read from its epoch on.
+contract Parameters is IParameters, Ownable2Step {
+    using Checkpoints for Checkpoints.Trace208;
+
+    /// @dev Epochs that stake must outlive beside the appeal: the claimed one, that of the claim, that of the mint.
+    uint256 private constant LANE_B_EPOCHS = 3;
+
+    /// @inheritdoc IParameters
+    uint256 public immutable GENESIS;
+    /// @inheritdoc IParameters
+    bool public paused;
+
+    Fixed private _fixed;
+    mapping(Setting setting => Checkpoints.Trace208) private _settings;
+    mapping(bytes32 modelId => Checkpoints.Trace208) private _rates;
+    mapping(address auditor => Checkpoints.Trace208) private _auditors;
+
+    /// @param owner who may change what is changeable, after the delay
+    /// @param fixed_ what is never changed
+    /// @param settings the first values, in the order of `Setting`
+    /// @param modelIds the models that lane B pays for, and `rates` in mega-FLOP per token and block
+    /// @param auditors the first auditors
+    constructor(
+        address owner,
+        Fixed memory fixed_,
+        uint256[6] memory settings,
+        bytes32[] memory modelIds,
+        uint64[] memory rates,
+        address[] memory auditors
+    ) Ownable(owner) {
+        if (fixed_.fee == 0 || fixed_.fee > 10_000) revert BadFixed("fee");
+        if (fixed_.epoch == 0) revert BadFixed("epoch");
+        if (fixed_.thaw == 0) revert BadFixed("thaw");
+        if (fixed_.halving == 0) revert BadFixed("halving");
+        if (fixed_.unbond < (LANE_B_EPOCHS + 1) * fixed_.epoch) revert BadFixed("unbond");
+        if (modelIds.length != rates.length) revert LengthMismatch(modelIds.length, rates.length);
+        _fixed = fixed_;
+        GENESIS = block.timestamp / fixed_.epoch;
+        for (uint256 i; i < settings.length; ++i) {
+            _set(Setting(i), settings[i], 0);
+        }
+        for (uint256 i; i < modelIds.length; ++i) {
+            _setRate(modelIds[i], rates[i], 0);
+        }
+        for (uint256 i; i < auditors.length; ++i) {
+            _setAuditor(auditors[i], true, 0);
+        }
+    }
+
+    /// @inheritdoc IParameters
+    function schedule(Setting setting, uint256 value) external onlyOwner {
+        _set(setting, value, nextChange());
+    }
+
+    /// @inheritdoc IParameters
+    function scheduleRate(bytes32 modelId, uint64 rate) external onlyOwner {
+        _setRate(modelId, rate, nextChange());
+    }
+
+    /// @inheritdoc IParameters
+    function scheduleAuditor(address auditor, bool active) external onlyOwner {
+        _setAuditor(auditor, active, nextChange());
+    }
+
+    /// @inheritdoc IParameters
+    function setPause(bool paused_) external onlyOwner {
+        _setPause(paused_);
+    }
+
+    /// @notice Gives up every change for ever, and lets `fund` and `claim` go on.
+    function renounceOwnership() public override onlyOwner {
+        _setPause(false);
+        super.renounceOwnership();
+    }
+
+    /// @inheritdoc IParameters
+    function currentEpoch() external view returns (uint256) {
+        return block.timestamp / _fixed.epoch;
+    }
+
+    /// @inheritdoc IParameters
+    function nextChange() public view returns (uint256) {
+        return (block.timestamp + _fixed.delay) / _fixed.epoch + 1;
+    }
+
+    /// @inheritdoc IParameters
+    function valueAt(Setting setting, uint256 epoch) external view returns (uint256) {
+        return _settings[setting].upperLookupRecent(SafeCast.toUint48(epoch));
+    }
+
+    /// @inheritdoc IParameters
+    function rateAt(bytes32 modelId, uint256 epoch) external view returns (uint256) {
+        return _rates[modelId].upperLookupRecent(SafeCast.toUint48(epoch));
+    }
+
+    /// @inheritdoc IParameters
+    function isAuditor(address auditor, uint256 epoch) external view returns (bool) {
+        return _auditors[auditor].upperLookupRecent(SafeCast.toUint48(epoch)) != 0;
+    }
+
+    /// @inheritdoc IParameters
+    function fixedNumbers() external view returns (Fixed memory) {
+        return _fixed;
+    }
+
+    /// @dev The ranges keep Emission's products inside 256 bits and every appeal shorter than the unbonding.
+    function _set(Setting setting, uint256 value, uint256 epoch) private {
+        (uint256 low, uint256 high) = (1, type(uint32).max);
+        if (setting == Setting.UnitsPerCoin || setting == Setting.MaxPerUnit) (low, high) = (0, type(uint96).max);
+        if (setting == Setting.Appeal) high = _fixed.unbond / _fixed.epoch - LANE_B_EPOCHS;
+        if (value < low || value > high) revert BadSetting(setting, value, low, high);
+        _settings[setting].push(SafeCast.toUint48(epoch), SafeCast.toUint208(value));
+        emit Scheduled(setting, value, epoch);
+    }
+
+    function _setRate(bytes32 modelId, uint64 rate, uint256 epoch) private {
+        _rates[modelId].push(SafeCast.toUint48(epoch), rate);
+        emit RateScheduled(modelId, rate, epoch);
+    }
+
+    function _setAuditor(address auditor, bool active, uint256 epoch) private {
+        _auditors[auditor].push(SafeCast.toUint48(epoch), active ? 1 : 0);
+        emit AuditorScheduled(auditor, active, epoch);
+    }
+
+    function _setPause(bool paused_) private {
+        paused = paused_;
+        emit PauseSet(paused_);
+    }
+}
