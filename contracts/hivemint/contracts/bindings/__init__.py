@@ -1,0 +1,135 @@
+"""Typed async methods over the deployed contracts. Importing it imports web3.
+
+    async with await Bindings.connect(network) as contracts:
+        await contracts.settlement.fund(wallet, {node: Credits(10**18)})
+
+Reading methods take `block` (a number or "latest"); writing ones take the `Signer` that pays the gas, wait until a
+block holds the transaction, and raise `chain.Reverted` with the contract's reason.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from hivemint.contracts.bindings.base import Binding
+from hivemint.contracts.bindings.disputes import Disputes
+from hivemint.contracts.bindings.emission import Claim, ClaimRecord, ClaimSkip, Donation, Emission, Pending, Status
+from hivemint.contracts.bindings.events import Event, decode_logs
+from hivemint.contracts.bindings.parameters import Fixed, Parameters, Setting
+from hivemint.contracts.bindings.registry import NodeInfo, Registry
+from hivemint.contracts.bindings.settlement import (
+    Account,
+    AccountView,
+    SessionKey,
+    SettledItem,
+    Settlement,
+    SettlementResult,
+    Skip,
+    SkippedItem,
+)
+from hivemint.contracts.bindings.token import Permit, Token
+from hivemint.contracts.chain import Chain
+from hivemint.contracts.errors import ChainError
+from hivemint.contracts.ids import Address
+from hivemint.contracts.network import Contracts, Network
+
+__all__ = [
+    "Account",
+    "AccountView",
+    "Bindings",
+    "Claim",
+    "ClaimRecord",
+    "ClaimSkip",
+    "Disputes",
+    "Donation",
+    "Emission",
+    "Event",
+    "Fixed",
+    "NodeInfo",
+    "Parameters",
+    "Pending",
+    "Permit",
+    "Registry",
+    "SessionKey",
+    "Setting",
+    "SettledItem",
+    "Settlement",
+    "SettlementResult",
+    "Skip",
+    "SkippedItem",
+    "Status",
+    "Token",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Bindings:
+    """All contracts of one network over one connection."""
+
+    chain: Chain
+    token: Token
+    registry: Registry
+    settlement: Settlement
+    emission: Emission
+    parameters: Parameters
+    disputes: Disputes
+
+    @classmethod
+    async def connect(cls, network: Network, *, second: bool = False) -> Self:
+        """Connect to the network's chain (`second`: to its second RPC address) and check that the contracts are there.
+
+        Raises ChainError.
+        """
+        url = (network.second_rpc_url or network.rpc_url) if second else network.rpc_url
+        chain = await Chain.connect(url, network.chain_id)
+        try:
+            if not await chain.code(network.contracts.settlement):
+                raise ChainError(
+                    f"The network {network.name} has no contracts at {url}",
+                    why=f"there is no code at {network.contracts.settlement}",
+                    next_step="a development chain forgets them on a restart: `hivemint testnet up` deploys again",
+                )
+        except BaseException:
+            await chain.close()
+            raise
+        return cls.over(chain, network.contracts)
+
+    @classmethod
+    def over(cls, chain: Chain, contracts: Contracts) -> Self:
+        """Over a connection that exists, without asking the chain anything."""
+        token = Token(chain, contracts.token)
+        return cls(
+            chain=chain,
+            token=token,
+            registry=Registry(chain, contracts.registry),
+            settlement=Settlement(chain, contracts.settlement, token),
+            emission=Emission(chain, contracts.emission),
+            parameters=Parameters(chain, contracts.parameters),
+            disputes=Disputes(chain, contracts.disputes),
+        )
+
+    async def events(self, first_block: int, last_block: int) -> list[Event]:
+        """All contracts' events of these blocks (both included), in the chain's order. Raises ChainError."""
+        bindings = self.by_address
+        async with self.chain.explained("Reading the contracts' events"):
+            logs = await self.chain.w3.eth.get_logs(
+                {
+                    "address": [binding.contract.address for binding in bindings.values()],
+                    "fromBlock": first_block,
+                    "toBlock": last_block,
+                }
+            )
+        return decode_logs(bindings, logs)
+
+    @property
+    def by_address(self) -> dict[Address, Binding]:
+        parts = (self.token, self.registry, self.settlement, self.emission, self.parameters, self.disputes)
+        return {part.address: part for part in parts}
+
+    async def close(self) -> None:
+        await self.chain.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

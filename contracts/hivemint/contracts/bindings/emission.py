@@ -1,0 +1,157 @@
+"""Lane B: donated work shares a capped emission, epoch by epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from web3.types import BlockIdentifier
+
+from hivemint.contracts.bindings.base import Binding, halves
+from hivemint.contracts.chain import Mined
+from hivemint.contracts.errors import ProofError
+from hivemint.contracts.ids import Address, Credits, SessionId
+from hivemint.contracts.receipt import Countersigned
+from hivemint.contracts.signature import Signer
+from hivemint.contracts.signed import Session
+
+
+class ClaimSkip(IntEnum):
+    """Why a claim did nothing for a session."""
+
+    NONE = 0
+    FOREIGN_NODE = 1
+    NOT_FREE = 2
+    WRONG_EPOCH = 3
+    NOT_RISING = 4
+    EMPTY_SPAN = 5
+    UNKNOWN_MODEL = 6
+    BAD_RECEIPT = 7
+    BAD_VOUCHER = 8
+
+
+class Status(IntEnum):
+    """Where a node's share of an epoch stands."""
+
+    NOTHING = 0
+    WAITING = 1
+    """Mintable from two epochs after the claimed one."""
+    MINTABLE = 2
+    MINTED = 3
+    VOID = 4
+    """By a strike that is not pardoned, or a slash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Donation:
+    """A free session's terms and its last countersigned receipt."""
+
+    session: Session
+    countersigned: Countersigned
+
+    @property
+    def session_id(self) -> SessionId:
+        return self.countersigned.receipt.receipt.session_id
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A mined claim. `units` (mega-FLOP) and `weight` are the node's sums for the epoch; `skipped` by session id."""
+
+    mined: Mined
+    counted: int
+    units: int
+    weight: int
+    skipped: dict[SessionId, ClaimSkip]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRecord:
+    """What a node has claimed for an epoch."""
+
+    last_session: bytes
+    units: int
+    weight: int
+    minted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What `mint` would pay by what is known now (wei), and where it stands."""
+
+    amount: Credits
+    status: Status
+
+
+class Emission(Binding):
+    NAME = "Emission"
+
+    async def claim(self, sender: Signer, node: Address, epoch: int, donations: Sequence[Donation]) -> Claim:
+        """Count free sessions that expired in `epoch`, the last one. Only the node's operator or owner may send it.
+
+        They are sent in rising order of their ids, as the contract demands; a later claim of the same epoch counts
+        only ids above all earlier ones.
+        """
+        ordered = sorted(donations, key=lambda donation: donation.session_id)
+        call = self.function("claim", node, epoch, [_item(donation) for donation in ordered])
+        mined = await self.chain.send(sender, call, doing="Claiming donated work")
+        claimed = self.events_in(mined, "Claimed")[0]
+        skipped = {
+            ordered[event["index"]].session_id: ClaimSkip(event["reason"])
+            for event in self.events_in(mined, "ClaimSkipped")
+        }
+        return Claim(mined, claimed["counted"], claimed["units"], claimed["weight"], skipped)
+
+    async def mint(self, sender: Signer, node: Address, epoch: int) -> Credits:
+        """Mint the node's share to its payout address, once, from epoch + 2 on. Returns the wei minted."""
+        mined = await self.chain.send(sender, self.function("mint", node, epoch), doing="Minting for donated work")
+        return Credits(self.events_in(mined, "Minted")[0]["amount"])
+
+    async def pending(self, node: Address, epoch: int, block: BlockIdentifier = "latest") -> Pending:
+        amount, status = await self.read("pending", node, epoch, block=block)
+        return Pending(Credits(amount), Status(status))
+
+    async def claim_of(self, node: Address, epoch: int, block: BlockIdentifier = "latest") -> ClaimRecord:
+        last, units, weight, minted = await self.read("claimOf", node, epoch, block=block)
+        return ClaimRecord(bytes(last), units, weight, minted)
+
+    async def budget(self, epoch: int, block: BlockIdentifier = "latest") -> Credits:
+        """E: the most that is minted for `epoch`; final once it is over."""
+        return Credits(await self.read("budget", epoch, block=block))
+
+    async def bootstrap(self, epoch: int) -> Credits:
+        """The part of the budget that does not come from fees."""
+        return Credits(await self.read("bootstrap", epoch))
+
+    async def total_weight(self, epoch: int, block: BlockIdentifier = "latest") -> int:
+        return int(await self.read("totalWeight", epoch, block=block))
+
+    async def minted_total(self, block: BlockIdentifier = "latest") -> Credits:
+        """All that lane B has ever minted."""
+        return Credits(await self.read("mintedTotal", block=block))
+
+    async def current_epoch(self) -> int:
+        """Of the newest block's time."""
+        return int(await self.read("currentEpoch"))
+
+    async def epoch_seconds(self) -> int:
+        """EPOCH: epoch number = time / EPOCH."""
+        return int(await self.read("EPOCH"))
+
+    async def session_digest(self, session: Session) -> SessionId:
+        """The contract's own session id."""
+        return SessionId(bytes(await self.read("sessionDigest", tuple(session.message().values()))))
+
+
+def _item(donation: Donation) -> tuple[Any, ...]:
+    receipt, voucher = donation.countersigned.receipt, donation.countersigned.voucher
+    if voucher.total:
+        raise ProofError("A donation's voucher is not free", why=f"its total is {voucher.total} wei, not 0")
+    return (
+        tuple(donation.session.message().values()),
+        receipt.receipt.step,
+        receipt.receipt.tokens,
+        receipt.receipt.head,
+        *halves(receipt.signature),
+        *halves(voucher.signature),
+    )
