@@ -1,0 +1,235 @@
+"""The libp2p daemon of one host: a child process of ours, its control sockets in a folder that only we can enter.
+
+hivemind would start the daemon itself, but then a Ctrl-C in the terminal kills it before a node has drained, and
+nobody notices when it dies. So the child is started here, in a session of its own, and watched; hivemind's `P2P`
+joins it through `P2P.replicate`.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hivemint.contracts.errors import ProtocolError, SwarmError
+from hivemint.contracts.ids import PeerId
+from hivemint.swarm.identity import PeerKey, parse_peer, peer_text
+
+START_LIMIT = 15.0
+STOP_LIMIT = 3.0
+MAX_SOCKET_PATH = 60
+StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Daemon:
+    """`p2p` is hivemind's own object, for its DHT. All calls raise SwarmError; time limits are the caller's."""
+
+    def __init__(self, folder: Path, child: asyncio.subprocess.Process) -> None:
+        self.folder = folder
+        self.child = child
+        self.p2p: Any = None
+        self._last_lines: deque[str] = deque(maxlen=4)
+        self._log = asyncio.create_task(self._read_log(), name="p2pd log")
+        self._ready = asyncio.Event()
+
+    @classmethod
+    async def start(cls, key: PeerKey, listen: Sequence[str], announce: Sequence[str]) -> "Daemon":
+        """Start the child and wait until it answers, at most 15 s."""
+        base = tempfile.gettempdir()
+        folder = Path(tempfile.mkdtemp(prefix="hivemint-", dir=base if len(base) <= MAX_SOCKET_PATH else "/tmp"))  # noqa: S108 - mkdtemp makes it 0700
+        key.save(folder / "peer.key")
+        socket = f"/unix{folder}/control.sock"
+        try:
+            child = await asyncio.create_subprocess_exec(
+                str(files("hivemind.hivemind_cli") / "p2pd"),
+                *_arguments(folder / "peer.key", socket, listen, announce),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C is for us alone: we drain, then end it
+            )
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise SwarmError(
+                "The libp2p daemon did not start",
+                why=str(error),
+                next_step=f"reinstall hivemind for this machine ({sys.platform})",
+            ) from None
+        daemon = cls(folder, child)
+        try:
+            async with asyncio.timeout(START_LIMIT):
+                await daemon._join(socket)
+        except TimeoutError:
+            await daemon.stop()
+            raise SwarmError("The libp2p daemon did not answer", why=f"waited {START_LIMIT:.0f} s") from None
+        except BaseException:
+            await daemon.stop()
+            raise
+        return daemon
+
+    async def _join(self, socket: str) -> None:
+        ended = asyncio.create_task(self.child.wait())
+        ready = asyncio.create_task(self._ready.wait())
+        try:
+            await asyncio.wait({ended, ready}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            ended.cancel()
+        if not self._ready.is_set():
+            await self._log
+            raise SwarmError("The libp2p daemon did not start", why=_cause(" ".join(self._last_lines)))
+        from hivemind.p2p import P2P
+        from hivemind.utils.multiaddr import Multiaddr
+
+        private: Any = type("PrivateP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/"})
+        self.p2p = await private.replicate(Multiaddr(socket))
+        self.folder.joinpath("peer.key").unlink(missing_ok=True)  # read; the lasting copy is the node's own
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Where this peer can be dialled, without /p2p/."""
+        with _translated():
+            _, visible = await self.p2p._client.identify()
+        return tuple(str(address) for address in visible)
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """A connection to `peer`: by the addresses given, else by libp2p's own look-up."""
+        from hivemind.p2p import PeerID
+
+        with _translated():
+            await self.p2p._client.connect(PeerID(bytes(peer)), _multiaddrs(peer, addresses))
+
+    async def open(self, peer: PeerId, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A stream to a connected peer."""
+        from hivemind.p2p import PeerID
+
+        with _translated():
+            _, reader, writer = await self.p2p.call_binary_stream_handler(PeerID(bytes(peer)), protocol)
+        return reader, writer
+
+    async def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Call `handler` for every stream that a peer opens. The peer id is authenticated by libp2p."""
+
+        async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await handler(PeerId(info.peer_id.to_bytes()), reader, writer)
+
+        with _translated():
+            await self.p2p.add_binary_stream_handler(protocol, accept)
+
+    async def wait(self) -> str:
+        """Until the child has ended; why."""
+        code = await self.child.wait()
+        await asyncio.wait({self._log}, timeout=0.5)
+        lines = [line for line in self._last_lines if not line.startswith(("Peer ID:", "Control socket:"))]
+        return f"exit status {code}" + (f": {_cause(' '.join(lines))}" if lines else "")
+
+    async def stop(self) -> None:
+        """End the child, if it lives, and remove its folder."""
+        if self.p2p is not None:
+            await self.p2p.shutdown()
+        if self.child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.child.terminate()
+            try:
+                async with asyncio.timeout(STOP_LIMIT):
+                    await self.child.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self.child.kill()
+                await self.child.wait()
+        self._log.cancel()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _read_log(self) -> None:
+        out = self.child.stdout
+        while out is not None:
+            try:
+                line = await out.readline()
+            except ValueError:  # a line longer than the reader's limit
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").strip()
+            self._last_lines.append(text[:400])
+            if text.startswith("Peer ID:"):
+                self._ready.set()
+
+
+def split_address(text: str) -> tuple[PeerId, str]:
+    """`/ip4/../tcp/../p2p/ID` -> (ID, the rest). Raises ProtocolError."""
+    address, found, peer = text.rpartition("/p2p/")
+    if not found or not address.startswith("/"):
+        raise ProtocolError(
+            "This is not a peer's full address",
+            why=f"got {text[:120]!r}",
+            next_step="it looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...",
+        )
+    return parse_peer(peer), address
+
+
+def full_address(address: str, peer: PeerId) -> str:
+    return f"{address}/p2p/{peer_text(peer)}"
+
+
+def _multiaddrs(peer: PeerId, addresses: Sequence[str]) -> list[Any]:
+    from hivemind.utils.multiaddr import Multiaddr
+
+    usable = []
+    for text in addresses:
+        try:
+            named, address = split_address(text) if "/p2p/" in text and "/p2p-circuit" not in text else (peer, text)
+            if named == peer:
+                usable.append(Multiaddr(address))
+        except (ProtocolError, ValueError, LookupError):
+            continue  # one peer's bad address must not hide its good ones
+    if addresses and not usable:
+        raise SwarmError(f"Peer {peer_text(peer)} has no usable address", why=f"got {', '.join(addresses)[:200]}")
+    return usable
+
+
+def _arguments(key: Path, socket: str, listen: Sequence[str], announce: Sequence[str]) -> list[str]:
+    public = any(not _is_loopback(address) for address in listen)
+    arguments = [
+        f"-id={key}",
+        f"-listen={socket}",
+        f"-autonat={int(public)}",
+        f"-natPortMap={int(public)}",
+        f"-relayService={int(public)}",
+        "-relay=1",
+        "-connManager=1",
+        "-idleTimeout=30s",  # ends a daemon that we did not live to join
+        "-dhtServer" if listen else "-dhtClient",
+        f"-hostAddrs={','.join(listen)}" if listen else "-noListenAddrs",
+    ]
+    return arguments + ([f"-announceAddrs={','.join(announce)}"] if announce else [])
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("/ip4/127.", "/ip6/::1/"))
+
+
+def _cause(text: str) -> str:
+    if "address already in use" in text:
+        return "the port is taken; choose another listen address, or 0 for any free port"
+    return text[:300]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """hivemind's errors as ours."""
+    from hivemind.p2p import P2PDaemonError
+
+    try:
+        yield
+    except P2PDaemonError as error:
+        raise SwarmError("The peer cannot be reached", why=_short(str(error))) from None
+    except (OSError, EOFError) as error:
+        raise SwarmError("The libp2p daemon does not answer", why=str(error) or type(error).__name__) from None
+
+
+def _short(text: str) -> str:
+    return " ".join(text.removeprefix("Connect failed. msg=").split())[:300]

@@ -1,0 +1,76 @@
+"""Frames on a stream: u32 length (big endian, of what follows), u8 type, body.
+
+The length is checked against the type's limit as soon as these five bytes are there, so that no peer can make
+this process hold more than one frame's greatest size.
+"""
+
+from collections.abc import Iterable
+
+from hivemint.contracts.errors import ProtocolError
+from hivemint.swarm.messages import AnyMessage, decode, encode, limit_of
+
+HEAD = 5
+_LENGTH = 4
+
+
+def pack(messages: Iterable[AnyMessage]) -> list[bytes | memoryview]:
+    """The parts of the frames in order, for one write; a tensor's rows are not copied. Raises ProtocolError."""
+    parts: list[bytes | memoryview] = []
+    for message in messages:
+        number, body = encode(message)
+        size = sum(len(part) for part in body)
+        if size > limit_of(number):
+            raise ProtocolError(
+                f"A {type(message).__name__} is too large to send", why=f"{size} bytes, at most {limit_of(number)}"
+            )
+        parts.append((size + 1).to_bytes(_LENGTH, "big") + bytes((number,)))
+        parts.extend(body)
+    return parts
+
+
+def body_size(head: bytes | memoryview) -> tuple[int, int]:
+    """Type and body size that five bytes announce. Raises ProtocolError if that is more than the type's limit."""
+    size, number = int.from_bytes(head[:_LENGTH], "big") - 1, head[_LENGTH]
+    if not 0 <= size <= limit_of(number):
+        raise ProtocolError(
+            "A peer announced a frame of an impossible size",
+            why=f"type {number}, {size} bytes, at most {limit_of(number)}",
+        )
+    return number, size
+
+
+class FrameReader:
+    """Cuts a byte stream into messages. Keeps at most one unfinished frame, `held` bytes of it so far."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._need = HEAD
+
+    @property
+    def held(self) -> int:
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> list[tuple[AnyMessage, int]]:
+        """Messages that `data` completes, each with its size on the wire. Raises ProtocolError; the stream is then
+        useless. A tensor's rows are a view of the bytes read: nothing is copied, nothing is written again."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._need:
+                return []
+            whole, self._rest = self._rest, bytearray()
+            view = memoryview(whole)
+        else:
+            view = memoryview(data)
+        messages: list[tuple[AnyMessage, int]] = []
+        at, end = 0, len(view)
+        self._need = HEAD
+        while end - at >= HEAD:
+            number, size = body_size(view[at : at + HEAD])
+            if end - at < HEAD + size:
+                self._need = HEAD + size
+                break
+            messages.append((decode(number, view[at + HEAD : at + HEAD + size]), HEAD + size))
+            at += HEAD + size
+        if at < end:
+            self._rest = bytearray(view[at:])
+        return messages

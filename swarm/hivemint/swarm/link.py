@@ -1,0 +1,232 @@
+"""One libp2p stream between two peers that have exchanged Hello.
+
+The stream's bytes are cut into messages as they arrive, in the event loop's own callback: no reader task stands
+between the socket and `receive`. Reading pauses while the inbox is full, so a peer that sends faster than it is read
+is held back by the stream itself; `send` waits in the same way.
+
+A killed peer ends its stream within milliseconds, a stopped one only after libp2p's 39 s keep-alive. Hence the
+heartbeat: the host calls `beat` on all its links; whoever has sent nothing for 0.5 s sends Ping, whoever has said
+nothing for 2 s is gone.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hivemint.contracts.errors import LinkClosed, ProtocolError
+from hivemint.contracts.ids import PeerId
+from hivemint.swarm.frames import FrameReader, pack
+from hivemint.swarm.identity import peer_text
+from hivemint.swarm.messages import AnyMessage, Bye, Ping
+
+PING_AFTER = 0.5
+SILENCE_LIMIT = 2.0
+FAREWELL = 0.5
+"""Seconds that a closing side waits for the peer to take the last frames and hang up too."""
+INBOX_BYTES, INBOX_MESSAGES = 8 * 1024 * 1024, 1024
+"""Reading pauses above either, and goes on below half of it."""
+OUTBOX_BYTES = 1024 * 1024
+"""`send` waits while more than this is not yet taken by the stream."""
+
+
+@dataclass
+class Held:
+    """Bytes that one peer (or all of them) make this process keep: unread messages and unfinished frames."""
+
+    limit: int
+    bytes: int = 0
+    parent: "Held | None" = None
+
+    def add(self, count: int) -> None:
+        """Raises ProtocolError above the limit; the count is kept either way."""
+        self.bytes += count
+        if self.parent is not None:
+            self.parent.add(count)
+        if count > 0 and self.bytes > self.limit:
+            raise ProtocolError("A peer's messages take too much room", why=f"{self.bytes} bytes, limit {self.limit}")
+
+
+class Link(asyncio.Protocol):
+    """A stream in use. Made by `Host.dial`, or given to the handler of `Host.serve`; one task receives at a time.
+
+    `peer` is the id that libp2p has authenticated. `closed` and `reason` tell how it ended.
+    """
+
+    def __init__(self, peer: PeerId, transport: asyncio.Transport, held: Held) -> None:
+        self.peer = peer
+        self.closed = False
+        self.reason = ""
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._frames = FrameReader()
+        self._held, self._partial = held, 0
+        self._inbox: deque[tuple[AnyMessage, int]] = deque()
+        self._inbox_bytes = 0
+        self._reading = True
+        self._arrival: asyncio.Future[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._gone = self._loop.create_future()
+        self._sent_at = self._heard_at = self._beat_at = self._loop.time()
+        self.on_closed: Callable[[Link], None] | None = None
+        self.keep: object = None
+        transport.set_write_buffer_limits(high=OUTBOX_BYTES)
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    def __repr__(self) -> str:
+        return f"<Link {peer_text(self.peer)[-8:]} {'closed: ' + self.reason if self.closed else 'open'}>"
+
+    # ---- the two verbs
+
+    async def send(self, *messages: AnyMessage) -> None:
+        """Write all messages at once, then wait while the stream is full. Raises LinkClosed.
+
+        Buffers of a Tensor are handed over: they must not change afterwards.
+        """
+        self._check_open()
+        self._write(messages)
+        if not self._writable.is_set():
+            await self._writable.wait()
+            self._check_open()
+
+    async def receive(self) -> AnyMessage:
+        """The next message. What came before the end is still delivered, then it raises LinkClosed."""
+        while not self._inbox:
+            self._check_open()
+            if self._arrival is not None:
+                raise RuntimeError("two tasks receive from one link")
+            self._arrival = self._loop.create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
+        message, size = self._inbox.popleft()
+        self._inbox_bytes -= size
+        if self.closed:
+            return message  # the end has released all that this link held
+        self._held.add(-size)
+        if not self._reading and not self._full(0.5):
+            self._reading = True
+            self._heard_at = self._loop.time()  # silence counts only while we listen
+            self._transport.resume_reading()
+        return message
+
+    async def close(self, reason: str = "") -> None:
+        """Say Bye, wait up to 0.5 s for the peer to hang up, then end the stream. Safe to call twice."""
+        if not self.closed:
+            with contextlib.suppress(ProtocolError):
+                self._write((Bye(reason[:400]),))
+            self._end(reason or "closed here")
+            if not self._reading and not self._transport.is_closing():
+                self._transport.resume_reading()  # else the peer's hanging up would not be seen
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await asyncio.shield(self._gone)
+        self.abort(self.reason)
+
+    def abort(self, reason: str) -> None:
+        """End the stream at once, without a word."""
+        self._end(reason)
+        self._transport.abort()
+
+    async def wait_closed(self) -> str:
+        """Until the stream has ended; the reason."""
+        await asyncio.shield(self._gone)
+        return self.reason
+
+    # ---- called by the host
+
+    def beat(self, now: float) -> None:
+        """Heartbeat. A beat that comes late shows that this process slept: the silence before it proves nothing."""
+        slept = now - self._beat_at - PING_AFTER
+        self._beat_at = now
+        if self.closed:
+            return
+        if slept > 0:
+            self._heard_at = min(now, self._heard_at + slept)
+        if not self._reading:
+            self._heard_at = now
+        elif now - self._heard_at > SILENCE_LIMIT:
+            self.abort(f"the peer was silent for {SILENCE_LIMIT:.0f} s")
+            return
+        if now - self._sent_at >= PING_AFTER and not self._transport.get_write_buffer_size():
+            self._write((Ping(),))
+
+    # ---- asyncio's callbacks
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        if self.closed:
+            return
+        try:
+            arrived = self._frames.feed(data)
+            for message, size in arrived:
+                if isinstance(message, Ping):
+                    continue
+                if isinstance(message, Bye):
+                    self._end(message.reason or "the peer said goodbye")
+                    self._transport.close()
+                    return
+                self._inbox.append((message, size))
+                self._inbox_bytes += size
+                self._held.add(size)
+            partial, self._partial = self._partial, self._frames.held
+            self._held.add(self._partial - partial)
+        except ProtocolError as error:
+            self._write_last(str(error))
+            self._end(str(error))
+            self._transport.close()
+            return
+        if self._reading and self._full(1.0):
+            self._reading = False
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end("the stream ended: the peer's process died or was cut off")
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # ---- inside
+
+    def _write(self, messages: tuple[AnyMessage, ...]) -> None:
+        parts = pack(messages)
+        self._transport.writelines(parts)
+        self._sent_at = self._loop.time()
+
+    def _write_last(self, reason: str) -> None:
+        with contextlib.suppress(ProtocolError):
+            self._write((Bye(reason[:400]),))
+
+    def _full(self, share: float) -> bool:
+        return self._inbox_bytes > INBOX_BYTES * share or len(self._inbox) > INBOX_MESSAGES * share
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise LinkClosed(f"The link to {peer_text(self.peer)} has ended", why=self.reason)
+
+    def _end(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed, self.reason = True, reason
+        self._held.add(-self._partial - self._inbox_bytes)
+        self._writable.set()
+        self._wake()
+        if self.on_closed is not None:
+            self.on_closed(self)

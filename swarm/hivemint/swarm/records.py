@@ -1,0 +1,151 @@
+"""What a node says of itself in the DHT: its span, its price, its speed; signed by both of its keys.
+
+The operator key signs a text that names the peer id, the peer key signs the same text, which names the operator: so
+neither can claim the other. Both sign the encoded record as it travels (a hash of it, for the operator), hence
+nothing hangs on how a reader would encode it again. The operator's prefix begins unlike every EIP-712 digest.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated
+
+import msgspec
+from eth_utils.address import is_checksum_address
+
+from hivemint.contracts.errors import ProofError
+from hivemint.contracts.ids import Address, Credits, Digest, ModelId, PeerId
+from hivemint.contracts.keccak import keccak
+from hivemint.contracts.signature import Signer, recover
+from hivemint.contracts.signed import Bytes32, SignatureBytes, Uint32
+from hivemint.swarm.identity import PeerKey, peer_text, verify
+from hivemint.swarm.messages import AddressText, PeerIdBytes, ShortText, _from_wire, _to_wire
+
+RECORD_VERSION = 1
+LIFETIME = 60.0
+"""Seconds that a record is good for; a node publishes anew well before."""
+MAX_LIFETIME = 300.0
+"""A record that claims to last longer is refused: the node would long be gone."""
+MAX_BLOCKS = 1024
+MAX_RECORD = 4096
+_PREFIX = b"\x19Hivemint node record 1\n"
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**40)]
+
+
+class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One node's offer. `ask` in wei per token and block; waits in seconds; `expires` in seconds since 1970."""
+
+    version: int = RECORD_VERSION
+    network: ShortText
+    model_id: Bytes32
+    first_block: Uint32
+    end_block: Uint32
+    peer: PeerIdBytes
+    operator: Address
+    numerics: Annotated[tuple[ShortText, ...], msgspec.Meta(min_length=1, max_length=16)]
+    ask: Credits
+    ahead: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 2
+    max_rows: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] = 512
+    addresses: Annotated[tuple[AddressText, ...], msgspec.Meta(max_length=16)] = ()
+    wait_paid_s: _Seconds = 0.0
+    wait_free_s: _Seconds = 0.0
+    tokens_per_s: _Seconds = 0.0
+    free_tokens: _Count = 0
+    expires: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+    def __post_init__(self) -> None:
+        if not self.first_block < self.end_block <= self.first_block + MAX_BLOCKS:
+            raise ValueError(f"blocks {self.first_block}:{self.end_block} are no span")
+        if not is_checksum_address(self.operator):
+            raise ValueError("operator is not a checksummed address")
+        if not all(map(math.isfinite, (self.wait_paid_s, self.wait_free_s, self.tokens_per_s, self.expires))):
+            raise ValueError("a measure is not finite")
+        if not 0 <= self.ask < 2**96:
+            raise ValueError("ask is outside 0 .. 2^96-1")
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first_block, self.end_block)
+
+
+class SignedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A record as it travels, and two signatures that nobody has looked at yet."""
+
+    payload: Annotated[bytes, msgspec.Meta(max_length=MAX_RECORD)]
+    operator_signature: SignatureBytes
+    peer_signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+    def to_bytes(self) -> bytes:
+        return _encoder.encode(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRecord:
+    """A record that both of its keys have signed and that had not expired. Made by `check_record` only."""
+
+    record: NodeRecord
+    signed: SignedRecord
+
+    @property
+    def peer(self) -> PeerId:
+        return PeerId(self.record.peer)
+
+    @property
+    def model_id(self) -> ModelId:
+        return ModelId(self.record.model_id)
+
+
+def sign_record(record: NodeRecord, operator: Signer, peer_key: PeerKey) -> SignedRecord:
+    """Raises ProofError if the record names other keys than these."""
+    if record.operator != operator.address or record.peer != peer_key.peer_id:
+        raise ProofError("A node record names other keys than its signers", why=f"operator {record.operator}")
+    payload = _encoder.encode(record)
+    return SignedRecord(payload, operator.sign(_digest(payload)), peer_key.sign(_PREFIX + payload))
+
+
+def check_record(data: bytes, *, now: float | None = None) -> CheckedRecord:
+    """Encoding, both signatures, expiry. `now` in seconds since 1970, by default this machine's clock.
+
+    Raises ProofError with what is wrong. Network, model and span are the caller's to compare.
+    """
+    if len(data) > MAX_RECORD + 256:
+        raise ProofError("A node record is too large", why=f"{len(data)} bytes")
+    checked = _check_signatures(bytes(data))
+    left = checked.record.expires - (time.time() if now is None else now)
+    if left <= 0:
+        raise ProofError("A node record has expired", why=f"{-left:.0f} s ago")
+    if left > MAX_LIFETIME:
+        raise ProofError("A node record claims too long a life", why=f"{left:.0f} s, at most {MAX_LIFETIME:.0f}")
+    return checked
+
+
+@lru_cache(maxsize=1024)
+def _check_signatures(data: bytes) -> CheckedRecord:
+    """Cached, as one record lies under every block of its span."""
+    try:
+        signed = _decode_signed.decode(data)
+        record = _decode_record.decode(signed.payload)
+    except msgspec.MsgspecError as error:
+        raise ProofError("A node record is malformed", why=str(error)) from None
+    if record.version != RECORD_VERSION:
+        raise ProofError("A node record has another version", why=f"expected {RECORD_VERSION}, got {record.version}")
+    verify(PeerId(record.peer), _PREFIX + signed.payload, signed.peer_signature)
+    signer = recover(_digest(signed.payload), signed.operator_signature)
+    if signer != record.operator:
+        raise ProofError(
+            f"The node record of {peer_text(PeerId(record.peer))} is forged",
+            why=f"expected the signature of {record.operator}, got {signer}",
+        )
+    return CheckedRecord(record, signed)
+
+
+def _digest(payload: bytes) -> Digest:
+    return Digest(keccak(_PREFIX, payload))
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_wire)
+_decode_signed = msgspec.msgpack.Decoder(SignedRecord)
+_decode_record = msgspec.msgpack.Decoder(NodeRecord, dec_hook=_from_wire)
