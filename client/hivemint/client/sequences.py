@@ -1,0 +1,147 @@
+"""The sequences of one `generate` call: a pipeline each, no padding sent, none for a sequence that has ended."""
+
+import asyncio
+from contextlib import suppress
+
+import torch
+
+from hivemint.client.ends import Ends
+from hivemint.client.loop import LoopThread
+from hivemint.client.pipeline import Pipeline, SessionLimit, Swarm
+from hivemint.contracts.errors import BadInput, SwarmError
+
+GOODBYE = 5.0
+"""Seconds that closing or cancelling may take: what a node does not hear now it learns from the ended stream."""
+
+
+class Sequence:
+    """One text on its way through the swarm; where a session ends, it goes on in a new one."""
+
+    def __init__(self, swarm: Swarm, ends: Ends, tokens: int) -> None:
+        self._swarm, self._ends, self._tokens = swarm, ends, tokens
+        self._pipeline: Pipeline | None = None
+
+    async def advance(self, ids: torch.Tensor) -> torch.Tensor:
+        """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
+
+        Only positions that are not cached yet are computed. A session at its limit is closed and the text so far
+        replayed in a new one; a second limit at once is an error.
+        """
+        fresh = self._pipeline is None
+        pipeline = self._pipeline = self._pipeline or await self._swarm.open(self._tokens)
+        try:
+            return await pipeline.forward(self._ends.embed(ids[pipeline.position :]), rows="last")
+        except SessionLimit as limit:
+            if fresh:
+                raise SwarmError(
+                    f"a new session cannot hold the {len(ids)} tokens so far",
+                    why=str(limit),
+                    next_step="shorten the text, or raise the price ceiling or the funds of the accounts",
+                ) from limit
+        await self.close()
+        return await self.advance(ids)
+
+    async def cancel(self) -> None:
+        if self._pipeline is not None:
+            await self._pipeline.cancel()
+
+    async def close(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            await pipeline.close()
+
+
+class Sequences:
+    """All rows of a batch. A context manager: leaving it closes the sessions, after an interrupt cancels them first."""
+
+    def __init__(self, swarm: Swarm, ends: Ends, loop: LoopThread) -> None:
+        self._swarm, self._ends, self._loop = swarm, ends, loop
+        self._rows: list[Sequence | None] = []
+        self._starts: list[int] = []
+        self.limit = ends.context
+        """Tokens that a text may come to have, padding included."""
+        self._finished: torch.Tensor | None = None
+
+    def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Prepare a row for each prompt of `ids` `[batch, length]`; its sessions open with the first step.
+
+        `mask` has the same shape, zeros where padding stands left of a prompt. Raises `BadInput` for any other mask
+        and for prompts that leave no room for an answer.
+        """
+        batch, length = ids.shape
+        if length >= self.limit:
+            raise BadInput(
+                f"the prompt has {length} tokens",
+                why=f"the model was made for {self._ends.context}, the answer included",
+                next_step="shorten the prompt",
+            )
+        self._starts = [0] * batch if mask is None else padding(mask, batch, length)
+        # the last token of an answer is never sent
+        self._rows = [Sequence(self._swarm, self._ends, self.limit - 1 - start) for start in self._starts]
+
+    def finish(self, met: torch.Tensor) -> None:
+        """Rows `[batch]` that have met a stop criterion: their sessions close with the next step."""
+        self._finished = met if self._finished is None else self._finished | met
+
+    def advance(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`ids` `[batch, length]`, the texts so far, to the last block's output at their ends `[batch, hidden]`.
+
+        `mask` counts with the first call. Rows that have ended give zeros and cost nothing.
+        """
+        if not self._rows:
+            self._begin(ids, mask)
+        if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
+            return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
+        return self._loop.run(self._advance_all(ids))
+
+    async def _advance_all(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = torch.zeros(len(self._rows), self._ends.hidden_size)
+
+        async def one(index: int, row: Sequence) -> None:
+            if self._finished is not None and self._finished[index]:
+                self._rows[index] = None
+                await row.close()
+            else:
+                hidden[index] = (await row.advance(ids[index, self._starts[index] :]))[0]
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, row in enumerate(self._rows):
+                    if row is not None:
+                        group.create_task(one(index, row))
+        except BaseExceptionGroup as errors:  # the first to fail has cancelled the others
+            raise errors.exceptions[0] from None
+        return hidden
+
+    def __enter__(self) -> "Sequences":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self._loop.run(self._end(cancel=interrupted))
+
+    async def _end(self, *, cancel: bool) -> None:
+        async def one(row: Sequence) -> None:
+            if cancel:
+                await row.cancel()
+            await row.close()
+
+        rows, self._rows = [row for row in self._rows if row is not None], []
+        endings = asyncio.gather(*(one(row) for row in rows), return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(endings, GOODBYE)
+
+
+def padding(mask: torch.Tensor, batch: int, length: int) -> list[int]:
+    """How many positions stand left of each row's text. Raises `BadInput` unless the mask is zeros, then ones."""
+    if tuple(mask.shape) != (batch, length):
+        raise BadInput(f"attention_mask has the shape {tuple(mask.shape)}", why=f"input_ids have {(batch, length)}")
+    ones = mask != 0
+    counts = ones.sum(1)
+    if not bool(ones[:, -1].all()) or not bool((ones.int().diff(dim=1) >= 0).all()):
+        raise BadInput(
+            "attention_mask hides tokens inside or after the text",
+            why="only padding before the text can be left out",
+            next_step="set the tokenizer's padding_side to 'left'",
+        )
+    return [length - int(count) for count in counts]

@@ -1,0 +1,74 @@
+"""The swarm's reference for tests: a whole model's blocks in this process, by transformers' own layers and cache."""
+
+import asyncio
+from typing import Any
+
+import torch
+from transformers import AutoModel, DynamicCache
+
+from hivemint.client.pipeline import Hop, Pipeline, Plan, Rows, SessionLimit
+from hivemint.contracts.ids import BlockIndex, Credits, PeerId
+from hivemint.swarm.models import LocalModel
+
+
+class LocalPipeline:
+    """One sequence; counts what it is asked. `room`: positions that its session admits."""
+
+    def __init__(self, swarm: "LocalSwarm", room: int) -> None:
+        self._swarm, self.room = swarm, room
+        self._cache = DynamicCache(config=swarm.decoder.config)
+        self.position = 0
+        self.sent: list[int] = []
+        self.cancelled = self.closed = False
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._swarm.decoder.config.hidden_size)
+
+    async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
+        assert hidden.dtype == torch.float32
+        assert hidden.is_contiguous()
+        assert hidden.shape[1] == self.hidden_size
+        assert not self.closed
+        if self.position + len(hidden) > self.room:
+            raise SessionLimit(f"the session holds {self.room} tokens")
+        self.sent.append(len(hidden))
+        if self._swarm.before_step:
+            await self._swarm.before_step(self)
+        with torch.inference_mode():
+            out = self._swarm.decoder(inputs_embeds=hidden[None], past_key_values=self._cache, use_cache=True)
+        self.position += len(hidden)
+        states: torch.Tensor = out.last_hidden_state[0]
+        return states[-1:] if rows == "last" else states
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def cancel(self) -> None:
+        await asyncio.sleep(0)
+        self.cancelled = True
+
+
+class LocalSwarm:
+    """Opens `LocalPipeline`s. `room` (default: what is asked) limits each; `before_step` may fail or wait."""
+
+    def __init__(self, model: LocalModel, room: int | None = None, before_step: Any = None) -> None:
+        self.decoder = AutoModel.from_pretrained(model.folder, dtype=torch.float32).eval()
+        self.decoder.norm = torch.nn.Identity()
+        self.room, self.before_step = room, before_step
+        self.pipelines: list[LocalPipeline] = []
+        self.asked: list[int] = []
+        self.closed = False
+
+    async def open(self, tokens: int) -> Pipeline:
+        self.asked.append(tokens)
+        self.pipelines.append(LocalPipeline(self, tokens if self.room is None else self.room))
+        return self.pipelines[-1]
+
+    async def plan(self, tokens: int) -> Plan:
+        end = BlockIndex(self.decoder.config.num_hidden_layers)
+        hop = Hop(PeerId(b"local"), "local", BlockIndex(0), end, Credits(3), 0.0)
+        return Plan((hop,), tokens, Credits(3 * tokens), Credits(3 * tokens * 5 // 4), "paid")
+
+    async def close(self) -> None:
+        self.closed = True
