@@ -1,18 +1,20 @@
 """Every family that may be served: spans of a tiny random model against the whole model of transformers."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
 from hivemint.contracts.ids import BlockIndex
 from hivemint.node.kv_cache import KvCache
 from hivemint.node.loader import FAMILIES
 from hivemint.node.span import Span, Work
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 BLOCKS, CUT, HIDDEN, TOKENS = 4, 1, 64, 23
-CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-5}
 
 COMMON: dict[str, Any] = {
     "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
@@ -41,7 +43,8 @@ class Whole:
     def __init__(self, family: str, changes: dict[str, Any], folder: Path) -> None:
         torch.manual_seed(7)
         config = AutoConfig.for_model(family, **{**COMMON, **changes})
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        auto: Any = AutoModelForCausalLM
+        self.model: PreTrainedModel = auto.from_config(config, attn_implementation="eager").eval()
         for name, weight in self.model.named_parameters():  # norms and biases must not be neutral
             if weight.dim() == 1:
                 torch.nn.init.normal_(weight, 0.0 if "bias" in name else 1.0, 0.2)
@@ -100,7 +103,7 @@ def test_chunks_then_decode_equal_the_whole_model(whole: Whole, spans: list[Span
     states = whole.states(ids(2))
     span, cache = spans[1], caches(spans)[1]
     bounds = [0, 1, 9, 10, 14, *range(15, TOKENS + 1)]
-    rows = [span.run([Work(cache, a, states[CUT][a:b])])[0] for a, b in zip(bounds, bounds[1:], strict=False)]
+    rows = [span.run([Work(cache, a, states[CUT][a:b])])[0] for a, b in pairwise(bounds)]
     torch.testing.assert_close(torch.cat(rows), states[BLOCKS], **CLOSE)
     assert cache.length == TOKENS
 

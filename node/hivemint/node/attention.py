@@ -21,7 +21,7 @@ NAME = "hivemint_packed"
 
 
 def packed_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -42,15 +42,27 @@ def packed_attention(
     if packing is None:
         return _whole(query, key, value, scale, window, softcap, s_aux).transpose(1, 2), None
     layer = module.layer_idx
-    outputs = []
-    for part in packing.parts:
-        keys, values = part.cache.keys[layer], part.cache.values[layer]
-        keys[:, part.start : part.end] = key[0, :, part.row : part.row_end]
-        values[:, part.start : part.end] = value[0, :, part.row : part.row_end]
-        mine = query[0, :, part.row : part.row_end]
-        outputs.append(attend(packing, part, mine, keys, values, scale, window, softcap, s_aux))
+    write(packing, layer, key[0], value[0])
+    outputs = [
+        attend(packing, part, rows, part.kv.keys[layer], part.kv.values[layer], scale, window, softcap, s_aux)
+        for part, rows in zip(packing.parts, torch.split(query[0].transpose(0, 1), packing.counts), strict=True)
+    ]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return joined.unsqueeze(0), None
+
+
+def write(packing: Packing, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy the packed rows `[kv_heads, T, d]` of one layer to the sessions' own memory."""
+    if packing.joint:
+        rows = torch.split(torch.stack((key, value)), packing.counts, dim=2)
+        torch._foreach_copy_([part.kv.new[layer] for part in packing.parts], list(rows))
+        return
+    for part, keys, values in zip(
+        packing.parts, torch.split(key, packing.counts, dim=1), torch.split(value, packing.counts, dim=1), strict=True
+    ):
+        part.kv.new[layer].copy_(keys)
+        if part.kv.new_values is not None:
+            part.kv.new_values[layer].copy_(values)
 
 
 def attend(
@@ -64,25 +76,26 @@ def attend(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One part's queries `[heads, count, d]` over its cache `[kv_heads, capacity, d]` -> `[count, heads, d_value]`."""
-    heads, count, dim = query.shape
-    kv_heads = keys.shape[0]
-    first = max(0, part.start + 1 - window) if window else 0
-    keys, values = keys[:, first : part.end], values[:, first : part.end]
-    windowed = window > 0 and part.end > window
+    """One part's queries `[count, heads, d]` over its history `[1, kv_heads, end, d]` -> `[count, heads, d_value]`."""
+    count, heads, dim = query.shape
+    kv_heads = keys.shape[1]
+    windowed = 0 < window < part.end
+    first = max(0, part.start + 1 - window) if windowed else 0
+    if first:
+        keys, values = keys[:, :, first:], values[:, :, first:]
     if softcap is not None or sinks is not None:
         mask = None if count == 1 else packing.mask(part, first, window if windowed else 0)
-        return _explicit(query, keys, values, mask, scale, softcap, sinks).transpose(0, 1)
+        return _explicit(query.transpose(0, 1), keys[0], values[0], mask, scale, softcap, sinks).transpose(0, 1)
     if count == 1:  # the group of heads that shares a key head is the query length: nothing is repeated
         folded = query.reshape(1, kv_heads, heads // kv_heads, dim)
-        return sdpa(folded, keys.unsqueeze(0), values.unsqueeze(0), scale=scale).view(1, heads, -1)
-    rows = query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0)
+        return sdpa(folded, keys, values, scale=scale).view(1, heads, -1)
+    rows = query.transpose(0, 1).unsqueeze(0)
     grouped = heads != kv_heads
     if part.start == 0 and not windowed:
-        out = sdpa(*rows, is_causal=True, scale=scale, enable_gqa=grouped)
+        out = sdpa(rows, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
     else:
         mask = packing.mask(part, first, window if windowed else 0)
-        out = sdpa(*rows, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        out = sdpa(rows, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
     return out[0].transpose(0, 1)
 
 
@@ -142,14 +155,14 @@ def _whole(
 
 @contextmanager
 def probing(config: PreTrainedConfig, shapes: dict[int, KvShape], known: set[str]) -> Iterator[set[str]]:
-    """While open, a forward with `shapes=shapes` notes each layer's K/V shape there; yields options that are not `known`.
+    """While open, a forward with `shapes=shapes` notes each layer's K/V shape there; yields options not in `known`.
 
     It proves as well that a family hands its keyword arguments through to attention, which `packing` relies on.
     """
     strange: set[str] = set()
 
     def probe(
-        module: torch.nn.Module,
+        module: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,

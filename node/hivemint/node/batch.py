@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hivemint.contracts.errors import HivemintError
-from hivemint.node.kv_cache import KvCache
+from hivemint.node.kv_cache import KvCache, KvView
 
 
 class BadWork(HivemintError):
@@ -35,36 +35,27 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Where one Work lies in the packed rows: rows `row .. row_end - 1`."""
+    """One session's rows in the forward: positions `start .. end - 1`, over its own K/V memory."""
 
-    cache: KvCache
     start: int
     end: int
-    row: int
-    row_end: int
-
-    @property
-    def count(self) -> int:
-        return self.row_end - self.row
+    kv: KvView
 
 
 class Packing:
     """The layout of one packed forward: parts in the order of the rows, and masks that layers share."""
 
     def __init__(self, batch: Sequence[Work], dtype: torch.dtype, device: torch.device) -> None:
-        self.parts: list[Part] = []
-        row = 0
-        for work in batch:
-            self.parts.append(Part(work.cache, work.start, work.end, row, row + work.count))
-            row += work.count
-        self.rows = row
-        self.decode_only = row == len(batch)
+        self.parts = [Part(work.start, work.end, work.cache.view(work.start, work.end)) for work in batch]
+        self.counts = [work.count for work in batch]
+        self.joint = all(part.kv.new_values is None for part in self.parts)
+        """Whether each part's keys and values are written by one copy."""
         self._dtype, self._device = dtype, device
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
 
     def positions(self) -> torch.Tensor:
         """Position ids `[1, T]`."""
-        if self.decode_only:
+        if len(self.counts) == sum(self.counts):
             return torch.tensor([[part.start for part in self.parts]], device=self._device)
         ranges = [torch.arange(part.start, part.end, device=self._device) for part in self.parts]
         return torch.cat(ranges).unsqueeze(0)

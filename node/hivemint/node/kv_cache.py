@@ -79,9 +79,7 @@ class KvStore:
                 next_step="ask for fewer tokens, or another node",
             )
         if self._pages_taken >= self._pages_total:
-            raise OutOfRoom(
-                "no room for another session", why="every K/V page is taken", next_step="try again later"
-            )
+            raise OutOfRoom("no room for another session", why="every K/V page is taken", next_step="try again later")
         return KvCache(self, max_tokens)
 
     def _take(self, pages: int) -> None:
@@ -106,10 +104,9 @@ class KvCache:
         self.length = 0
         self.max_tokens = max_tokens
         self.pages = 0
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.joint: list[torch.Tensor | None] = []
-        """Per block `[2 * heads, capacity, dim]`, keys then values, where both have one width; else None."""
+        self._keys: list[torch.Tensor] = []  # per block [1, heads, capacity, key_dim]
+        self._values: list[torch.Tensor] = []
+        self._all: torch.Tensor | None = None  # where all blocks are alike: [blocks, 2, 1, heads, capacity, dim]
         self._store = store
         self._mapping: mmap.mmap | None = None
         self._open = True
@@ -138,6 +135,15 @@ class KvCache:
         if self._mapping is None:
             self._grow(needed * PAGE)
 
+    def view(self, start: int, end: int) -> "KvView":
+        """Tensors over the memory itself: positions `start .. end - 1` to write, `0 .. end - 1` to read."""
+        if self._all is not None:  # a handful of operations for all blocks together
+            pairs = self._all[:, :, :, :, :end].unbind(1)
+            return KvView(self._all[:, :, 0, :, start:end].unbind(0), None, pairs[0].unbind(0), pairs[1].unbind(0))
+        keys = [block[:, :, :end] for block in self._keys]
+        values = [block[:, :, :end] for block in self._values]
+        return KvView([block[0, :, start:] for block in keys], [block[0, :, start:] for block in values], keys, values)
+
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on. O(1); the pages stay with the session."""
         if not 0 <= length <= self.length:
@@ -152,7 +158,7 @@ class KvCache:
         if self._mapping is not None:
             self._mapping.madvise(mmap.MADV_DONTNEED)
         else:
-            self.keys, self.values, self.joint = [], [], []
+            self._forget()
 
     def close(self) -> None:
         """Give the room back for good. Closing twice is harmless."""
@@ -160,7 +166,7 @@ class KvCache:
             self.evict()
             self._open = False
             self._mapping = None
-            self.keys, self.values, self.joint = [], [], []
+            self._forget()
 
     def _map(self) -> None:
         """Address room for `max_tokens`; the system commits it page by page as it is written."""
@@ -174,24 +180,42 @@ class KvCache:
         self._carve(flat, capacity)
 
     def _carve(self, flat: torch.Tensor, capacity: int) -> None:
-        self.keys, self.values, self.joint = [], [], []
+        self._forget()
+        shapes = self._store.shapes
+        if len(set(shapes)) == 1 and shapes[0].key_dim == shapes[0].value_dim:
+            self._all = flat.view(len(shapes), 2, 1, shapes[0].heads, capacity, shapes[0].key_dim)
         start = 0
-        for shape in self._store.shapes:
+        for shape in shapes:
             middle = start + shape.heads * capacity * shape.key_dim
             end = middle + shape.heads * capacity * shape.value_dim
-            self.keys.append(flat[start:middle].view(shape.heads, capacity, shape.key_dim))
-            self.values.append(flat[middle:end].view(shape.heads, capacity, shape.value_dim))
-            same = shape.key_dim == shape.value_dim
-            self.joint.append(flat[start:end].view(2 * shape.heads, capacity, shape.key_dim) if same else None)
+            self._keys.append(flat[start:middle].view(1, shape.heads, capacity, shape.key_dim))
+            self._values.append(flat[middle:end].view(1, shape.heads, capacity, shape.value_dim))
             start = end
 
+    def _forget(self) -> None:
+        self._keys, self._values, self._all = [], [], None
+
     def _grow(self, capacity: int) -> None:
-        old = (self.keys, self.values)
+        old = self._keys, self._values
         elements = capacity * self._store.bytes_per_token // self._store.dtype.itemsize
         self._carve(torch.empty(elements, dtype=self._store.dtype, device=self._store.device), capacity)
-        for before, after in zip(old, (self.keys, self.values), strict=True):
+        for before, after in zip(old, (self._keys, self._values), strict=True):
             for source, target in zip(before, after, strict=False):
-                target[:, : self.length] = source[:, : self.length]
+                target[:, :, : self.length] = source[:, :, : self.length]
+
+
+@dataclass(frozen=True, eq=False)
+class KvView:
+    """One session's K/V memory for one step, a tensor a block.
+
+    `keys`, `values`: `[1, heads, end, dim]` to attend over. `new`: where the step's rows belong, `[2, heads, count,
+    dim]` (keys, then values), or, if blocks differ, `[heads, count, dim]` for the keys and `new_values` beside it.
+    """
+
+    new: Sequence[torch.Tensor]
+    new_values: Sequence[torch.Tensor] | None
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
 
 
 def pages_for(tokens: int) -> int:

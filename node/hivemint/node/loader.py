@@ -21,6 +21,7 @@ from hivemint.contracts.errors import ModelError
 from hivemint.contracts.ids import BlockIndex
 from hivemint.node import attention
 from hivemint.node.kv_cache import KvShape
+from hivemint.node.linear import pack_linears
 from hivemint.swarm.anatomy import Anatomy, TensorEntry
 
 Progress = Callable[[int, int], None]
@@ -47,7 +48,8 @@ def load_decoder(
     anatomy.check_span(first, end)
     config = read_config(anatomy)
     attention.register()
-    kind = span_class(MODEL_MAPPING[type(config)], anatomy.num_blocks, first, end)
+    families: Any = MODEL_MAPPING
+    kind = span_class(families[type(config)], anatomy.num_blocks, first, end)
     with torch.device("meta"):
         layers_name, _ = find_layers(kind(config_copy(config)), end - first)
     reader = _Reader(anatomy.span_bytes(first, end), on_progress)
@@ -56,15 +58,23 @@ def load_decoder(
         for block in range(first, end)
         for entry in anatomy.block_tensors(BlockIndex(block))
     }
-    place = {} if device == "cpu" else {"device_map": {"": device}}
-    with _quiet():
-        decoder, report = kind.from_pretrained(
-            None, config=config_copy(config), state_dict=weights, dtype=dtype,
-            attn_implementation=attention.NAME, output_loading_info=True, **place,
-        )  # fmt: skip
-    _check_report(report, anatomy)
+    options: dict[str, Any] = {
+        "config": config_copy(config), "state_dict": weights, "dtype": dtype, "attn_implementation": attention.NAME,
+        "output_loading_info": True, "ignore_mismatched_sizes": True,  # the report below refuses them
+        "device_map": None if device == "cpu" else {"": device},
+    }  # fmt: skip
+    try:
+        with _quiet():
+            loaded: Any = kind.from_pretrained(None, **options)
+    except RuntimeError as problem:  # the library's word for weights that it can't convert
+        raise ModelError(f"{anatomy.folder} doesn't fit its config.json", why=str(problem)[:500]) from problem
+    decoder: PreTrainedModel = loaded[0]
+    _check_report(loaded[1], anatomy)
     decoder.requires_grad_(False)
-    return decoder.eval()
+    if device == "cpu":
+        pack_linears(decoder, dtype)
+    decoder.train(False)
+    return decoder
 
 
 def read_config(anatomy: Anatomy) -> PreTrainedConfig:
@@ -76,7 +86,9 @@ def read_config(anatomy: Anatomy) -> PreTrainedConfig:
             next_step=f"choose one of: {', '.join(sorted(FAMILIES))}",
         )
     try:
-        config = AutoConfig.from_pretrained(anatomy.folder, local_files_only=True, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            anatomy.folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         raise ModelError(f"{anatomy.folder / 'config.json'} can't be used", why=str(problem)) from problem
     if getattr(config, "quantization_config", None) is not None:
@@ -110,7 +122,7 @@ def cut(decoder: PreTrainedModel, num_blocks: int, first: int, end: int) -> None
     for index, layer in enumerate(layers[first:end]):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                module.__dict__["layer_idx"] = index
     parent_name, _, own_name = name.rpartition(".")
     parent = decoder.get_submodule(parent_name)
     setattr(parent, own_name, nn.ModuleList(layers[first:end]))
@@ -189,7 +201,8 @@ class _Reader:
         raw = torch.empty(entry.nbytes, dtype=torch.uint8)
         with entry.file.open("rb", buffering=0) as stream:
             stream.seek(entry.offset)
-            view, filled = memoryview(raw.numpy()), 0
+            array: Any = raw.numpy()
+            view, filled = memoryview(array), 0
             while filled < entry.nbytes and (got := stream.readinto(view[filled:])):
                 filled += got
         if filled != entry.nbytes:
@@ -225,14 +238,13 @@ def _check_report(report: dict[str, Any], anatomy: Anatomy) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and reports of the library's own while it loads; ours say the same."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    logs: Any = transformers_logging
+    bars, level = logs.is_progress_bar_enabled(), logs.get_verbosity()
+    logs.disable_progress_bar()
+    logs.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        logs.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
-
-
+            logs.enable_progress_bar()

@@ -22,8 +22,9 @@ class Span:
         self._decoder, self._shapes = decoder, shapes
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
-        self.dtype: torch.dtype = decoder.dtype
-        self.device: torch.device = decoder.device
+        weight = next(decoder.parameters())
+        self.dtype: torch.dtype = weight.dtype
+        self.device: torch.device = weight.device
         self.num_blocks_of_model = anatomy.num_blocks
         self.max_positions = anatomy.max_positions
 
@@ -69,7 +70,7 @@ class Span:
             output = self._forward(rows.to(self.device, self.dtype), packing)
         for work in batch:
             work.cache.length = work.end
-        return [output[part.row : part.row_end] for part in packing.parts]
+        return list(torch.split(output, packing.counts))
 
     def _forward(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Packed rows `[T, hidden]` through the library's own decoder."""

@@ -7,7 +7,7 @@ A folder is hostile input; every length is checked before it is used.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,10 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The measures of one model. `block_prefix` comes before a block's number in tensor names (`model.layers.`)."""
+    """The measures of one model. `block_prefix` comes before a block's number in tensor names (`model.layers.`).
+
+    `absent` names the tensors of shards that are not in the folder: a node needs its own span's shards only.
+    """
 
     folder: Path
     family: str
@@ -61,6 +64,7 @@ class Anatomy:
     max_positions: int
     block_prefix: str
     tensors: Mapping[str, TensorEntry]
+    absent: Mapping[str, Path]
     config: Mapping[str, Any]
 
     @classmethod
@@ -68,7 +72,7 @@ class Anatomy:
         """Raises ModelError for a folder that is missing, incomplete or inconsistent."""
         folder = Path(folder)
         config = _read_json(folder / "config.json", MAX_CONFIG)
-        tensors = read_tensors(folder)
+        tensors, absent = read_tensors(folder)
         num_blocks = _measure(config, MAX_BLOCKS, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
         hidden = _measure(config, MAX_WIDTH, "hidden_size", "n_embd", "d_model")
         heads = _measure(config, MAX_WIDTH, "num_attention_heads", "n_head", "n_heads")
@@ -89,16 +93,19 @@ class Anatomy:
                 config, 1 << 31, "max_position_embeddings", "n_positions", "max_sequence_length",
                 default=UNBOUNDED_POSITIONS,
             ),
-            block_prefix=_block_prefix(tensors, num_blocks, folder), tensors=tensors, config=config,
+            block_prefix=_block_prefix({*tensors, *absent}, num_blocks, folder), tensors=tensors, absent=absent,
+            config=config,
         )  # fmt: skip
 
     def block_tensors(self, block: BlockIndex) -> list[TensorEntry]:
-        """All tensors of one block, in the order of their names."""
+        """All tensors of one block, in the order of their names. Raises ModelError if a shard of it is not here."""
         prefix = f"{self.block_prefix}{block}."
+        self._check_here(name for name in self.absent if name.startswith(prefix))
         return [self.tensors[name] for name in sorted(self.tensors) if name.startswith(prefix)]
 
     def outer_tensors(self) -> list[TensorEntry]:
-        """What belongs to no block: embeddings, last norm, head."""
+        """What belongs to no block: embeddings, last norm, head. Raises ModelError if a shard of it is not here."""
+        self._check_here(name for name in self.absent if not self._in_block(name))
         return [t for name, t in sorted(self.tensors.items()) if not self._in_block(name)]
 
     def block_bytes(self, block: BlockIndex, itemsize: int | None = None) -> int:
@@ -121,27 +128,34 @@ class Anatomy:
                 next_step=f"choose a span inside 0:{self.num_blocks}, first before end",
             )
 
+    def _check_here(self, absent: Iterable[str]) -> None:
+        if (name := next(iter(absent), None)) is not None:
+            raise ModelError(
+                f"{self.folder} is incomplete", why=f"{self.absent[name].name}, which holds {name}, is not there",
+                next_step="fetch the model again",
+            )  # fmt: skip
+
     def _in_block(self, name: str) -> bool:
         return name.startswith(self.block_prefix) and name[len(self.block_prefix) :].split(".", 1)[0].isdigit()
 
 
-def read_tensors(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of a folder's safetensors shards, by name."""
+def read_tensors(folder: Path) -> tuple[dict[str, TensorEntry], dict[str, Path]]:
+    """The tensors of a folder's safetensors shards by name, and those whose shard is not there."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = _read_json(index, MAX_HEADER).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-            raise _damaged(index, "its weight_map is no table of file names")
-        files = sorted(set(weight_map.values()))
-        for file in files:
-            if not re.fullmatch(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.]*\.safetensors", file):
-                raise _damaged(index, f"{file!r} is no plain file name")
-    else:
-        weight_map, files = None, ["model.safetensors"]
-    tensors = {entry.name: entry for file in files for entry in _header(folder / file)}
-    if weight_map is not None and (lost := sorted(set(weight_map) - set(tensors))):
+    if not index.exists():
+        return {entry.name: entry for entry in _header(folder / "model.safetensors")}, {}
+    weight_map = _read_json(index, MAX_HEADER).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise _damaged(index, "its weight_map is no table of file names")
+    for file in weight_map.values():
+        if not re.fullmatch(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.]*\.safetensors", file):
+            raise _damaged(index, f"{file!r} is no plain file name")
+    here = {file for file in set(weight_map.values()) if (folder / file).exists()}
+    tensors = {entry.name: entry for file in sorted(here) for entry in _header(folder / file)}
+    absent = {name: folder / file for name, file in weight_map.items() if file not in here}
+    if lost := sorted(set(weight_map) - set(tensors) - set(absent)):
         raise _damaged(index, f"{len(lost)} tensors are in no shard, {lost[0]} first")
-    return tensors
+    return tensors, absent
 
 
 def _header(file: Path) -> Iterator[TensorEntry]:
@@ -178,10 +192,10 @@ def _entry(file: Path, name: str, entry: Any, base: int, size: int) -> TensorEnt
     raise _damaged(file, f"the entry of {name} is malformed or of an unknown dtype")
 
 
-def _block_prefix(tensors: Mapping[str, TensorEntry], num_blocks: int, folder: Path) -> str:
+def _block_prefix(names: Iterable[str], num_blocks: int, folder: Path) -> str:
     """The one prefix under which the blocks 0 .. num_blocks - 1 all have tensors."""
     found: dict[str, set[int]] = {}
-    for name in tensors:
+    for name in names:
         if match := _BLOCK_NAME.match(name):
             found.setdefault(match["prefix"], set()).add(int(match["index"]))
     if not found:

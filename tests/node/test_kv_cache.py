@@ -1,0 +1,188 @@
+"""The K/V store: exact counting over any order of events, crop, eviction, refusal instead of overcommitment."""
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hivemint.node.kv_cache import PAGE, KvCache, KvShape, KvStore, OutOfRoom, free_share, pages_for
+
+SHAPES = (KvShape(2, 16, 16),) * 3
+UNLIKE = (KvShape(2, 24, 16), KvShape(1, 8, 8))
+CPU = torch.device("cpu")
+
+
+def store(pages: int, shapes: tuple[KvShape, ...] = SHAPES, device: torch.device = CPU) -> KvStore:
+    per_token = sum(shape.elements for shape in shapes) * 4
+    return KvStore(shapes, torch.float32, device, pages * PAGE * per_token)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Random sessions against a plain count of pages: (length, pages) of each open session."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = store(12)
+        self.sessions: list[tuple[KvCache, list[int]]] = []
+
+    @rule(tokens=st.integers(1, 20 * PAGE))
+    def open(self, tokens: int) -> None:
+        taken = sum(model[1] for _, model in self.sessions)
+        try:
+            self.sessions.append((self.store.open(tokens), [0, 0, tokens]))
+            assert pages_for(tokens) <= 12
+            assert taken < 12
+        except OutOfRoom:
+            assert pages_for(tokens) > 12 or taken == 12
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), more=st.integers(1, 3 * PAGE))
+    def grow(self, data: st.DataObject, more: int) -> None:
+        cache, model = data.draw(st.sampled_from(self.sessions))
+        length, free = model[0] + more, 12 - sum(m[1] for _, m in self.sessions)
+        fits = length <= model[2] and pages_for(length) - model[1] <= free
+        try:
+            cache.reserve(length)
+            cache.length = length
+            assert fits
+            model[0], model[1] = length, max(model[1], pages_for(length))
+        except OutOfRoom:
+            assert not fits
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def crop(self, data: st.DataObject, share: float) -> None:
+        cache, model = data.draw(st.sampled_from(self.sessions))
+        model[0] = int(model[0] * share)
+        cache.crop(model[0])
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def evict(self, data: st.DataObject) -> None:
+        cache, model = data.draw(st.sampled_from(self.sessions))
+        cache.evict()
+        model[0] = model[1] = 0
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.sessions) - 1))
+        cache, _ = self.sessions.pop(index)
+        cache.close()
+        cache.close()
+
+    @invariant()
+    def counts_are_exact(self) -> None:
+        taken = sum(model[1] for _, model in self.sessions)
+        assert self.store.tokens_free == (12 - taken) * PAGE
+        assert self.store.bytes_used == taken * PAGE * self.store.bytes_per_token
+        assert all(cache.length == model[0] for cache, model in self.sessions)
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_memory_is_the_sessions_own(lengths: list[int], alike: bool) -> None:
+    """What one session writes is what it reads, whatever the others write, grow or give back."""
+    shapes = SHAPES if alike else UNLIKE
+    room = store(64, shapes)
+    caches = [room.open(400) for _ in lengths]
+    for mark, (cache, length) in enumerate(zip(caches, lengths, strict=True), start=1):
+        cache.reserve(length)
+        view = cache.view(0, length)
+        for block in range(len(shapes)):
+            view.new[block].fill_(mark * 10 + block)
+            if view.new_values is not None:
+                view.new_values[block].fill_(mark * 10 + block)
+        cache.length = length
+    caches[0].evict()
+    for mark, (cache, length) in enumerate(zip(caches, lengths, strict=True), start=1):
+        if mark > 1:
+            view = cache.view(length - 1, length)
+            for block, shape in enumerate(shapes):
+                assert view.keys[block].shape == (1, shape.heads, length, shape.key_dim)
+                assert view.values[block].shape == (1, shape.heads, length, shape.value_dim)
+                assert (view.keys[block] == mark * 10 + block).all()
+                assert (view.values[block] == mark * 10 + block).all()
+
+
+def test_devices_without_lazy_memory_keep_their_rows_when_growing() -> None:
+    room = store(8)
+    cache = room.open(7 * PAGE)
+    cache._mapping = None  # as on a GPU: buffers are allocated and copied as the session grows
+    cache._forget()
+    cache.reserve(3)
+    cache.view(0, 3).new[1].fill_(5)
+    cache.length = 3
+    cache.reserve(PAGE + 1)
+    assert cache.pages == 2
+    cache.reserve(2 * PAGE + 1)
+    assert cache.pages == 4
+    assert room.tokens_free == 4 * PAGE
+    assert (cache.view(2, 3).keys[1] == 5).all()
+
+
+def test_memory_is_committed_as_tokens_come_and_given_back() -> None:
+    """A session for a million tokens costs nothing until it writes; eviction returns what was written."""
+    shapes = (KvShape(4, 64, 64),) * 4
+    room = KvStore(shapes, torch.float32, CPU, 1 << 40)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = room.open(1_000_000)
+    assert process.memory_info().rss - before < 8 << 20
+    cache.reserve(4096)
+    for block in cache.view(0, 4096).new:
+        block.fill_(1.0)
+    written = process.memory_info().rss - before
+    assert room.bytes_used == 4096 * room.bytes_per_token
+    assert 0.9 * room.bytes_used < written < 1.3 * room.bytes_used
+    cache.evict()
+    assert process.memory_info().rss - before < 0.2 * written
+    assert room.bytes_used == 0
+
+
+def test_ten_thousand_sessions_leave_nothing_behind() -> None:
+    room = store(40)
+    generator = torch.Generator().manual_seed(3)
+    live: list[KvCache] = []
+    for _ in range(10_000):
+        tokens = int(torch.randint(1, 6 * PAGE, (), generator=generator))
+        try:
+            cache = room.open(tokens)
+            cache.reserve(tokens)
+            live.append(cache)
+        except OutOfRoom:
+            live.pop(int(torch.randint(0, len(live), (), generator=generator))).close()
+    for cache in live:
+        cache.close()
+    assert room.bytes_used == 0
+    assert room.tokens_free == room.tokens_total == 40 * PAGE
+
+
+def test_refusals_say_what_is_there() -> None:
+    room = store(2)
+    with pytest.raises(OutOfRoom, match="128 tokens in all"):
+        room.open(2 * PAGE + 1)
+    first, second = room.open(2 * PAGE), room.open(PAGE)
+    first.reserve(PAGE + 1)
+    with pytest.raises(OutOfRoom, match="0 of 128 tokens are free"):
+        second.reserve(1)
+    with pytest.raises(OutOfRoom, match="opened for 64"):
+        second.reserve(PAGE + 1)
+    with pytest.raises(OutOfRoom, match="every K/V page is taken"):
+        room.open(1)
+    first.close()
+    second.reserve(1)
+    with pytest.raises(OutOfRoom, match="closed"):
+        first.reserve(1)
+    with pytest.raises(ValueError, match="cannot crop"):
+        second.crop(1)
+
+
+def test_default_budget_is_a_share_of_free_memory() -> None:
+    assert 0 < free_share(CPU) < psutil.virtual_memory().total
