@@ -1,0 +1,133 @@
+"""One thread that writes to a database: everything that is pending goes into one transaction (group commit).
+
+Rows that changed several times between two commits are written once, with their last value. After a failure that
+retrying does not cure the writer stops for good, and everyone who waits or comes later gets the error.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import stamina
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from hivemint.contracts.errors import HivemintError
+
+_Loop = asyncio.AbstractEventLoop
+_Future = asyncio.Future[None]
+
+
+class JournalError(HivemintError):
+    """The journal refuses an entry, or can no longer store any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row for one of the writer's statements. `key` names the row: a later change of it replaces this one."""
+
+    statement: int
+    key: Hashable
+    row: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: dict[int, dict[Hashable, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
+    waiters: dict[_Loop, list[_Future]] = field(default_factory=lambda: defaultdict(list))
+
+
+class GroupWriter:
+    """Runs `statements` (by index) over the rows that come, in that order, one transaction at a time."""
+
+    def __init__(self, engine: Engine, statements: Sequence[Any]) -> None:
+        self._engine, self._statements = engine, statements
+        self._pending = _Batch()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._failure: HivemintError | None = None
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    async def commit(self, *changes: Change) -> None:
+        """Returns when the changes are durable. Raises JournalError. Cancelling it takes nothing back."""
+        future: _Future = asyncio.get_running_loop().create_future()
+        self.submit(*changes, waiter=future)
+        await future
+
+    def submit(self, *changes: Change, waiter: _Future | None = None) -> None:
+        """Write soon, without waiting. Raises JournalError if the writer has stopped."""
+        with self._wake:
+            self.check()
+            for change in changes:
+                self._pending.rows[change.statement][change.key] = change.row
+            if waiter is not None:
+                self._pending.waiters[waiter.get_loop()].append(waiter)
+            self._wake.notify()
+
+    def check(self) -> None:
+        """Raises JournalError if the writer has stopped."""
+        if self._failure is not None:
+            raise self._failure
+        if self._closing:
+            raise JournalError("The journal is closed")
+
+    def close(self) -> None:
+        """Write what is pending and end the thread; blocks. Raises JournalError if something could not be stored."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while self._failure is None:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing or self._pending.rows)
+                batch, self._pending = self._pending, _Batch()
+            if not batch.rows:
+                return
+            try:
+                self._write(batch)
+            except DBAPIError as error:
+                with self._wake:
+                    self._failure = _broken(error)
+                    late, self._pending = self._pending, _Batch()
+                _resolve(late, self._failure)
+            _resolve(batch, self._failure)
+
+    @stamina.retry(on=OperationalError, attempts=3, timeout=20)
+    def _write(self, batch: _Batch) -> None:
+        with self._engine.begin() as connection:
+            for number, statement in enumerate(self._statements):
+                if number in batch.rows:
+                    connection.execute(statement, list(batch.rows[number].values()))
+
+
+def _broken(error: DBAPIError) -> JournalError:
+    return JournalError(
+        "The journal cannot be written",
+        why=str(error.orig),
+        next_step="free space or mend the disk, then start the node again; nothing that was acknowledged is lost",
+    )
+
+
+def _resolve(batch: _Batch, failure: HivemintError | None) -> None:
+    for loop, futures in batch.waiters.items():
+        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(_finish, futures, failure)
+
+
+def _finish(futures: list[_Future], failure: HivemintError | None) -> None:
+    for future in futures:
+        if future.done():  # its task was cancelled
+            continue
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
