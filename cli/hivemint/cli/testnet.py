@@ -1,0 +1,131 @@
+"""`hivemint testnet`: the whole of Hivemint on this machine, for developers and for a first look."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.panel import Panel
+
+from hivemint.cli.console import JsonFlag, emit, from_checkout, out, run_async, table
+from hivemint.cli.devchain import CHAIN_ID, dev_signers
+from hivemint.cli.localnet import PEOPLE, Layout, LocalNet, State, read_state, stop
+from hivemint.contracts.errors import ConfigError
+from hivemint.contracts.home import Home
+from hivemint.swarm import models
+
+app = typer.Typer(help="The whole thing on this machine: up, status, demo, down.")
+
+ModelArgument = Annotated[str, typer.Argument(help="Name of a pulled model, a folder, or a hub id.")]
+
+
+def default_folder() -> Path:
+    """Where `testnet up` keeps its files."""
+    return Home.open().root / "testnet"
+
+
+@app.command()
+def up(
+    model: ModelArgument = models.DEMO,
+    nodes: Annotated[int, typer.Option(min=1, max=6, help="The blocks are shared out evenly.")] = 2,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start chain, contracts, bootstrap peer, nodes and ledger in the background; print where everything is."""
+    from_checkout()
+    net = LocalNet(default_folder(), models.resolve(model))
+    with out.status("starting ...") as spinner:
+
+        def tell(what: str) -> None:
+            spinner.update(f"starting: {what} ...")
+
+        state = run_async(net.up(Layout(nodes=nodes), tell))
+    if as_json:
+        emit(describe(net.folder, state))
+    else:
+        show(net.folder, state)
+
+
+@app.command()
+def status(as_json: JsonFlag = False) -> None:
+    """What runs, and where."""
+    folder = default_folder()
+    state = running(folder)
+    if as_json:
+        emit(describe(folder, state))
+        return
+    rows = [
+        (child.name, "up" if child.alive else "[red]down[/]", str(child.pid), child.log) for child in state.children
+    ]
+    table("testnet", "process", "state", ">pid", "log", rows=rows)
+    out.print(f"network  {folder / 'network.toml'}\nchain    {state.chain_url}\nledger   {state.ledger_url}")
+
+
+@app.command()
+def down() -> None:
+    """End what `testnet up` started: nodes first, so that they drain and settle; then ledger, bootstrap peer, chain."""
+    folder = default_folder()
+    state = running(folder)
+    with out.status("ending ..."):
+        stop(state.children)
+    (folder / "state.json").unlink(missing_ok=True)
+    out.print("testnet is down")
+
+
+@app.command()
+def demo(
+    model: ModelArgument = models.DEMO,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, alone on stdout.")] = False,
+) -> None:
+    """The life of a token on a testnet of its own: chat, receipts, mints, priority, settlement, attacks refused."""
+    from hivemint.cli.demo import run_demo
+
+    from_checkout()
+    asyncio.run(run_demo(models.resolve(model), as_json=as_json))
+
+
+def running(folder: Path) -> State:
+    """The state of the testnet in `folder`. Raises ConfigError if none is up."""
+    state = read_state(folder)
+    if state is None:
+        raise ConfigError("No testnet is up", next_step="start one with `hivemint testnet up`")
+    return state
+
+
+def describe(folder: Path, state: State) -> dict[str, object]:
+    """For --json."""
+    return {
+        "network": folder / "network.toml",
+        "chain_url": state.chain_url,
+        "chain_id": CHAIN_ID,
+        "ledger_url": state.ledger_url,
+        "processes": [
+            {"name": child.name, "pid": child.pid, "alive": child.alive, "log": child.log} for child in state.children
+        ],
+    }
+
+
+def show(folder: Path, state: State) -> None:
+    """Accounts the way Hardhat prints them, then one table of addresses and URLs."""
+    signers = dev_signers()
+    out.print("[bold]Accounts[/]  10,000 coins each; wallets of these names lie in the testnet's home")
+    for index, name in enumerate(PEOPLE):
+        signer = signers[index * 2 + 1]
+        out.print(f"  {name:<6} {signer.address}  key 0x{signer.secret().hex()}", highlight=False, soft_wrap=True)
+    out.print(
+        Panel("These keys are known to everybody. Whatever is sent to them on a public chain is lost.", style="yellow")
+    )
+    from hivemint.contracts.network import Network
+
+    contracts = Network.load(folder / "network.toml").contracts
+    rows = [("chain", f"{state.chain_url}  (id {CHAIN_ID})"), ("ledger", state.ledger_url)]
+    rows += [(name, getattr(contracts, name)) for name in contracts.__dataclass_fields__]
+    rows += [(plan.operator, f"blocks {plan.blocks}, owner {plan.owner}") for plan in state.nodes]
+    rows += [("network file", str(folder / "network.toml")), ("password file", str(folder / "password"))]
+    table("Testnet", "what", "where", rows=rows)
+    out.print(
+        f"\nnext  export HIVEMINT_NETWORK={folder}/network.toml HIVEMINT_HOME={folder}/home HIVEMINT_PASSWORD=hivemint\n"
+        "      hivemint chat --wallet bob\n"
+        "      hivemint testnet status | demo | down",
+        highlight=False,
+        soft_wrap=True,
+    )
