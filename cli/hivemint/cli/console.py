@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ def emit(document: Any) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, *columns: str, rows: list[tuple[str, ...]]) -> None:
+def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
     """A tidy table; columns that start with '>' are right-aligned."""
     view = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for column in columns:

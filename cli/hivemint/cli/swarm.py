@@ -12,6 +12,7 @@ import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, emit, need, run_async, table
 from hivemint.contracts.credits import format_credits
+from hivemint.contracts.ids import PeerId
 from hivemint.contracts.network import Network
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
         "blocks": blocks,
         "nodes": [
             {
-                "peer": peer_text(record.peer),
+                "peer": peer_text(PeerId(record.peer)),
                 "operator": record.operator,
                 "first": record.first_block,
                 "end": record.end_block,

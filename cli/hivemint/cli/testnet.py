@@ -123,7 +123,8 @@ def show(folder: Path, state: State) -> None:
     rows += [("network file", str(folder / "network.toml")), ("password file", str(folder / "password"))]
     table("Testnet", "what", "where", rows=rows)
     out.print(
-        f"\nnext  export HIVEMINT_NETWORK={folder}/network.toml HIVEMINT_HOME={folder}/home HIVEMINT_PASSWORD=hivemint\n"
+        f"\nnext  export HIVEMINT_NETWORK={folder}/network.toml HIVEMINT_HOME={folder}/home\n"
+        "      export HIVEMINT_PASSWORD=hivemint\n"
         "      hivemint chat --wallet bob\n"
         "      hivemint testnet status | demo | down",
         highlight=False,
