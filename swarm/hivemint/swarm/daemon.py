@@ -7,9 +7,12 @@ joins it through `P2P.replicate`.
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib.resources import files
@@ -23,14 +26,15 @@ from hivemint.swarm.identity import PeerKey, parse_peer, peer_text
 START_LIMIT = 15.0
 STOP_LIMIT = 3.0
 MAX_SOCKET_PATH = 60
+STALE_AFTER = 60.0
 StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Daemon:
     """`p2p` is hivemind's own object, for its DHT. All calls raise SwarmError; time limits are the caller's."""
 
-    def __init__(self, folder: Path, child: asyncio.subprocess.Process) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lock: int, child: asyncio.subprocess.Process) -> None:
+        self.folder, self._lock = folder, lock
         self.child = child
         self.p2p: Any = None
         self._last_lines: deque[str] = deque(maxlen=4)
@@ -40,14 +44,13 @@ class Daemon:
     @classmethod
     async def start(cls, key: PeerKey, listen: Sequence[str], announce: Sequence[str]) -> "Daemon":
         """Start the child and wait until it answers, at most 15 s."""
-        base = tempfile.gettempdir()
-        folder = Path(tempfile.mkdtemp(prefix="hivemint-", dir=base if len(base) <= MAX_SOCKET_PATH else "/tmp"))  # noqa: S108 - mkdtemp makes it 0700
+        folder, lock = _private_folder()
         key.save(folder / "peer.key")
-        socket = f"/unix{folder}/control.sock"
+        control = f"/unix{folder}/control.sock"
         try:
             child = await asyncio.create_subprocess_exec(
                 str(files("hivemind.hivemind_cli") / "p2pd"),
-                *_arguments(folder / "peer.key", socket, listen, announce),
+                *_arguments(folder / "peer.key", control, listen, announce),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -55,15 +58,16 @@ class Daemon:
             )
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
             raise SwarmError(
                 "The libp2p daemon did not start",
                 why=str(error),
                 next_step=f"reinstall hivemind for this machine ({sys.platform})",
             ) from None
-        daemon = cls(folder, child)
+        daemon = cls(folder, lock, child)
         try:
             async with asyncio.timeout(START_LIMIT):
-                await daemon._join(socket)
+                await daemon._join(control)
         except TimeoutError:
             await daemon.stop()
             raise SwarmError("The libp2p daemon did not answer", why=f"waited {START_LIMIT:.0f} s") from None
@@ -72,7 +76,7 @@ class Daemon:
             raise
         return daemon
 
-    async def _join(self, socket: str) -> None:
+    async def _join(self, control: str) -> None:
         ended = asyncio.create_task(self.child.wait())
         ready = asyncio.create_task(self._ready.wait())
         try:
@@ -87,7 +91,7 @@ class Daemon:
         from hivemind.utils.multiaddr import Multiaddr
 
         private: Any = type("PrivateP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/"})
-        self.p2p = await private.replicate(Multiaddr(socket))
+        self.p2p = await private.replicate(Multiaddr(control))
         self.folder.joinpath("peer.key").unlink(missing_ok=True)  # read; the lasting copy is the node's own
 
     async def addresses(self) -> tuple[str, ...]:
@@ -143,6 +147,9 @@ class Daemon:
                 await self.child.wait()
         self._log.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     async def _read_log(self) -> None:
         out = self.child.stdout
@@ -157,6 +164,27 @@ class Daemon:
             self._last_lines.append(text[:400])
             if text.startswith("Peer ID:"):
                 self._ready.set()
+
+
+def _private_folder() -> tuple[Path, int]:
+    """A new 0700 folder and the lock that this process holds on it; those that killed processes left are removed."""
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > MAX_SOCKET_PATH:
+        base = Path("/tmp")  # noqa: S108 - mkdtemp's folders are 0700
+    for lock in base.glob("hivemint-*/lock"):
+        with contextlib.suppress(OSError):
+            if lock.stat().st_uid != os.getuid() or time.time() - lock.stat().st_mtime < STALE_AFTER:
+                continue
+            handle = os.open(lock, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(handle)
+    folder = Path(tempfile.mkdtemp(prefix="hivemint-", dir=base))
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return folder, handle
 
 
 def split_address(text: str) -> tuple[PeerId, str]:
@@ -191,16 +219,18 @@ def _multiaddrs(peer: PeerId, addresses: Sequence[str]) -> list[Any]:
     return usable
 
 
-def _arguments(key: Path, socket: str, listen: Sequence[str], announce: Sequence[str]) -> list[str]:
+def _arguments(key: Path, control: str, listen: Sequence[str], announce: Sequence[str]) -> list[str]:
     public = any(not _is_loopback(address) for address in listen)
     arguments = [
         f"-id={key}",
-        f"-listen={socket}",
+        f"-listen={control}",
         f"-autonat={int(public)}",
         f"-natPortMap={int(public)}",
         f"-relayService={int(public)}",
         "-relay=1",
         "-connManager=1",
+        "-connHi=4096",  # its trimming looks at no open stream, so it must not begin early
+        "-connLo=3072",
         "-idleTimeout=30s",  # ends a daemon that we did not live to join
         "-dhtServer" if listen else "-dhtClient",
         f"-hostAddrs={','.join(listen)}" if listen else "-noListenAddrs",

@@ -160,7 +160,7 @@ def _validator(keys: Keys) -> Any:
                 value = msgspec.msgpack.decode(record.value, type=bytes)
                 subkey = msgspec.msgpack.decode(record.subkey, type=bytes)
                 keys.check_place(check_record(value).record, bytes(record.key), subkey, record.expiration_time)
-            except (ProofError, msgspec.MsgspecError):
+            except (ProofError, msgspec.MsgspecError, UnicodeDecodeError):
                 return False
             return True
 

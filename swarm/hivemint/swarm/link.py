@@ -117,10 +117,10 @@ class Link(asyncio.Protocol):
     async def close(self, reason: str = "") -> None:
         """Say Bye, wait up to 0.5 s for the peer to hang up, then end the stream. Safe to call twice."""
         if not self.closed:
-            with contextlib.suppress(ProtocolError):
-                self._write((Bye(reason[:400]),))
+            self._write((Bye(reason[:400]),))
             self._end(reason or "closed here")
             if not self._reading and not self._transport.is_closing():
+                self._reading = True
                 self._transport.resume_reading()  # else the peer's hanging up would not be seen
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL):
@@ -159,26 +159,21 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
-        if self.closed:
-            return
         try:
-            arrived = self._frames.feed(data)
-            for message, size in arrived:
-                if isinstance(message, Ping):
-                    continue
+            for message, size in self._frames.feed(data):
                 if isinstance(message, Bye):
                     self._end(message.reason or "the peer said goodbye")
                     self._transport.close()
                     return
-                self._inbox.append((message, size))
-                self._inbox_bytes += size
-                self._held.add(size)
-            partial, self._partial = self._partial, self._frames.held
-            self._held.add(self._partial - partial)
+                if not self.closed and not isinstance(message, Ping):
+                    self._inbox.append((message, size))
+                    self._inbox_bytes += size
+                    self._held.add(size)
+            if not self.closed:
+                grown, self._partial = self._frames.held - self._partial, self._frames.held
+                self._held.add(grown)
         except ProtocolError as error:
-            self._write_last(str(error))
-            self._end(str(error))
-            self._transport.close()
+            self._hang_up(str(error))
             return
         if self._reading and self._full(1.0):
             self._reading = False
@@ -206,9 +201,11 @@ class Link(asyncio.Protocol):
         self._transport.writelines(parts)
         self._sent_at = self._loop.time()
 
-    def _write_last(self, reason: str) -> None:
-        with contextlib.suppress(ProtocolError):
+    def _hang_up(self, reason: str) -> None:
+        if not self.closed:
             self._write((Bye(reason[:400]),))
+        self._end(reason)
+        self._transport.close()
 
     def _full(self, share: float) -> bool:
         return self._inbox_bytes > INBOX_BYTES * share or len(self._inbox) > INBOX_MESSAGES * share

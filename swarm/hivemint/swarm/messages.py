@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
+
 from hivemint.contracts.errors import ProtocolError
 from hivemint.contracts.ids import Address, Credits, Step
 from hivemint.contracts.receipt import Leaf, SignedReceipt, SignedVoucher
@@ -320,7 +321,7 @@ def decode(number: int, body: bytes | memoryview) -> AnyMessage:
         size = int.from_bytes(view[:2], "big")
         head = _tensor_head.decode(view[2 : 2 + size])
         return Tensor(head, view[2 + size :])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the second: text that is not UTF-8
         kind = "Tensor" if number == Tensor.NUMBER else _BODIES[number].__name__
         raise ProtocolError(f"A peer sent a malformed {kind}", why=str(error)) from None
 

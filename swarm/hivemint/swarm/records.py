@@ -128,7 +128,7 @@ def _check_signatures(data: bytes) -> CheckedRecord:
     try:
         signed = _decode_signed.decode(data)
         record = _decode_record.decode(signed.payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProofError("A node record is malformed", why=str(error)) from None
     if record.version != RECORD_VERSION:
         raise ProofError("A node record has another version", why=f"expected {RECORD_VERSION}, got {record.version}")

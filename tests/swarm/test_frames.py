@@ -1,0 +1,89 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivemint.contracts.errors import ProtocolError
+from hivemint.swarm.frames import HEAD, FrameReader, pack
+from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Hello, Ping, Tensor, TensorHead, decode, limit_of
+from support.wire import EVERY_TYPE
+
+small = [message for message in EVERY_TYPE if not isinstance(message, Tensor) or len(message.data) < 10_000]
+
+
+def frames(*messages: AnyMessage) -> bytes:
+    return b"".join(pack(messages))
+
+
+def plain(message: AnyMessage) -> object:
+    return (message.head, bytes(message.data)) if isinstance(message, Tensor) else message
+
+
+def feed(reader: FrameReader, data: bytes) -> list[object]:
+    return [plain(message) for message, _ in reader.feed(data)]
+
+
+@given(st.lists(st.sampled_from(small), min_size=1, max_size=6), st.data())
+def test_any_cutting_of_the_stream_gives_the_same_messages(messages: list[AnyMessage], data: st.DataObject) -> None:
+    stream, reader, got, at = frames(*messages), FrameReader(), [], 0
+    while at < len(stream):
+        step = data.draw(st.integers(1, len(stream) - at))
+        got += feed(reader, stream[at : at + step])
+        at += step
+    assert got == [plain(message) for message in messages]
+    assert reader.held == 0
+
+
+def test_the_sizes_told_are_those_on_the_wire() -> None:
+    stream = frames(*EVERY_TYPE)
+    assert sum(size for _, size in FrameReader().feed(stream)) == len(stream)
+
+
+@given(st.integers(0, 255), st.integers(0, 2**32 - 1))
+def test_an_impossible_head_is_refused_before_its_body(number: int, length: int) -> None:
+    head = length.to_bytes(4, "big") + bytes((number,))
+    try:
+        allowed = 1 <= length <= limit_of(number) + 1
+    except ProtocolError:
+        allowed = False
+    reader = FrameReader()
+    if not allowed:
+        with pytest.raises(ProtocolError):
+            reader.feed(head)
+    elif length > 1:
+        assert reader.feed(head) == []
+        assert reader.held == HEAD
+
+
+@given(st.integers(0, 20), st.binary(max_size=300))
+def test_garbage_is_a_protocol_error_or_a_message_never_anything_else(number: int, body: bytes) -> None:
+    try:
+        message = decode(number, body)
+    except ProtocolError:
+        return
+    assert number == message.NUMBER
+
+
+@given(st.sampled_from(small), st.data())
+def test_a_flipped_bit_is_a_protocol_error_or_another_message(message: AnyMessage, data: st.DataObject) -> None:
+    stream = bytearray(frames(message))
+    stream[data.draw(st.integers(HEAD, len(stream) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        got = feed(FrameReader(), bytes(stream))
+    except ProtocolError:
+        return
+    assert got != [plain(message)]
+
+
+def test_unknown_fields_and_wrong_types_are_refused() -> None:
+    for body in ({"reason": "x", "more": 1}, {"reason": 5}, {}, ["x"]):
+        with pytest.raises(ProtocolError, match="malformed Bye"):
+            decode(Bye.NUMBER, msgspec.msgpack.encode(body))
+    with pytest.raises(ProtocolError, match="malformed Hello"):
+        decode(Hello.NUMBER, msgspec.msgpack.encode({"version": 1, "network": "n", "nonce": b"short"}))
+
+
+def test_what_is_too_large_to_receive_is_never_sent() -> None:
+    with pytest.raises(ProtocolError, match="too large to send"):
+        pack([Tensor(TensorHead(EVERY_TYPE[-1].head.step), bytes(MAX_TENSOR))])  # type: ignore[union-attr]
+    assert len(frames(Ping())) <= HEAD + 1
