@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.37;
+
+import {IDisputes, Statement, StrikeRecord} from "../src/interfaces/IDisputes.sol";
+import {INodeRegistry} from "../src/interfaces/INodeRegistry.sol";
+import {Setting} from "../src/interfaces/IParameters.sol";
+import {Signature} from "../src/Signed.sol";
+import {Kit} from "./support/Kit.sol";
+
+contract DisputesTest is Kit {
+    bytes32 private constant EVIDENCE = keccak256("evidence");
+    bytes32 private constant ID = keccak256("session");
+    address private accuser;
+
+    function setUp() public override {
+        super.setUp();
+        register(OPERATOR_KEY, owner, payout, 10 ether);
+        accuser = vm.addr(auditorKey(0));
+    }
+
+    function strikeSigs(uint256 epoch, uint256[] memory who) private view returns (Signature[] memory) {
+        return signAll(who, strikeDigest(node, uint64(epoch), EVIDENCE, accuser));
+    }
+
+    function pardonSigs(uint256 epoch, uint256[] memory who) private view returns (Signature[] memory) {
+        return signAll(who, pardonDigest(node, uint64(epoch), EVIDENCE));
+    }
+
+    function strikeFor(uint256 epoch) private {
+        disputes.strike(node, epoch, EVIDENCE, accuser, strikeSigs(epoch, three(1, 2, 3)));
+    }
+
+    // ---- equivocation
+
+    function testFuzz_equivocation(uint64 step, uint64 tokens, bytes32 head, address other, address reporter) external {
+        vm.assume(reporter != address(0));
+        vm.assume(tokens != 8 || head != EVIDENCE || other != client);
+        Statement memory a = statement(OPERATOR_KEY, ID, step, client, 8, EVIDENCE);
+        Statement memory b = statement(OPERATOR_KEY, ID, step, other, tokens, head);
+        vm.expectEmit(true, true, true, true, address(disputes));
+        emit IDisputes.Equivocated(node, ID, step, reporter);
+        vm.prank(reporter);
+        disputes.proveEquivocation(node, ID, step, a, b);
+        eq(registry.nodeOf(node).bonded, 5 ether, "half is lost");
+        eq(registry.rewardOf(reporter), 0.5 ether, "a tenth of that to the reporter");
+        ok(registry.isRetired(node), "retired");
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.IsRetired.selector, node));
+        disputes.proveEquivocation(node, ID, step, a, b);
+        eq(registry.nodeOf(node).bonded, 5 ether, "once");
+    }
+
+    function test_equivocationRefuses() external {
+        Statement memory a = statement(OPERATOR_KEY, ID, 4, client, 8, EVIDENCE);
+        bytes32 da = receiptDigest(node, client, ID, 4, 8, EVIDENCE);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.SameReceipt.selector, da));
+        disputes.proveEquivocation(node, ID, 4, a, a);
+        // Another step, another session, another signer: each honest.
+        badSecond(a, statement(OPERATOR_KEY, ID, 5, client, 9, EVIDENCE), 9);
+        badSecond(a, statement(OPERATOR_KEY, keccak256("other"), 4, client, 9, EVIDENCE), 9);
+        badSecond(a, statement(CLIENT_KEY, ID, 4, client, 9, EVIDENCE), 9);
+        vm.expectRevert();
+        disputes.proveEquivocation(node, ID, 4, statement(CLIENT_KEY, ID, 4, client, 9, EVIDENCE), a);
+        Statement memory b = statement(CLIENT_KEY, ID, 4, client, 9, EVIDENCE);
+        a = statement(CLIENT_KEY, ID, 4, client, 8, EVIDENCE);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotRegistered.selector, client));
+        disputes.proveEquivocation(client, ID, 4, a, b);
+        (a.signature, b.signature) = (Signature(0, 0), Signature(0, 0));
+        vm.expectPartialRevert(IDisputes.BadReceipt.selector);
+        disputes.proveEquivocation(address(0), ID, 4, a, b);
+        eq(registry.nodeOf(node).bonded, 10 ether, "untouched");
+    }
+
+    function badSecond(Statement memory a, Statement memory b, uint64 tokens) private {
+        bytes32 db = receiptDigest(node, client, ID, 4, tokens, EVIDENCE);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.BadReceipt.selector, db));
+        disputes.proveEquivocation(node, ID, 4, a, b);
+    }
+
+    /// @dev A receipt shown with a malleated signature is the same receipt.
+    function testFuzz_honestNodeCannotBeFramed(bytes32 r, bytes32 vs, uint64 tokens) external {
+        Statement memory a = statement(OPERATOR_KEY, ID, 4, client, 8, EVIDENCE);
+        Statement memory b = Statement(client, tokens, EVIDENCE, Signature(r, vs));
+        vm.expectRevert();
+        disputes.proveEquivocation(node, ID, 4, a, b);
+    }
+
+    function test_P8_equivocationReachesUnbondingStake() external {
+        vm.prank(owner);
+        registry.unbond(node);
+        vm.warp(vm.getBlockTimestamp() + UNBOND + 1);
+        disputes.proveEquivocation(
+            node,
+            ID,
+            4,
+            statement(OPERATOR_KEY, ID, 4, client, 8, EVIDENCE),
+            statement(OPERATOR_KEY, ID, 4, client, 9, EVIDENCE)
+        );
+        eq(registry.nodeOf(node).unbonding, 5 ether, "half of what leaves");
+    }
+
+    // ---- strikes
+
+    function test_strike() external {
+        uint256 epoch = today();
+        vm.expectEmit(true, true, true, true, address(disputes));
+        emit IDisputes.Struck(node, epoch, EVIDENCE, accuser, epoch + 1);
+        strikeFor(epoch);
+        StrikeRecord memory record = disputes.strikeOf(node, epoch);
+        eq(record.evidence, EVIDENCE, "evidence");
+        eq(record.accuser, accuser, "accuser");
+        eq(record.appealEpoch, epoch + 1, "appeal");
+        ok(disputes.struck(node, epoch), "struck");
+        ok(!disputes.struck(node, epoch - 1), "that epoch only");
+        eq(registry.nodeOf(node).bonded, 10 ether, "a single strike costs no stake");
+        Signature[] memory sigs = strikeSigs(epoch, three(1, 2, 4));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.AlreadyStruck.selector, node, epoch));
+        disputes.strike(node, epoch, EVIDENCE, accuser, sigs);
+    }
+
+    function testFuzz_strikeForThisOrTheLastEpoch(uint256 epoch) external {
+        epoch = within(epoch, today() - 5, today() + 5);
+        Signature[] memory sigs = strikeSigs(epoch, three(1, 2, 3));
+        if (epoch != today() && epoch + 1 != today()) {
+            vm.expectRevert(abi.encodeWithSelector(IDisputes.WrongEpoch.selector, epoch, today()));
+        }
+        disputes.strike(node, epoch, EVIDENCE, accuser, sigs);
+    }
+
+    function test_strikeRefuses() external {
+        uint256 epoch = today();
+        Signature[] memory sigs = strikeSigs(epoch, three(1, 2, 3));
+        vm.expectRevert(IDisputes.NoEvidence.selector);
+        disputes.strike(node, epoch, 0, accuser, sigs);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotRegistered.selector, client));
+        disputes.strike(client, epoch, EVIDENCE, accuser, sigs);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 0, 3));
+        disputes.strike(node, epoch, EVIDENCE, accuser, new Signature[](0));
+        uint256[] memory two = new uint256[](2);
+        (two[0], two[1]) = (1, 2);
+        Signature[] memory few = strikeSigs(epoch, two);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 2, 3));
+        disputes.strike(node, epoch, EVIDENCE, accuser, few);
+        Signature[] memory doubled = new Signature[](3);
+        (doubled[0], doubled[1], doubled[2]) = (few[0], few[0], few[1]);
+        vm.expectPartialRevert(IDisputes.SignersNotRising.selector);
+        disputes.strike(node, epoch, EVIDENCE, accuser, doubled);
+        (doubled[0], doubled[1], doubled[2]) = (few[1], few[0], few[0]);
+        vm.expectPartialRevert(IDisputes.SignersNotRising.selector);
+        disputes.strike(node, epoch, EVIDENCE, accuser, doubled);
+        // Over other words: the accuser changed, so these are no auditors' signatures.
+        vm.expectRevert();
+        disputes.strike(node, epoch, EVIDENCE, admin, sigs);
+        vm.expectRevert();
+        disputes.strike(node, epoch - 1, EVIDENCE, accuser, sigs);
+    }
+
+    function test_strikeByAStranger() external {
+        uint256[] memory keys = new uint256[](4);
+        (keys[0], keys[1], keys[2], keys[3]) = (auditorKey(1), auditorKey(2), auditorKey(3), CLIENT_KEY);
+        Signature[] memory sigs = signSorted(keys, strikeDigest(node, uint64(today()), EVIDENCE, accuser));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotAuditor.selector, client));
+        disputes.strike(node, today(), EVIDENCE, accuser, sigs);
+    }
+
+    /// @dev P10: accuser, owner and operator may be auditors; their signatures do not count.
+    function test_P10_neitherAccusedNorAccuserDecides() external {
+        uint256 epoch = today();
+        Signature[] memory sigs = strikeSigs(epoch, three(0, 1, 2));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 2, 3));
+        disputes.strike(node, epoch, EVIDENCE, accuser, sigs);
+        // The node's operator, and then the owner of another node, become auditors.
+        address ownerAuditor = vm.addr(auditorKey(1));
+        address second = register(0xC0FFEE, ownerAuditor, payout, 0);
+        vm.prank(admin);
+        parameters.scheduleAuditor(node, true);
+        toEpoch(parameters.nextChange());
+        epoch = today();
+        uint256[] memory keys = three(auditorKey(1), auditorKey(2), OPERATOR_KEY);
+        sigs = signSorted(keys, strikeDigest(node, uint64(epoch), EVIDENCE, accuser));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 2, 3));
+        disputes.strike(node, epoch, EVIDENCE, accuser, sigs);
+        sigs = signAll(three(1, 2, 3), strikeDigest(second, uint64(epoch), EVIDENCE, accuser));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 2, 3));
+        disputes.strike(second, epoch, EVIDENCE, accuser, sigs);
+        strikeFor(epoch);
+        sigs = pardonSigs(epoch, three(0, 1, 2));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 2, 3));
+        disputes.pardon(node, epoch, EVIDENCE, sigs);
+        sigs = signSorted(three(auditorKey(1), auditorKey(2), OPERATOR_KEY), pardonDigest(node, uint64(epoch), EVIDENCE));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 2, 3));
+        disputes.pardon(node, epoch, EVIDENCE, sigs);
+    }
+
+    function test_auditorsOfTheDayCount() external {
+        vm.prank(admin);
+        parameters.scheduleAuditor(vm.addr(auditorKey(3)), false);
+        strikeFor(today());
+        toEpoch(parameters.nextChange());
+        Signature[] memory sigs = strikeSigs(today(), three(1, 2, 3));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotAuditor.selector, vm.addr(auditorKey(3))));
+        disputes.strike(node, today(), EVIDENCE, accuser, sigs);
+    }
+
+    // ---- pardons
+
+    function testFuzz_pardon(uint256 wait) external {
+        uint256 epoch = today();
+        wait = within(wait, 0, 3);
+        strikeFor(epoch);
+        toEpoch(epoch + wait);
+        Signature[] memory sigs = pardonSigs(epoch, three(2, 3, 4));
+        if (wait > 1) {
+            vm.expectRevert(abi.encodeWithSelector(IDisputes.AppealOver.selector, epoch + 1, epoch + wait));
+            disputes.pardon(node, epoch, EVIDENCE, sigs);
+            ok(disputes.struck(node, epoch), "stays");
+            return;
+        }
+        vm.expectEmit(true, true, true, true, address(disputes));
+        emit IDisputes.Pardoned(node, epoch, EVIDENCE);
+        disputes.pardon(node, epoch, EVIDENCE, sigs);
+        ok(!disputes.struck(node, epoch), "taken back");
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoStrike.selector, node, epoch));
+        disputes.pardon(node, epoch, EVIDENCE, sigs);
+        if (wait == 0) {
+            sigs = strikeSigs(epoch, three(1, 2, 3));
+            vm.expectRevert(abi.encodeWithSelector(IDisputes.AlreadyStruck.selector, node, epoch));
+            disputes.strike(node, epoch, EVIDENCE, accuser, sigs);
+        }
+    }
+
+    function test_pardonRefuses() external {
+        uint256 epoch = today();
+        Signature[] memory sigs = pardonSigs(epoch, three(2, 3, 4));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoStrike.selector, node, epoch));
+        disputes.pardon(node, epoch, EVIDENCE, sigs);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoStrike.selector, node, epoch));
+        disputes.pardon(node, epoch, 0, sigs);
+        strikeFor(epoch);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoStrike.selector, node, epoch));
+        disputes.pardon(node, epoch, keccak256("other evidence"), sigs);
+        sigs = strikeSigs(epoch, three(1, 2, 3));
+        vm.expectRevert();
+        disputes.pardon(node, epoch, EVIDENCE, sigs);
+        ok(disputes.struck(node, epoch), "stays");
+    }
+
+    // ---- m strikes within K
+
+    function strikesAt(uint256[4] memory gaps) private returns (uint256[] memory epochs) {
+        epochs = new uint256[](4);
+        uint256 epoch = today();
+        for (uint256 i; i < 4; ++i) {
+            epoch += gaps[i];
+            toEpoch(epoch);
+            strikeFor(epoch);
+            epochs[i] = epoch;
+        }
+        toEpoch(epoch + 2);
+    }
+
+    function test_fourStrikesCostAFifth() external {
+        uint256[] memory epochs = strikesAt([uint256(0), 1, 5, 13]);
+        vm.expectEmit(true, true, true, true, address(disputes));
+        emit IDisputes.StrikesSpent(node, epochs);
+        disputes.slashStruck(node, epochs);
+        eq(registry.nodeOf(node).bonded, 8 ether, "20 %");
+        eq(registry.rewardOf(address(this)), 0, "nobody earns by a verdict");
+        ok(!registry.isRetired(node), "still in use");
+        eq(disputes.spentThrough(node), epochs[3], "cleared");
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotEnoughStrikes.selector, 0, 4, 20));
+        disputes.slashStruck(node, epochs);
+    }
+
+    function testFuzz_theyMustLieWithinK(uint256 a, uint256 b, uint256 c) external {
+        (a, b, c) = (within(a, 1, 12), within(b, 1, 12), within(c, 1, 12));
+        uint256[] memory epochs = strikesAt([uint256(0), a, b, c]);
+        if (a + b + c >= 20) vm.expectRevert(abi.encodeWithSelector(IDisputes.NotEnoughStrikes.selector, 4, 4, 20));
+        disputes.slashStruck(node, epochs);
+    }
+
+    function test_slashStruckRefuses() external {
+        uint256[] memory epochs = strikesAt([uint256(0), 1, 1, 1]);
+        uint256[] memory list = new uint256[](3);
+        (list[0], list[1], list[2]) = (epochs[0], epochs[1], epochs[2]);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotEnoughStrikes.selector, 3, 4, 20));
+        disputes.slashStruck(node, list);
+        list = new uint256[](4);
+        (list[0], list[1], list[2], list[3]) = (epochs[0], epochs[1], epochs[1], epochs[2]);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotEnoughStrikes.selector, 2, 4, 20));
+        disputes.slashStruck(node, list);
+        (list[0], list[1], list[2], list[3]) = (epochs[1], epochs[0], epochs[2], epochs[3]);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotEnoughStrikes.selector, 1, 4, 20));
+        disputes.slashStruck(node, list);
+        (list[0], list[1], list[2], list[3]) = (epochs[0] - 1, epochs[0], epochs[1], epochs[2]);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoStrike.selector, node, epochs[0] - 1));
+        disputes.slashStruck(node, list);
+        toEpoch(epochs[3] + 1);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.AppealRuns.selector, epochs[3] + 1, epochs[3] + 1));
+        disputes.slashStruck(node, epochs);
+        disputes.pardon(node, epochs[3], EVIDENCE, pardonSigs(epochs[3], three(1, 2, 3)));
+        toEpoch(epochs[3] + 2);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoStrike.selector, node, epochs[3]));
+        disputes.slashStruck(node, epochs);
+        eq(registry.nodeOf(node).bonded, 10 ether, "untouched");
+    }
+
+    function test_changedNumbersCountFromTheirEpoch() external {
+        vm.startPrank(admin);
+        parameters.schedule(Setting.StrikeLimit, 1);
+        parameters.schedule(Setting.Appeal, 3);
+        parameters.schedule(Setting.Quorum, 2);
+        vm.stopPrank();
+        toEpoch(parameters.nextChange());
+        uint256[] memory who = new uint256[](2);
+        (who[0], who[1]) = (1, 2);
+        uint256 epoch = today();
+        disputes.strike(node, epoch, EVIDENCE, accuser, strikeSigs(epoch, who));
+        eq(disputes.strikeOf(node, epoch).appealEpoch, epoch + 3, "appeal");
+        toEpoch(epoch + 4);
+        uint256[] memory epochs = new uint256[](1);
+        epochs[0] = epoch;
+        disputes.slashStruck(node, epochs);
+        eq(registry.nodeOf(node).bonded, 8 ether, "one was enough");
+    }
+
+    function test_knowsItsDeployment() external view {
+        eq(address(disputes.PARAMETERS()), address(parameters), "parameters");
+        eq(address(disputes.REGISTRY()), address(registry), "registry");
+    }
+}
