@@ -29,7 +29,6 @@ async def test_the_contracts_stand_with_the_numbers_of_the_file(contracts: Bindi
         assert await contracts.parameters.value(setting, epoch) == wanted.settings[setting]
     assert await contracts.parameters.rate(TEST_MODEL, epoch) == TEST_RATE
     assert await contracts.parameters.owner() == testchain.signers[0].address
-    assert await contracts.token.supply() == 0
     assert await contracts.settlement.fee() == wanted.fixed.fee
 
 
@@ -59,7 +58,11 @@ async def test_a_deployment_that_died_goes_on(
         assert await chain.nonce(DEPLOYER.address) == before + left
         again = await deploy(testchain.network.rpc_url, DEPLOYER, numbers(), record)
         assert await chain.nonce(DEPLOYER.address) == before + left
-        await check(Bindings.over(chain, done.contracts))
+        fresh = Bindings.over(chain, done.contracts)
+        await check(fresh)
+        assert await fresh.token.supply() == 0  # no premint
+        with pytest.raises(ChainError, match="belongs to another deployment"):
+            await check(Bindings.over(chain, replace(done.contracts, token=testchain.network.contracts.token)))
     assert again == done == read_record(record)
 
 

