@@ -1,0 +1,184 @@
+"""The hot loop: schedule, run, deliver. One worker thread computes; the event loop never waits for it."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from hivemint.contracts.errors import HivemintError
+from hivemint.node.batch import Work
+from hivemint.node.kv_cache import KvCache, OutOfRoom
+from hivemint.node.room import Room, Seat
+from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
+
+_SMOOTH = 0.2
+Output = torch.Tensor | Exception
+
+
+class Computes(Protocol):
+    """`span.Span`, as far as the loop uses it."""
+
+    def run(self, batch: "list[Work]") -> list[torch.Tensor]: ...
+
+
+class ComputeFailed(HivemintError):
+    """The device failed at a step. Nothing of it counts."""
+
+
+@dataclass(eq=False)
+class StepJob:
+    """A step's rows on their way through the device. `output` resolves to `[count, hidden]`."""
+
+    job: Job
+    seat: Seat
+    start: int
+    hidden: torch.Tensor
+    output: asyncio.Future[torch.Tensor]
+    parts: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def cache(self) -> KvCache:
+        return self.seat.cache
+
+
+@dataclass
+class Gauge:
+    """What the loop measures of itself, smoothed: waits in seconds by lane, token rows a second while computing."""
+
+    wait_s: dict[Lane, float] = field(default_factory=lambda: dict.fromkeys(Lane, 0.0))
+    rows_per_s: float = 0.0
+    rows_done: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
+    batches: int = 0
+    batch_rows: float = 0.0
+    busy_s: float = 0.0
+
+    def started(self, job: Job) -> None:
+        wait = (job.started_at or job.queued_at) - job.queued_at
+        self.wait_s[job.lane] += _SMOOTH * (wait - self.wait_s[job.lane])
+
+    def ran(self, batch: list[Slice], seconds: float) -> None:
+        rows = sum(part.rows for part in batch)
+        for part in batch:
+            self.rows_done[part.job.lane] += part.rows
+        speed = rows / max(seconds, 1e-6)
+        self.rows_per_s = speed if not self.batches else self.rows_per_s + _SMOOTH * (speed - self.rows_per_s)
+        self.batch_rows += _SMOOTH * (rows - self.batch_rows)
+        self.batches += 1
+        self.busy_s += seconds
+
+
+class Engine:
+    """Serves one span on one device."""
+
+    def __init__(self, span: Computes, scheduler: Scheduler, room: Room) -> None:
+        self._span, self.scheduler, self.room = span, scheduler, room
+        self.gauge = Gauge()
+        self._jobs: dict[Job, StepJob] = {}
+        self._running: list[Seat] = []
+        self._leaving: list[Seat] = []
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "compute")
+        self._loop = asyncio.get_running_loop()
+
+    def enqueue(self, job: Job, seat: Seat, start: int, hidden: torch.Tensor) -> StepJob:
+        """Queue rows `[count, hidden]` for positions `start ..`. Steps of one session must come in their order."""
+        step = StepJob(job, seat, start, hidden, self._loop.create_future())
+        self._jobs[job] = step
+        self.scheduler.add(job)
+        self._arrived.set()
+        return step
+
+    async def finish(self, step: StepJob) -> torch.Tensor:
+        """The output, `[count, hidden]`. Cancelling takes the step back. Raises OutOfRoom and ComputeFailed."""
+        try:
+            return await step.output
+        finally:
+            self._jobs.pop(step.job, None)
+            self.scheduler.drop(step.job)
+
+    def free_wait(self) -> float:
+        """Seconds until a free step that came now would start: free rows ahead of it over the lane's sure share."""
+        share = self.scheduler.reserve / self.scheduler.budget
+        queued = self.scheduler.waiting(Lane.FREE)
+        if not self.scheduler.waiting(Lane.PAID):
+            share = 1.0
+        return queued / (share * self.gauge.rows_per_s) if self.gauge.rows_per_s else 0.0
+
+    def release(self, seat: Seat) -> None:
+        """Give a seat back; while the device still writes to it, right after that."""
+        if seat in self._running:
+            self._leaving.append(seat)
+        else:
+            self.room.close(seat)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                batch = await self._schedule()
+                outputs = await self._run(batch)
+                self._deliver(batch, outputs)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _schedule(self) -> list[tuple[Slice, StepJob]]:
+        """Everything that may go now; waits only while nothing does."""
+        while True:
+            while not self.scheduler:
+                self._arrived.clear()
+                await self._arrived.wait()
+            batch = []
+            for part in self.scheduler.pick():
+                if (step := self._jobs.get(part.job)) is None or step.output.done():
+                    continue  # taken back this very moment
+                if not part.first:
+                    self.gauge.started(part.job)
+                try:
+                    self.room.take(step.seat, step.start + part.first + part.rows)
+                except OutOfRoom as error:
+                    self.scheduler.drop(part.job)
+                    step.output.set_exception(error)
+                    continue
+                batch.append((part, step))
+            if batch:
+                return batch
+
+    async def _run(self, batch: list[tuple[Slice, StepJob]]) -> list[Output]:
+        works = [
+            Work(step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows])
+            for part, step in batch
+        ]
+        self._running = [step.seat for _, step in batch]
+        outputs = await self._loop.run_in_executor(self._thread, self._forward, works, [part for part, _ in batch])
+        self._running = []
+        while self._leaving:
+            self.room.close(self._leaving.pop())
+        return outputs
+
+    def _forward(self, works: list[Work], parts: list[Slice]) -> list[Output]:
+        """In the compute thread. When a batch fails, each step runs alone: one bad step costs only itself."""
+        began = time.perf_counter()
+        try:
+            outputs: list[Output] = [*self._span.run(works)]
+        except (HivemintError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError for all of its own
+            if len(works) == 1:
+                return [error]
+            return [output for work, part in zip(works, parts, strict=True) for output in self._forward([work], [part])]
+        self.gauge.ran(parts, time.perf_counter() - began)
+        return outputs
+
+    def _deliver(self, batch: list[tuple[Slice, StepJob]], outputs: list[Output]) -> None:
+        for (part, step), output in zip(batch, outputs, strict=True):
+            if step.output.done():
+                continue
+            if isinstance(output, Exception):
+                self.scheduler.drop(part.job)
+                failed = ComputeFailed("The device failed at this step", why=str(output), next_step="try another node")
+                step.output.set_exception(output if isinstance(output, OutOfRoom) else failed)
+                continue
+            step.parts.append(output)
+            if part.first + part.rows == part.job.rows:
+                step.output.set_result(step.parts[0] if len(step.parts) == 1 else torch.cat(step.parts))

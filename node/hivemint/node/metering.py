@@ -1,0 +1,123 @@
+"""What a step's receipt says: rows hashed, the leaf chained into the head, the receipt signed.
+
+All of it is work of a few microseconds a row, done in one worker thread beside the compute. `protocol.md`, section 1,
+has the formulas; a number of a session is signed at most once, which `session.py` watches over (P16).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from hivemint.contracts.errors import ProofError
+from hivemint.contracts.ids import Address, Digest, SessionId, Step, TensorHash
+from hivemint.contracts.receipt import (
+    CheckedReceipt,
+    CheckedVoucher,
+    Leaf,
+    SignedReceipt,
+    SignedVoucher,
+    check_receipt,
+    check_voucher,
+    following,
+    sign_receipt,
+)
+from hivemint.contracts.signature import Signer
+from hivemint.contracts.signed import Domain, Receipt
+from hivemint.node.threads import Worker
+from hivemint.swarm.messages import StepRequest
+from hivemint.swarm.rows import row_hashes, tensor_hash, to_wire
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who must have made a step's input: a node's operator, its session and the step there."""
+
+    operator: Address
+    session: SessionId
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A step's input rows in wire form; `hash` where it had to be known before the compute."""
+
+    data: bytes | memoryview
+    hash: TensorHash | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A step's output in wire form, its row hashes (32 bytes each), and what is to be signed about it."""
+
+    data: bytes
+    rows: bytes
+    leaf: Leaf
+    receipt: Receipt
+
+
+class Meter(Protocol):
+    """What the node asks of its metering. `ReceiptMeter` is the real one."""
+
+    async def hash_input(self, data: bytes | memoryview, row_bytes: int) -> TensorHash: ...
+
+    async def measure(
+        self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
+    ) -> Measured: ...
+
+    async def sign(self, receipt: Receipt) -> CheckedReceipt: ...
+
+    async def check_voucher(self, voucher: SignedVoucher, receipt: Digest, key: Address) -> CheckedVoucher: ...
+
+    async def check_hop(self, source: Source, leaf: Leaf, signed: SignedReceipt) -> None: ...
+
+
+class ReceiptMeter:
+    """Meters for one operator key in one domain."""
+
+    def __init__(self, domain: Domain, signer: Signer, worker: Worker) -> None:
+        self._domain, self._signer, self._worker = domain, signer, worker
+
+    async def hash_input(self, data: bytes | memoryview, row_bytes: int) -> TensorHash:
+        """BLAKE2b-256 over the row hashes of a tensor in wire form."""
+        return await self._worker.do(_hash, data, row_bytes)
+
+    async def measure(
+        self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
+    ) -> Measured:
+        """The leaf of a step with output `[count, hidden]`, and the receipt that follows `previous`."""
+        return await self._worker.do(_measure, previous, request, source, output, wire)
+
+    async def sign(self, receipt: Receipt) -> CheckedReceipt:
+        return await self._worker.do(sign_receipt, self._domain, receipt, self._signer)
+
+    async def check_voucher(self, voucher: SignedVoucher, receipt: Digest, key: Address) -> CheckedVoucher:
+        """Raises ProofError unless `key` signed it over `receipt`."""
+        return await self._worker.do(check_voucher, self._domain, voucher, receipt, key)
+
+    async def check_hop(self, source: Source, leaf: Leaf, signed: SignedReceipt) -> None:
+        """The neighbour's receipt must end in `leaf` and be that of the operator, session and step that the client
+        named. Raises ProofError.
+        """
+        await self._worker.do(_check_hop, self._domain, source, leaf, signed)
+
+
+def _hash(data: bytes | memoryview, row_bytes: int) -> TensorHash:
+    return tensor_hash(row_hashes(data, row_bytes))
+
+
+def _measure(previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str) -> Measured:
+    data = to_wire(output, wire)
+    width = len(data) // request.count
+    rows = row_hashes(data, width)
+    input_hash = source.hash or _hash(source.data, width)
+    leaf = Leaf(previous.head, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
+    return Measured(data, rows, leaf, following(previous, leaf))
+
+
+def _check_hop(domain: Domain, source: Source, leaf: Leaf, signed: SignedReceipt) -> None:
+    if leaf.step != source.step:
+        raise ProofError("A neighbour's leaf is of another step", why=f"expected {source.step}, got {leaf.step}")
+    claimed = signed.receipt  # its client and its sum of tokens are the neighbour's affair
+    expected = Receipt(source.operator, claimed.client, source.session, source.step, claimed.tokens, leaf.head())
+    check_receipt(domain, signed, expected)

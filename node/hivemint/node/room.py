@@ -1,0 +1,105 @@
+"""K/V room by lane: who gets pages, and who must give them back.
+
+Pages are taken as tokens come (`kv_cache.py`). A session that has been idle for `idle` seconds loses its room when
+another needs it; its client sends its tokens again. Paid sessions may displace free ones, but not below the free
+lane's share. Reserving without using blocks nobody.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hivemint.node.kv_cache import KvCache, KvStore, OutOfRoom, pages_for
+from hivemint.node.scheduler import Lane
+
+IDLE = 30.0
+
+
+@dataclass(eq=False)
+class Seat:
+    """A session's place in the store. `busy` counts its steps in flight: a busy seat is never taken away."""
+
+    cache: KvCache
+    lane: Lane
+    used_at: float
+    busy: int = 0
+    on_evicted: Callable[[], None] | None = None
+
+
+class Room:
+    """All seats of one store."""
+
+    def __init__(
+        self, store: KvStore, *, free_share: float = 0.1, idle: float = IDLE, max_seats: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self._share, self._idle, self._max_seats, self._clock = free_share, idle, max_seats, clock
+        self.seats: list[Seat] = []
+
+    def open(self, lane: Lane, max_tokens: int) -> Seat:
+        """A seat without any page yet. Raises OutOfRoom."""
+        if len(self.seats) >= self._max_seats:
+            raise OutOfRoom("no seat for another session", why=f"{len(self.seats)} are open", next_step="wait")
+        try:
+            cache = self.store.open(max_tokens)
+        except OutOfRoom:
+            if pages_for(max_tokens) > pages_for(self.store.tokens_total) or not self._evict_one(lane, self._clock()):
+                raise
+            cache = self.store.open(max_tokens)
+        seat = Seat(cache, lane, self._clock())
+        self.seats.append(seat)
+        return seat
+
+    def take(self, seat: Seat, tokens: int) -> None:
+        """Pages for `tokens` in all, evicting others if it must. Raises OutOfRoom, nothing changed for this seat."""
+        now = seat.used_at = self._clock()
+        while True:
+            if self._may_grow(seat, tokens):
+                try:
+                    return seat.cache.reserve(tokens)
+                except OutOfRoom:
+                    if tokens > seat.cache.max_tokens:
+                        raise
+            if not self._evict_one(seat.lane, now, but=seat):
+                raise OutOfRoom(
+                    f"no room for {tokens} tokens now", why="the other sessions are busy", next_step="try again later"
+                )
+
+    def close(self, seat: Seat) -> None:
+        if seat in self.seats:
+            self.seats.remove(seat)
+        seat.cache.close()
+
+    def used(self, lane: Lane) -> int:
+        """Tokens in the pages of a lane's sessions."""
+        return sum(seat.cache.pages for seat in self.seats if seat.lane is lane) * self._page_tokens
+
+    @property
+    def _page_tokens(self) -> int:
+        return self.store.tokens_total // max(1, pages_for(self.store.tokens_total))
+
+    @property
+    def _free_tokens_kept(self) -> int:
+        return int(self.store.tokens_total * self._share)
+
+    def _may_grow(self, seat: Seat, tokens: int) -> bool:
+        """Paid sessions leave the free lane its share while it has anybody."""
+        if seat.lane is Lane.FREE or not any(other.lane is Lane.FREE for other in self.seats):
+            return True
+        grown = self.used(Lane.PAID) + max(0, pages_for(tokens) - seat.cache.pages) * self._page_tokens
+        return grown <= self.store.tokens_total - self._free_tokens_kept
+
+    def _evict_one(self, lane: Lane, now: float, but: Seat | None = None) -> bool:
+        """Take the room of the session that has been quiet longest, if one may be taken."""
+        quiet = [seat for seat in self.seats if seat is not but and not seat.busy and seat.cache.pages]
+        idle = [seat for seat in quiet if now - seat.used_at >= self._idle]
+        if not idle and lane is Lane.PAID and self.used(Lane.FREE) > self._free_tokens_kept:
+            idle = [seat for seat in quiet if seat.lane is Lane.FREE]
+        if not idle:
+            return False
+        victim = min(idle, key=lambda seat: seat.used_at)
+        victim.cache.evict()
+        if victim.on_evicted:
+            victim.on_evicted()
+        return True

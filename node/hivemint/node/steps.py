@@ -1,0 +1,316 @@
+"""The life of each step of one session, from the accepted request to the receipt that leaves.
+
+    input    from the client, or pushed by the previous node and compared with its leaf
+    compute  in a batch with others
+    confirm  the previous node's receipt, which followed its tensor
+    measure  rows hashed, leaf chained; from here on the step's number is used up
+    tensor   leaves first, to the next node and, if asked for, to the client
+    receipt  signed; leaves when the journal has the voucher that came with the request (P11)
+
+A step that fails before it is measured costs nothing and takes the steps behind it along.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+import torch
+
+from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
+from hivemint.contracts.ids import Address, SessionId, Step
+from hivemint.contracts.receipt import Countersigned
+from hivemint.ledger.entries import Entry
+from hivemint.ledger.journal import Journal
+from hivemint.node.admission import Offer
+from hivemint.node.engine import ComputeFailed, Engine, StepJob
+from hivemint.node.kv_cache import OutOfRoom
+from hivemint.node.metering import Input, Meter, Source
+from hivemint.node.push import Arrival, Inbox, Outlets
+from hivemint.node.room import Seat
+from hivemint.node.scheduler import Job, Lane, weight_of
+from hivemint.node.session import ServedSession, TakenStep
+from hivemint.swarm.link import Link
+from hivemint.swarm.messages import (
+    Code,
+    HopReceipt,
+    Peer,
+    Previous,
+    Refused,
+    StepReceipt,
+    StepRequest,
+    Tensor,
+    TensorHead,
+)
+from hivemint.swarm.rows import from_wire, row_bytes
+
+log = structlog.get_logger(__name__)
+INPUT_LIMIT = 30.0
+"""Seconds that a step waits for its input; the nodes before may be busy."""
+RECEIPT_LIMIT = 5.0
+"""Seconds by which a neighbour's receipt may follow its tensor."""
+
+
+class Stats(Protocol):
+    """What is counted of refusals."""
+
+    def refused(self, code: Code) -> None: ...
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What the steps of all sessions share."""
+
+    offer: Offer
+    engine: Engine
+    meter: Meter
+    journal: Journal
+    inbox: Inbox
+    outlets: Outlets
+    hidden_size: int
+    dtype: torch.dtype
+    stats: Stats
+
+
+class StepFailed(HivemintError):
+    """An accepted step that can't be done. Nothing is owed for it."""
+
+    def __init__(self, code: Code, what: str, why: str = "", next_step: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(what, why=why, next_step=next_step)
+        self.code, self.retry_after = code, retry_after
+
+
+@dataclass(eq=False, slots=True)
+class _Pushed:
+    """A step's input from the previous node, and what it must prove to be."""
+
+    arrival: Arrival
+    source: Source
+    tensor: Tensor | None = None
+
+
+class Steps:
+    """All steps of one session. `broken` is told of errors that are nobody's message."""
+
+    def __init__(
+        self, shop: Shop, link: Link, session: ServedSession, seat: Seat, wire: str,
+        broken: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self.previous: Previous | None = None
+        self.next: Peer | None = None
+        self._shop, self._link, self.session, self._seat, self._wire = shop, link, session, seat, wire
+        self._broken = broken
+        self._row_bytes = row_bytes(shop.hidden_size, wire)
+        self._tasks: dict[Step, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._inputs: dict[Step, asyncio.Future[Tensor]] = {}
+        self._entering, self._leaving = asyncio.Lock(), asyncio.Lock()  # both first come, first served
+
+    # ---- asked by the conversation
+
+    def check_route(self, request: StepRequest) -> Refused | None:
+        """A step that comes from or goes to a neighbour needs a Route that named it."""
+        if request.source is not None and self.previous is None:
+            return self.session.refused(request, Code.INPUT, "No Route has named a previous node", "", "send a Route")
+        if request.push and self.next is None:
+            return self.session.refused(request, Code.MISSING, "There is no link to a next node", "", "send a Route")
+        return None
+
+    def begin(self, step: TakenStep) -> None:
+        """The request was taken: the journal hears of it at once, the step goes its way."""
+        request, pushed = step.request, None
+        if request.source is None or self.previous is None:
+            self._inputs[step.number] = asyncio.get_running_loop().create_future()
+        else:
+            source = Source(Address(self.previous.operator), SessionId(self.previous.session), request.source)
+            pushed = _Pushed(self._shop.inbox.want(source.session, source.step), source)
+        self._seat.busy += 1
+        stored = self._spawn(self.store(step.price, step.pair))
+        self._tasks[step.number] = self._spawn(self._serve(step, pushed, stored))
+
+    def give(self, tensor: Tensor) -> None:
+        """A client's input. One that no step waits for belongs to a refused request."""
+        waiting = self._inputs.get(tensor.head.step)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(tensor)
+
+    def drop(self, first: Step, *, begun: bool = False) -> list[TakenStep]:
+        """Take back the steps from `first` on that have not begun; nothing is owed for them."""
+        gone = self.session.drop(first, begun=begun)
+        for step in gone:
+            self._spawn(self.store(-step.price, None))
+            task = self._tasks.get(step.number)
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        return gone
+
+    def repeat(self, step: TakenStep, request: StepRequest) -> None:
+        """The same request again: the stored answer, if the input is the same too."""
+        self._spawn(self._repeat(step, request))
+
+    async def finish(self) -> None:
+        """Until all steps have their answers."""
+        await asyncio.gather(*list(self._tasks.values()), return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Until nothing of this session is under way, the journal's entries included."""
+        while self._tasks or self._background:
+            await asyncio.gather(*list(self._tasks.values()), *list(self._background), return_exceptions=True)
+
+    async def refuse(self, refused: Refused) -> None:
+        self._shop.stats.refused(refused.code)
+        await self._link.send(refused)
+
+    async def store(self, price: int, pair: Countersigned | None) -> None:
+        """A change of the sum owed, and a voucher, into the journal; durable when it returns."""
+        session, signed = self.session, self.session.receipt.receipt
+        owed = session.account.entered(price)
+        await self._shop.journal.record(
+            Entry(session.terms.client, session.session_id, owed, pair, signed.step, signed.tokens)
+        )
+
+    # ---- the life of a step
+
+    async def _serve(self, step: TakenStep, pushed: _Pushed | None, stored: "asyncio.Task[None]") -> None:
+        try:
+            async with self._entering:
+                rows = await self._input(step, pushed)
+                queued = self._enqueue(step, rows)
+            output = await self._computed(queued)
+            async with self._leaving:
+                await self._confirm(pushed)
+                if self.session.steps.get(step.number) is step:  # else an earlier one failed and took it along
+                    await self._answer(step, rows, output, stored)
+        except StepFailed as failed:
+            await self._fail(step, failed)
+        finally:
+            self._tasks.pop(step.number, None)
+            self._inputs.pop(step.number, None)
+            if pushed is not None:
+                self._shop.inbox.done(pushed.source.session, pushed.source.step)
+            self._seat.busy -= 1
+
+    async def _input(self, step: TakenStep, pushed: _Pushed | None) -> Input:
+        """The rows, and for pushed ones the proof that they are what their leaf says."""
+        expected = step.request.count * self._row_bytes
+        waiting = self._inputs[step.number] if pushed is None else pushed.arrival.tensor
+        try:
+            async with asyncio.timeout(INPUT_LIMIT):
+                tensor = await asyncio.shield(waiting)
+        except TimeoutError:
+            raise StepFailed(
+                Code.MISSING, "The step's input did not come", f"waited {INPUT_LIMIT:.0f} s", "replace the node before"
+            ) from None
+        if len(tensor.data) != expected:
+            raise StepFailed(
+                Code.INPUT, "The input has the wrong size", f"expected {expected} bytes, got {len(tensor.data)}"
+            )
+        if pushed is None:
+            return Input(tensor.data)
+        pushed.tensor, leaf = tensor, tensor.head.leaf
+        found = step.input_hash = await self._shop.meter.hash_input(tensor.data, self._row_bytes)
+        if leaf is None or leaf.step != pushed.source.step or leaf.output_hash != found:
+            raise StepFailed(
+                Code.INPUT, "The neighbour's tensor and leaf disagree",
+                f"expected an output of hash {leaf.output_hash.hex()[:12] if leaf else '-'} at step "
+                f"{pushed.source.step}, got {found.hex()[:12]}", "set aside both ends of that link",
+            )  # fmt: skip
+        return Input(tensor.data, found)
+
+    def _enqueue(self, step: TakenStep, rows: Input) -> StepJob:
+        session, request, shop = self.session, step.request, self._shop
+        try:
+            hidden = from_wire(rows.data, request.count, shop.hidden_size, self._wire, shop.dtype)
+        except ProtocolError as error:
+            raise StepFailed(Code.INPUT, error.what, error.why, error.next_step) from None
+        flow: object = self._link.peer if session.lane is Lane.FREE else session.session_id
+        weight = weight_of(session.terms.price, shop.offer.price(session.terms))
+        step.job = Job(session.lane, flow, session.session_id, request.count, weight)
+        return shop.engine.enqueue(step.job, self._seat, request.start, hidden)
+
+    async def _computed(self, queued: StepJob) -> torch.Tensor:
+        try:
+            return await self._shop.engine.finish(queued)
+        except OutOfRoom as error:
+            raise StepFailed(Code.BUSY, error.what, error.why, error.next_step, 1.0) from None
+        except ComputeFailed as error:
+            raise StepFailed(Code.FAILED, error.what, error.why, error.next_step) from None
+
+    async def _confirm(self, pushed: _Pushed | None) -> None:
+        """The neighbour's receipt must fit its leaf, before anything of this step leaves."""
+        if pushed is None or pushed.tensor is None or pushed.tensor.head.leaf is None:
+            return
+        try:
+            async with asyncio.timeout(RECEIPT_LIMIT):
+                signed = await asyncio.shield(pushed.arrival.receipt)
+            await self._shop.meter.check_hop(pushed.source, pushed.tensor.head.leaf, signed)
+        except TimeoutError:
+            raise StepFailed(
+                Code.MISSING, "The neighbour's receipt did not come", f"waited {RECEIPT_LIMIT} s"
+            ) from None
+        except ProofError as error:
+            raise StepFailed(Code.INPUT, error.what, error.why, "set aside both ends of that link") from None
+
+    async def _answer(self, step: TakenStep, rows: Input, output: torch.Tensor, stored: "asyncio.Task[None]") -> None:
+        session, request = self.session, step.request
+        session.seal(step)
+        measured = await self._shop.meter.measure(session.receipt.receipt, request, rows, output, self._wire)
+        step.input_hash = measured.leaf.input_hash
+        head = TensorHead(step.number, session.session_id, measured.leaf)
+        if request.push:
+            await self._push(Tensor(head, measured.data))
+        if request.rows != "none":
+            data = measured.data if request.rows == "all" else memoryview(measured.data)[-self._row_bytes :]
+            step.tensor = Tensor(head, data)
+            await self._link.send(step.tensor)
+        receipt = await self._shop.meter.sign(measured.receipt)
+        await stored
+        account = session.account
+        answer = StepReceipt(receipt.signed, measured.rows, account.highest, account.owed)
+        session.answer(step, receipt, answer)
+        if request.push:
+            await self._push(HopReceipt(receipt.signed))
+        await self._link.send(answer)
+
+    async def _push(self, message: Tensor | HopReceipt) -> None:
+        """A broken link to the next node is the client's to replace: it gets this node's receipt all the same."""
+        try:
+            if self.next is not None:
+                await self._shop.outlets.send(self.next, message)
+        except SwarmError as error:
+            log.info("the next node is gone", reason=str(error))
+            self.next = None
+
+    async def _fail(self, step: TakenStep, failed: StepFailed) -> None:
+        if self.drop(step.number, begun=True):
+            session = self.session
+            await self.refuse(
+                Refused(
+                    failed.code, failed.what[:400], failed.why[:400], failed.next_step[:400], step.number,
+                    failed.retry_after, session.length, session.account.highest, session.account.owed,
+                )
+            )  # fmt: skip
+
+    async def _repeat(self, step: TakenStep, request: StepRequest) -> None:
+        if request.source is None:
+            waiting = self._inputs.setdefault(step.number, asyncio.get_running_loop().create_future())
+            again = await self._shop.meter.hash_input((await asyncio.shield(waiting)).data, self._row_bytes)
+            if step.answer is not None and step.input_hash != again:
+                self._inputs.pop(step.number, None)
+                return await self.refuse(self.session.refused(request, Code.CONFLICT, "The step had another input"))
+        if step.answer is not None:  # else it is under way and answers by itself
+            self._inputs.pop(step.number, None)
+            await self._link.send(*([step.tensor] if step.tensor else []), step.answer)
+        return None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: "asyncio.Task[Any]") -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, LinkClosed):
+            self._broken(error)
