@@ -155,11 +155,13 @@ contract Emission is IEmission, Signed {
         if (batch.rate == 0) return ClaimSkip.UnknownModel;
         ClaimSkip reason = _checkSignatures(batch, item, sessionId);
         if (reason != ClaimSkip.None) return reason;
-        // At most 64 + 32 + 64 bits, so the sum can't overflow before it is cut off.
-        uint256 units = uint256(item.tokens) * (session.endBlock - session.firstBlock) * batch.rate;
-        batch.units = Math.min(batch.units + units, type(uint128).max);
+        // At most 64 + 32 + 64 bits, so neither product nor sum can overflow before it is cut off.
+        unchecked {
+            uint256 units = uint256(item.tokens) * (session.endBlock - session.firstBlock) * batch.rate;
+            batch.units = Math.min(batch.units + units, type(uint128).max);
+            ++batch.counted;
+        }
         batch.lastSessionId = sessionId;
-        ++batch.counted;
         return ClaimSkip.None;
     }
 

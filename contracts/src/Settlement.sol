@@ -2,7 +2,6 @@
 pragma solidity 0.8.37;
 
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {ICreditToken} from "./interfaces/ICreditToken.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {Fixed, IParameters} from "./interfaces/IParameters.sol";
@@ -24,7 +23,7 @@ contract Settlement is SessionKeys {
     uint256 public immutable EPOCH;
     uint256 public immutable THAW;
 
-    mapping(address client => mapping(address node => Account)) private _accounts;
+    mapping(address node => mapping(address client => Account)) private _accounts;
     /// @inheritdoc ISettlement
     mapping(uint256 epoch => uint256) public feesBurned;
 
@@ -49,7 +48,7 @@ contract Settlement is SessionKeys {
         for (uint256 i; i < nodes.length; ++i) {
             uint96 amount = amounts[i];
             if (amount == 0) revert ZeroAmount(i);
-            Account storage a = _accounts[client][nodes[i]];
+            Account storage a = _accounts[nodes[i]][client];
             uint96 balance = a.balance + amount;
             a.balance = balance;
             sum += amount;
@@ -61,7 +60,7 @@ contract Settlement is SessionKeys {
 
     /// @inheritdoc ISettlement
     function thaw(address node) external {
-        Account storage a = _accounts[msg.sender][node];
+        Account storage a = _accounts[node][msg.sender];
         if (a.thawEnd != 0) revert AlreadyThawing(a.thawEnd);
         uint64 end = uint64(block.timestamp + THAW);
         a.thawEnd = end;
@@ -70,7 +69,7 @@ contract Settlement is SessionKeys {
 
     /// @inheritdoc ISettlement
     function cancelThaw(address node) external {
-        Account storage a = _accounts[msg.sender][node];
+        Account storage a = _accounts[node][msg.sender];
         if (a.thawEnd == 0) revert NotThawing();
         a.thawEnd = 0;
         emit ThawCancelled(msg.sender, node);
@@ -78,7 +77,7 @@ contract Settlement is SessionKeys {
 
     /// @inheritdoc ISettlement
     function withdraw(address node) external {
-        Account storage a = _accounts[msg.sender][node];
+        Account storage a = _accounts[node][msg.sender];
         uint64 end = a.thawEnd;
         if (end == 0) revert NotThawing();
         // Strictly after: a voucher is collectable through the thaw's last second.
@@ -109,7 +108,7 @@ contract Settlement is SessionKeys {
 
     /// @inheritdoc ISettlement
     function account(address client, address node) external view returns (Account memory) {
-        return _accounts[client][node];
+        return _accounts[node][client];
     }
 
     /// @inheritdoc ISettlement
@@ -121,14 +120,14 @@ contract Settlement is SessionKeys {
         if (clients.length != keys.length) revert LengthMismatch(clients.length, keys.length);
         views = new AccountView[](clients.length);
         for (uint256 i; i < clients.length; ++i) {
-            Account storage a = _accounts[clients[i]][node];
+            Account storage a = _accounts[node][clients[i]];
             views[i] = AccountView(a.balance, a.collected, a.thawEnd, _validUntil(clients[i], keys[i]));
         }
     }
 
     /// @inheritdoc ISettlement
-    function mintedFor(uint256 collected) public view returns (uint256) {
-        return collected - Math.ceilDiv(collected * FEE, FEE_DENOMINATOR);
+    function mintedFor(uint96 collected) external view returns (uint256) {
+        return _mintedFor(collected);
     }
 
     /// @inheritdoc ISettlement
@@ -158,22 +157,31 @@ contract Settlement is SessionKeys {
         private
         returns (Skip reason, uint256 burned, uint256 minted)
     {
-        Account storage slot = _accounts[item.client][node];
-        Account memory a = slot;
-        uint96 total = item.total;
-        if (total <= a.collected) return (Skip.NothingOwed, 0, 0);
-        if (a.balance == 0) return (Skip.EmptyAccount, 0, 0);
+        Account storage slot = _accounts[node][item.client];
+        uint256 balance = slot.balance;
+        uint256 before = slot.collected;
+        uint256 total = item.total;
+        if (total <= before) return (Skip.NothingOwed, 0, 0);
+        if (balance == 0) return (Skip.EmptyAccount, 0, 0);
         reason = _checkSignatures(domain, node, item);
         if (reason != Skip.None) return (reason, 0, 0);
 
-        uint96 due = total - a.collected;
-        if (due > a.balance) due = a.balance;
-        uint96 collected = a.collected + due;
-        // Over the whole account, not per call: splitting into small settlements mints the same sum.
-        minted = mintedFor(collected) - mintedFor(a.collected);
-        burned = due;
-        (slot.balance, slot.collected) = (a.balance - due, collected);
+        // All three fit 96 bits: `collected` never passes `total`.
+        unchecked {
+            burned = total - before;
+            if (burned > balance) burned = balance;
+            // Over the whole account, not per call: splitting into small settlements mints the same sum.
+            minted = _mintedFor(before + burned) - _mintedFor(before);
+            (slot.balance, slot.collected) = (uint96(balance - burned), uint96(before + burned));
+        }
         emit Settled(node, item.client, item.sessionId, item.step, item.tokens, burned, minted, total);
+    }
+
+    /// @dev c - ceil(c * FEE / 10000), for c of at most 96 bits.
+    function _mintedFor(uint256 collected) private view returns (uint256) {
+        unchecked {
+            return collected - (collected * FEE + FEE_DENOMINATOR - 1) / FEE_DENOMINATOR;
+        }
     }
 
     function _checkSignatures(bytes32 domain, address node, Item calldata item) private view returns (Skip) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 
 /// @notice The terms of one client's use of one node's span; its digest is the session's id.
@@ -48,6 +47,10 @@ abstract contract Signed {
         keccak256("Strike(address node,uint64 epoch,bytes32 evidence,address accuser)");
     bytes32 internal constant PARDON_TYPEHASH = keccak256("Pardon(address node,uint64 epoch,bytes32 evidence)");
 
+    /// @dev Half of the order of secp256k1; a greater `s` is the mirror image of a signature.
+    uint256 private constant HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
+    bytes32 private constant S_MASK = bytes32(uint256(type(int256).max));
+
     bytes32 private constant NAME_HASH = keccak256("Hivemint");
     bytes32 private constant VERSION_HASH = keccak256("1");
 
@@ -90,8 +93,12 @@ abstract contract Signed {
         return MessageHashUtils.toTypedDataHash(separator(), structHash);
     }
 
-    /// @dev The signer, or zero for whatever is no signature.
-    function _signer(bytes32 digest, bytes32 r, bytes32 vs) internal pure returns (address signer) {
-        (signer,,) = ECDSA.tryRecover(digest, r, vs);
+    /// @dev The signer, or zero for whatever is no signature. The same as OpenZeppelin's `ECDSA.tryRecover`, of which
+    /// a test holds it equal, for 220 gas less: there are two in each item of a settlement.
+    function _signer(bytes32 digest, bytes32 r, bytes32 vs) internal pure returns (address) {
+        bytes32 s = vs & S_MASK;
+        if (uint256(s) > HALF_ORDER) return address(0);
+        uint8 v = vs == s ? 27 : 28;
+        return ecrecover(digest, v, r, s);
     }
 }

@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {Session} from "../src/Signed.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {Session, Signature, Signed} from "../src/Signed.sol";
 import {Kit} from "./support/Kit.sol";
+
+contract Recovers is Signed(address(1)) {
+    function signer(bytes32 digest, bytes32 r, bytes32 vs) external pure returns (address) {
+        return _signer(digest, r, vs);
+    }
+}
 
 /// @dev P13, the Solidity half: the contracts' digests equal those built from the spec's type strings.
 contract SignedTest is Kit {
@@ -32,6 +39,34 @@ contract SignedTest is Kit {
     function testFuzz_P13_verdicts(address n, uint64 epoch, bytes32 evidence, address accuser) external view {
         eq(disputes.strikeDigest(n, epoch, evidence, accuser), strikeDigest(n, epoch, evidence, accuser), "strike");
         eq(disputes.pardonDigest(n, epoch, evidence), pardonDigest(n, epoch, evidence), "pardon");
+    }
+
+    /// @dev Our recovery answers what OpenZeppelin's does, for real signatures, their mirror images and noise.
+    function testFuzz_signerIsOpenZeppelins(uint256 key, bytes32 hash, bytes32 noise) external {
+        key = within(key, 1, type(uint128).max);
+        Recovers ours = new Recovers();
+        Signature memory s = sign(key, hash);
+        eq(ours.signer(hash, s.r, s.vs), vm.addr(key), "a real one");
+        bytes32 plain = s.vs & bytes32(uint256(type(int256).max));
+        uint256 order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
+        bytes32[5] memory values =
+            [s.vs, s.vs ^ bytes32(uint256(1) << 255), bytes32(order - uint256(plain)), noise, bytes32(0)];
+        for (uint256 i; i < 5; ++i) {
+            (address expected,,) = ECDSA.tryRecover(hash, s.r, values[i]);
+            eq(ours.signer(hash, s.r, values[i]), expected, "s");
+            (expected,,) = ECDSA.tryRecover(hash, noise, values[i]);
+            eq(ours.signer(hash, noise, values[i]), expected, "r");
+        }
+    }
+
+    function test_signerTakesTheLargestLowS() external {
+        Recovers ours = new Recovers();
+        bytes32 half = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
+        bytes32 r = bytes32(uint256(0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798));
+        (address expected,,) = ECDSA.tryRecover(keccak256("x"), r, half);
+        ok(expected != address(0), "a signature");
+        eq(ours.signer(keccak256("x"), r, half), expected, "at the bound");
+        eq(ours.signer(keccak256("x"), r, bytes32(uint256(half) + 1)), address(0), "above it");
     }
 
     function testFuzz_P13_minted(uint96 c) external view {

@@ -168,7 +168,7 @@ interface ISettlement {
     function sessionKey(address client, address key) external view returns (SessionKey memory);
 
     /// @notice m(c): what is minted for `collected` wei over an account's life: less the fee, rounded up.
-    function mintedFor(uint256 collected) external view returns (uint256);
+    function mintedFor(uint96 collected) external view returns (uint256);
 
     /// @notice Burned less minted in `epoch` (wei).
     function feesBurned(uint256 epoch) external view returns (uint256);
