@@ -1,4 +1,4 @@
-"""The demo model for tests: pulled once into the user's own cache, as `hivemint model pull` does."""
+"""The real demo model for tests: pulled once into the user's own cache."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from hivemint.swarm.models import LocalModel, pull
 
 @pytest.fixture(scope="session")
 def smollm2() -> LocalModel:
-    """SmolLM2-135M-Instruct, real weights, fp32."""
+    """SmolLM2-135M-Instruct, real weights, fp32; from the cache that `hivemint model pull` fills."""
     return pull()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
@@ -101,9 +101,10 @@ def _without_blocks(config: PretrainedConfig) -> Any:
     return type(family.__name__, (family,), {"__init__": __init__, "__module__": __name__})
 
 
-def _norm_only(decoder: Any, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
+def _norm_only(decoder: Any, inputs_embeds: torch.Tensor, **_: Any) -> MoeModelOutputWithPast:
     """A decoder's forward after its last block: no masks, no rotary tables (0.3 ms a token)."""
-    return BaseModelOutputWithPast(last_hidden_state=decoder.norm(inputs_embeds))
+    # the richer output: mixtures of experts ask it for router logits
+    return MoeModelOutputWithPast(last_hidden_state=decoder.norm(inputs_embeds))
 
 
 @contextmanager

@@ -4,11 +4,14 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from hivemint.contracts.errors import SwarmError
 
 T = TypeVar("T")
+GLANCE = 0.5
+"""Seconds: a signal that comes just before a thread blocks on a lock is seen only when it wakes (CPython)."""
 
 
 class LoopThread:
@@ -23,17 +26,21 @@ class LoopThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """The coroutine's result. An interrupt of the waiting thread (Ctrl-C) or a timeout cancels it and is passed on.
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result. An interrupt of the waiting thread (Ctrl-C) cancels it and is passed on.
 
-        Raises `SwarmError` when the loop is stopped already or stops meanwhile, `TimeoutError` after `timeout` seconds.
+        Raises `SwarmError` when the loop is stopped already or stops meanwhile.
         """
         if not self.alive:
             coroutine.close()
             raise SwarmError("this model is closed", next_step="load it again with from_pretrained")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return future.result(timeout)
+            while True:
+                with suppress(TimeoutError):
+                    return future.result(GLANCE)
+                if future.done():  # the coroutine's own TimeoutError, or a result that came this moment
+                    return future.result()
         except CancelledError:
             raise SwarmError("this model was closed while it worked") from None
         except BaseException:

@@ -78,13 +78,13 @@ class Manifest:
 
         Raises `ModelError` at the first that is missing, of another type or shape, or of another digest.
         """
-        refs = read_tensors(folder)
+        refs, absent = read_tensors(folder)
         wanted = {name: self._entry(name) for name in names}
         done, total = 0, sum(entry.nbytes for entry in wanted.values())
         for name, entry in wanted.items():
             ref = refs.get(name)
             if ref is None:
-                raise ModelError(f"{folder} lacks the tensor {name}", next_step=DAMAGED)
+                raise _lacking(name, folder, absent)
             if (ref.dtype, ref.shape) != (entry.dtype, entry.shape):
                 raise ModelError(
                     f"{name} in {folder} is {ref.dtype} {ref.shape}",
@@ -133,7 +133,7 @@ def parse(raw: bytes) -> Manifest:
 
 def build(folder: Path, progress: Progress | None = None) -> Manifest:
     """The manifest of the model in `folder`: reads every tensor once (about 1 s a GB)."""
-    refs = read_tensors(folder)
+    refs = all_tensors(folder)
     tensors: dict[str, TensorDigest] = {}
     done, total = 0, sum(ref.nbytes for ref in refs.values())
     for name, ref in refs.items():
@@ -145,6 +145,14 @@ def build(folder: Path, progress: Progress | None = None) -> Manifest:
     return parse(raw)  # a name that the form cannot carry is an error here, not at the peer's
 
 
+def all_tensors(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of the model in `folder`. Raises `ModelError` when a shard is not there."""
+    refs, absent = read_tensors(folder)
+    if absent:
+        raise _lacking(min(absent), folder, absent)
+    return refs
+
+
 def read_config(folder: Path) -> bytes:
     """The bytes of `folder`/config.json. Raises `ModelError` when missing or beyond 1 MB."""
     file = folder / CONFIG
@@ -153,6 +161,11 @@ def read_config(folder: Path) -> bytes:
     if file.stat().st_size > MAX_CONFIG:
         raise ModelError(f"{file} is larger than {MAX_CONFIG >> 20} MB", next_step=DAMAGED)
     return file.read_bytes()
+
+
+def _lacking(name: str, folder: Path, absent: Mapping[str, Path]) -> ModelError:
+    why = f"its shard {absent[name].name} is not there" if name in absent else ""
+    return ModelError(f"{folder} lacks the tensor {name}", why=why, next_step=DAMAGED)
 
 
 def _digest(ref: TensorEntry) -> bytes:

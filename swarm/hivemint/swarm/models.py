@@ -20,8 +20,8 @@ from hivemint.contracts.errors import ModelError
 from hivemint.contracts.home import Home, check_name, private_folder
 from hivemint.contracts.ids import ModelId
 from hivemint.swarm import smollm2
-from hivemint.swarm.anatomy import Anatomy, read_tensors
-from hivemint.swarm.manifest import CONFIG, Manifest, Progress, build, parse, read_config
+from hivemint.swarm.anatomy import Anatomy
+from hivemint.swarm.manifest import CONFIG, Manifest, Progress, all_tensors, build, parse, read_config
 
 DEMO = smollm2.NAME
 DEMO_MODEL_ID = smollm2.MODEL_ID
@@ -75,7 +75,7 @@ class LocalModel:
 
     def _fingerprint(self) -> str:
         """Names a state of the folder by its files' sizes and times, which is cheap, and not by their content."""
-        files = {self.folder / CONFIG, *(entry.file for entry in read_tensors(self.folder).values())}
+        files = {self.folder / CONFIG, *(entry.file for entry in all_tensors(self.folder).values())}
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
         return hashlib.sha256(repr(stats).encode()).hexdigest()
 
@@ -173,7 +173,7 @@ def _from_hub(model: str) -> Path:
     try:
         try:
             folder = Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=True))
-            read_tensors(folder)  # an interrupted download is found here and taken up again below
+            all_tensors(folder)  # an interrupted download is found here and taken up again below
         except (LocalEntryNotFoundError, ModelError):
             folder = Path(snapshot_download(model, allow_patterns=_HUB_FILES))
     except RepositoryNotFoundError as error:
