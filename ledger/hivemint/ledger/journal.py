@@ -203,6 +203,14 @@ class Journal:
             found.append(Donated(session_from(row, self.node), row.signature, shown, newest, row.claim))
         return found
 
+    def donated_epochs(self, length: int) -> set[int]:
+        """Epochs (of `length` seconds) in which free sessions expired that were claimed. Reads the database."""
+        wanted = select(sessions.c.expiry).where(
+            sessions.c.owner == self._owner, sessions.c.claim.startswith("claimed")
+        )
+        with reading(self._engine) as connection:
+            return {expiry // length for expiry in connection.scalars(wanted.distinct())}
+
     def note_claims(self, claimed: Iterable[SessionId], outcome: str) -> None:
         """Note what became of free sessions on the chain, for the live view; durable a little later."""
         for session in claimed:

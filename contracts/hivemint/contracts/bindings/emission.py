@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from web3.contract.async_contract import AsyncContractFunction
 from web3.types import BlockIdentifier
 
 from hivemint.contracts.bindings.base import Binding, halves
@@ -92,10 +93,16 @@ class Emission(Binding):
         They are sent in rising order of their ids, as the contract demands; a later claim of the same epoch counts
         only ids above all earlier ones.
         """
-        ordered = sorted(donations, key=lambda donation: donation.session_id)
-        call = self.function("claim", node, epoch, [_item(donation) for donation in ordered])
-        mined = await self.chain.send(sender, call, doing="Claiming donated work")
-        claimed = self.events_in(mined, "Claimed")[0]
+        mined = await self.chain.send(sender, self.claim_call(node, epoch, donations), doing="Claiming donated work")
+        return self.claimed(mined, donations)
+
+    def claim_call(self, node: Address, epoch: int, donations: Sequence[Donation]) -> AsyncContractFunction:
+        """For a worker that submits and replaces transactions itself; see `claimed`."""
+        return self.function("claim", node, epoch, [_item(donation) for donation in _rising(donations)])
+
+    def claimed(self, mined: Mined, donations: Sequence[Donation]) -> Claim:
+        """What a mined claim of these donations did."""
+        ordered, claimed = _rising(donations), self.events_in(mined, "Claimed")[0]
         skipped = {
             ordered[event["index"]].session_id: ClaimSkip(event["reason"])
             for event in self.events_in(mined, "ClaimSkipped")
@@ -141,6 +148,10 @@ class Emission(Binding):
     async def session_digest(self, session: Session) -> SessionId:
         """The contract's own session id."""
         return SessionId(bytes(await self.read("sessionDigest", tuple(session.message().values()))))
+
+
+def _rising(donations: Sequence[Donation]) -> list[Donation]:
+    return sorted(donations, key=lambda donation: donation.session_id)
 
 
 def _item(donation: Donation) -> tuple[Any, ...]:
