@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
+
 from hivemint.contracts.bindings import Bindings, ClaimSkip, Donation, Skip, Status
 from hivemint.contracts.chain import Chain, Reverted, Transfer
 from hivemint.contracts.credits import minted_by

@@ -1,11 +1,12 @@
 """Amounts as people write and read them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hivemint.contracts.credits import exact_credits, format_credits, parse_credits
 from hivemint.contracts.errors import BadInput
 from hivemint.contracts.ids import ONE_CREDIT
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.integers(0, 2**96 - 1))

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 from eth_account.messages import encode_typed_data
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.credits import mintable, minted_by
 from hivemint.contracts.ids import Digest
@@ -22,8 +25,6 @@ from hivemint.contracts.signed import (
     Typed,
     Voucher,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support.chain import TestChain
 
 REAL_NODE = settings(

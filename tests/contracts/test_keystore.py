@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from eth_account import Account
+
 from hivemint.contracts.errors import BadInput, ConfigError, WalletError
 from hivemint.contracts.home import Home, write_private
 from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores, read_password

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from hivemint.contracts.errors import ConfigError
 from hivemint.contracts.ids import Address, ModelId
 from hivemint.contracts.keccak import keccak

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+
 from hivemint.cli.devchain import CHAIN_ID, DevChain, dev_signers
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.deploy import Numbers, deploy, load_numbers

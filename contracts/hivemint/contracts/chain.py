@@ -266,12 +266,13 @@ class Chain:
         )
 
     async def _raise_reverted(self, submitted: Submitted, receipt: TxReceipt) -> None:
-        """A mined failure has no reason in it: ask for it by repeating the call on the block before."""
+        """A mined failure has no reason in it: ask for it by repeating the call before that block and after it."""
         again: TxParams = {k: v for k, v in submitted.transaction.items() if k in ("to", "data", "value")}  # type: ignore[assignment]
         again["from"] = to_checksum_address(submitted.sender)
         async with self.explained(submitted.doing):
             await self.w3.eth.call(again, receipt["blockNumber"] - 1)
-        raise Reverted(submitted.doing, "", {}, "the state changed while it waited, or its gas ran out")
+            await self.w3.eth.call(again, receipt["blockNumber"])
+        raise Reverted(submitted.doing, "", {}, "the state changed within its block, or its gas ran out")
 
     @asynccontextmanager
     async def explained(self, doing: str) -> AsyncIterator[None]:

@@ -248,10 +248,10 @@ async def _arrives(chain: Chain, plan: _Plan, index: int) -> bool:
 
 
 async def _plan(chain: Chain, deployer: Signer, numbers: Numbers, record: Path) -> _Plan:
-    """The recorded plan if it is of this chain, deployer and numbers; else a new one, written before anything is sent."""
+    """The recorded plan, if it is of this chain, deployer and numbers; else a new one, recorded before it begins."""
     digest = keccak(repr(numbers.arguments(deployer.address)).encode()).hex()
-    if record.exists():
-        plan, _ = _read(record)
+    if (recorded := _read_if_there(record)) is not None:
+        plan, _ = recorded
         wrong = [
             f"{what} {told}, now {now}"
             for what, told, now in (
@@ -291,6 +291,10 @@ def _write(record: Path, plan: _Plan, *, complete: bool) -> None:
         temporary.replace(record)
     except OSError as error:
         raise ConfigError(f"{record} cannot be written", why=error.strerror or str(error)) from None
+
+
+def _read_if_there(record: Path) -> tuple[_Plan, bool] | None:
+    return _read(record) if record.exists() else None
 
 
 def _read(record: Path) -> tuple[_Plan, bool]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+
 from hivemint.contracts.errors import ProofError
 from hivemint.contracts.ids import (
     BACKWARD,

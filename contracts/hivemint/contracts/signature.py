@@ -5,6 +5,7 @@ coincurve (libsecp256k1) signs in about 40 us; it always yields the low s, which
 
 from coincurve import PrivateKey, PublicKey
 from eth_utils.address import to_checksum_address
+
 from hivemint.contracts.errors import ProofError, WalletError
 from hivemint.contracts.ids import Address, Digest, Signature
 from hivemint.contracts.keccak import keccak

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from eth_account.messages import encode_typed_data
 from eth_utils.address import is_checksum_address
+
 from hivemint.contracts.ids import (
     Address,
     BlockIndex,
