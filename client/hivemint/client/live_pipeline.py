@@ -1,0 +1,363 @@
+"""The pipeline over real sessions: one per hop, in step with each other, receipts checked beside the next token.
+
+For each step every hop gets its own request, the last hop first; the tensor goes to the first hop, its output from
+node to node, and the last hidden state comes back. It may be used at once: the receipts of a step are checked while
+the caller samples, and before any voucher is signed that binds that step. In decode one step is in flight, in
+prefill as many as all nodes of the route take.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from hivemint.client.handshake import NodeGone, NodeLied
+from hivemint.client.pipeline import Rows
+from hivemint.client.route import Speeds
+from hivemint.client.session import NodeSession
+from hivemint.client.settings import ClientSettings
+from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
+from hivemint.contracts.ids import Step, TensorHash
+from hivemint.swarm.messages import (
+    AnyMessage,
+    Cancelled,
+    Closed,
+    Code,
+    Refused,
+    RowMode,
+    StepReceipt,
+    Tensor,
+)
+from hivemint.swarm.rows import HASH_SIZE, from_wire, row_bytes, row_hashes, tensor_hash, to_wire
+
+_LAST_WORDS = 2.5
+"""Seconds that a closing pipeline waits for receipts that are still due."""
+_SECOND_HAND = 0.5
+"""Seconds that a complaint about a neighbour waits for better news: the neighbour's own link may just have ended."""
+_ABOUT_A_NEIGHBOUR = (Code.MISSING, Code.INPUT)
+
+
+@dataclass(eq=False, slots=True)
+class _StepState:
+    """One step on its way. `hashes[i]` is the hash of hop i's input, as far as it is known."""
+
+    number: Step
+    start: int
+    count: int
+    rows: RowMode
+    data: bytes
+    output: "asyncio.Future[torch.Tensor] | None"
+    hashes: list[TensorHash]
+    sent: float
+    arrived: dict[int, StepReceipt] = field(default_factory=dict)
+    output_rows: bytes | None = None
+    times: list[float] = field(default_factory=list)
+
+
+class LivePipeline:
+    """One sequence. Implements `client.pipeline.Pipeline`; made by `SwarmClient.open`, owned by one event loop."""
+
+    def __init__(
+        self,
+        sessions: list[NodeSession],
+        hidden_size: int,
+        settings: ClientSettings,
+        speeds: Speeds,
+        on_error: Callable[[HivemintError], None],
+    ) -> None:
+        self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
+        self._speeds, self._on_error = speeds, on_error
+        self._wire = sessions[0].leg.wire
+        self._row_bytes = row_bytes(hidden_size, self._wire)
+        self._position = 0
+        self._last = Step(0)
+        self._steps: dict[Step, _StepState] = {}
+        self._ahead = min(one.terms.ahead for one in sessions)
+        self._max_rows = min(one.terms.max_rows for one in sessions)
+        self._error: HivemintError | None = None
+        self._told = False  # the caller has been told of it
+        self._closing: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._readers = [self._loop.create_task(self._read(hop)) for hop in range(len(sessions))]
+
+    @property
+    def hidden_size(self) -> int:
+        return self._hidden_size
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def open(self) -> bool:
+        """False once `close` has been called."""
+        return self._closing is None
+
+    @property
+    def sessions(self) -> tuple[NodeSession, ...]:
+        """Hop by hop: terms, newest checked receipt, what was spent."""
+        return tuple(self._sessions)
+
+    async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
+        """See `Pipeline.forward`."""
+        try:
+            return await self._forward(hidden, rows)
+        except HivemintError:
+            self._told = True
+            raise
+
+    async def _forward(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        count, width = hidden.shape
+        if width != self._hidden_size or count < 1:
+            raise ValueError(f"expected [count, {self._hidden_size}], got {tuple(hidden.shape)}")
+        self._check_usable()
+        for session in self._sessions:
+            session.admit(count, self._position + count)
+        outputs: list[asyncio.Future[torch.Tensor]] = []
+        at = 0
+        for size, window in self._chunks(count):
+            await self._room(window)
+            want: RowMode = rows if rows == "all" or at + size == count else "none"
+            output = await self._send(hidden[at : at + size], want)
+            if output is not None:
+                outputs.append(output)
+            at += size
+        tensors = [await self._output(one) for one in outputs]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    async def cancel(self) -> None:
+        """See `Pipeline.cancel`."""
+        if self._error is None and self._closing is None:
+            await asyncio.gather(*(session.cancel() for session in self._sessions))
+
+    async def close(self) -> None:
+        """See `Pipeline.close`. Raises NodeLied if the last receipts do not hold."""
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    # ---- out
+
+    def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """(rows, steps that may be in flight with it). Small enough that all nodes of the route work at once."""
+        if count == 1:
+            yield 1, 1
+            return
+        hops, smallest = len(self._sessions), self._settings.min_chunk
+        wanted = -(-count // (self._settings.prefill_chunks * hops)) if hops > 1 else count
+        size = min(max(wanted, smallest), self._max_rows)
+        strangers = any(one.price and not self._speeds.knows(one.leg.peer) for one in self._sessions)
+        left = count
+        if strangers and self._last == 0 and left > smallest:
+            yield min(smallest, size), 1
+            left -= min(smallest, size)
+            if left:  # nothing more until that node has delivered
+                yield min(size, left), 1
+                left -= min(size, left)
+        while left:
+            yield min(size, left), self._ahead
+            left -= min(size, left)
+
+    async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
+        """One step: vouchers signed for all hops, requests last hop first, the tensor with the first hop's."""
+        step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
+        data = to_wire(hidden, self._wire)
+        output = self._loop.create_future() if rows != "none" else None
+        first_hash = tensor_hash(row_hashes(data, self._row_bytes))
+        state = _StepState(step, start, count, rows, data, output, [first_hash], self._loop.time())
+        self._last, self._position = step, start + count
+        self._steps[step] = state
+        for hop in reversed(range(len(self._sessions))):
+            await self._request(hop, state)
+        return output
+
+    async def _request(self, hop: int, state: _StepState) -> None:
+        session, last = self._sessions[hop], hop == len(self._sessions) - 1
+        request = session.prepare(state.number, state.start, state.count, first=hop == 0, last=last, rows=state.rows)
+        try:
+            await session.send(request, state.data if hop == 0 else None)
+        except LinkClosed as error:
+            self._fail(NodeGone(session.leg, "went away", error.why or error.what))
+            self._check_usable()
+
+    # ---- in
+
+    async def _read(self, hop: int) -> None:
+        """Hand every message of one link on, until it ends."""
+        session = self._sessions[hop]
+        try:
+            while True:
+                await self._hear(hop, await session.link.receive())
+        except LinkClosed as error:
+            session.closed.set()
+            if self._closing is None or session.pending:
+                self._fail(NodeGone(session.leg, "went away", error.why or error.what))
+        except ProtocolError as error:
+            self._fail(NodeGone(session.leg, "broke the protocol", f"{error.what}: {error.why}"))
+        except NodeLied as error:
+            self._fail(error)
+        except ProofError as error:
+            self._fail(session.lied(error))
+        except HivemintError as error:  # our own book can't be written
+            self._fail(error)
+
+    async def _hear(self, hop: int, message: AnyMessage) -> None:
+        session = self._sessions[hop]
+        if self._error is not None and isinstance(message, StepReceipt | Tensor):
+            return  # nothing of this step can be proved any more
+        match message:
+            case StepReceipt():
+                self._take(hop, message)
+            case Tensor():
+                self._take_output(hop, message)
+            case Refused():
+                await self._take_refusal(hop, message)
+            case Cancelled():
+                for step in [step for step in session.pending if step > message.last]:
+                    session.drop(step)
+                self._news.set()
+            case Closed():
+                session.closed.set()
+                if self._closing is None:
+                    self._fail_later(message.code, session.ended(message))
+            case _:
+                raise ProtocolError(f"A node sent a {type(message).__name__} in a session")
+
+    def _take(self, hop: int, message: StepReceipt) -> None:
+        """Keep a receipt, then check all whose inputs are known: hop by hop, step by step."""
+        state = self._steps.get(message.receipt.receipt.step)
+        if state is None or hop in state.arrived or message.receipt.receipt.step not in self._sessions[hop].pending:
+            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.receipt.step}")
+        state.arrived[hop] = message
+        for one in list(self._steps.values()):
+            while (at := len(one.hashes) - 1) < len(self._sessions) and at in one.arrived:
+                if self._sessions[at].newest.receipt.step != one.number - 1:
+                    break
+                self._check(one, at)
+            if len(one.hashes) > len(self._sessions):
+                del self._steps[one.number]
+                for session in self._sessions:
+                    session.prove(one.number)
+                self._learn(one)
+        self._news.set()
+
+    def _check(self, state: _StepState, hop: int) -> None:
+        """One receipt of one step. A fault is this hop's or that of the one whose output it took."""
+        session, message = self._sessions[hop], state.arrived[hop]
+        try:
+            state.hashes.append(session.take(message, state.hashes[hop]))
+            if hop == len(self._sessions) - 1 and state.rows != "none":
+                expected = message.rows if state.rows == "all" else message.rows[-HASH_SIZE:]
+                if state.output_rows is None:
+                    raise ProofError("A receipt came without the output that was asked for")
+                if state.output_rows != expected:
+                    raise ProofError("The output is not the one that its node signed for", why=f"step {state.number}")
+        except ProofError as error:
+            raise session.lied(error, *self._sessions[max(0, hop - 1) : hop]) from None
+        state.times.append(self._loop.time())
+
+    def _take_output(self, hop: int, message: Tensor) -> None:
+        """The last hidden state: the caller may have it at once, its hash waits for the receipt."""
+        state = self._steps.get(message.head.step)
+        if hop != len(self._sessions) - 1 or state is None or state.output is None or state.output_rows is not None:
+            raise ProtocolError("A node sent a tensor that nobody asked for", why=f"step {message.head.step}")
+        count = state.count if state.rows == "all" else 1
+        tensor = from_wire(message.data, count, self._hidden_size, self._wire, torch.float32)
+        state.output_rows = row_hashes(message.data, self._row_bytes)
+        if not state.output.done():
+            state.output.set_result(tensor)
+
+    async def _take_refusal(self, hop: int, message: Refused) -> None:
+        session, state = self._sessions[hop], self._steps.get(message.step)
+        error = session.refused(message)
+        if error is None and state is not None:
+            await self._request(hop, state)
+        elif error is not None:
+            self._fail_later(message.code, error)
+
+    # ---- waiting and failing
+
+    async def _room(self, window: int) -> None:
+        """Until fewer than `window` steps are in flight, all their receipts checked. Raises what broke the pipeline."""
+        self._check_usable()
+        if len(self._steps) < window:
+            return
+        try:
+            async with asyncio.timeout(self._settings.step_timeout):
+                while len(self._steps) >= window:
+                    self._news.clear()
+                    await self._news.wait()
+                    self._check_usable()
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    async def _output(self, output: "asyncio.Future[torch.Tensor]") -> torch.Tensor:
+        try:
+            async with asyncio.timeout(self._settings.step_timeout):
+                return await output
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    def _too_slow(self) -> HivemintError:
+        """The first hop of the oldest step that has not answered is the one to blame."""
+        state = next(iter(self._steps.values()), None)
+        hop = min(len(state.hashes) - 1, len(self._sessions) - 1) if state else 0
+        leg = self._sessions[hop].leg
+        self._fail(NodeGone(leg, "does not answer", f"no receipt within {self._settings.step_timeout:g} s"))
+        return self._error or SwarmError("The pipeline is broken")
+
+    def _check_usable(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closing is not None:
+            raise SwarmError("The pipeline is closed", next_step="open a new one")
+
+    def _fail_later(self, code: Code | None, error: HivemintError) -> None:
+        """What a node says of its neighbour waits a moment, so that the node that really died is named."""
+        if code in _ABOUT_A_NEIGHBOUR:
+            self._loop.call_later(_SECOND_HAND, self._fail, error)
+        else:
+            self._fail(error)
+
+    def _fail(self, error: HivemintError) -> None:
+        """The first error is the one that counts."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._on_error(error)
+        for state in self._steps.values():
+            if state.output is not None and not state.output.done():
+                state.output.set_exception(error)
+                state.output.exception()  # retrieved here, in case nobody waits for it any more
+        self._news.set()
+
+    def _learn(self, state: _StepState) -> None:
+        """Times of decode steps, hop by hop: from one hop's receipt to the next one's."""
+        if state.count != 1:
+            return
+        before = state.sent
+        for session, at in zip(self._sessions, state.times, strict=True):
+            self._speeds.step(session.leg.peer, at - before, session.session.blocks)
+            before = at
+
+    # ---- the end
+
+    async def _close(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                while self._error is None and any(session.pending for session in self._sessions):
+                    self._news.clear()
+                    await self._news.wait()
+        await asyncio.gather(*(session.close() for session in self._sessions))
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        for state in self._steps.values():
+            if state.output is not None:
+                state.output.cancel()
+        self._steps.clear()
+        if isinstance(self._error, ProofError) and not self._told:
+            raise self._error

@@ -1,0 +1,183 @@
+"""One open session with one node: requests with vouchers, receipts that are checked.
+
+A node is trusted with nothing. A receipt counts only if this client derives the same one from what it sent and from
+the row hashes that came with it; a voucher binds the newest receipt whose
+whole step has passed, at every hop of the route.
+"""
+
+import asyncio
+import contextlib
+
+from hivemint.client.handshake import Greeting, NodeLied, NodeRefusal, Payer, SignedSession
+from hivemint.client.pipeline import SessionLimit
+from hivemint.contracts.errors import LinkClosed, ProofError, Refusal, SwarmError
+from hivemint.contracts.ids import FORWARD, Credits, Step, TensorHash
+from hivemint.contracts.receipt import (
+    CheckedReceipt,
+    Leaf,
+    SignedVoucher,
+    check_receipt,
+    following,
+    sign_voucher,
+)
+from hivemint.swarm.messages import (
+    Cancel,
+    Close,
+    Closed,
+    Code,
+    Refused,
+    RowMode,
+    StepReceipt,
+    StepRequest,
+    Tensor,
+    TensorHead,
+)
+from hivemint.swarm.rows import HASH_SIZE, tensor_hash
+
+FAREWELL = 2.0
+"""Seconds that a node has to answer Close."""
+_USED_UP = (Code.EXPIRY, Code.GAP, Code.LIMIT)
+"""Closed for these, a session is used up: the text goes on in a new one."""
+
+
+class NodeSession:
+    """The client's half of a session. The pipeline that owns it receives from `link` and hands every message over."""
+
+    def __init__(self, greeting: Greeting, signed: SignedSession, payer: Payer, first: CheckedReceipt) -> None:
+        self.leg, self.link, self.terms = greeting.leg, greeting.link, greeting.terms
+        self.session, self.session_id = signed.session, signed.session_id
+        self.newest = first  # checked against this node's own words
+        self.proved = first  # and every other hop's of the same step: the newest that a voucher may bind
+        self.spent = 0
+        self.pending: dict[Step, StepRequest] = {}
+        self.distrusted = False
+        self.closed = asyncio.Event()
+        self._payer = payer
+        self._bound = first
+        self._checked: dict[Step, CheckedReceipt] = {}
+
+    @property
+    def price(self) -> int:
+        """Per token, in wei; 0 in the free lane."""
+        return self.session.price
+
+    def admit(self, tokens: int, end: int) -> None:
+        """Raises SessionLimit if `tokens` more positions, the last at `end`, are more than was signed for."""
+        if end > self.session.max_tokens:
+            raise SessionLimit(f"The session holds {self.session.max_tokens} tokens", why=f"{end} are needed")
+        if self.spent + tokens * self.price > self.session.max_amount:
+            raise SessionLimit("The session's amount is used up", why=f"at the {self.leg}")
+
+    def prepare(self, step: Step, start: int, count: int, *, first: bool, last: bool, rows: RowMode) -> StepRequest:
+        """Sign a voucher that pays this step and binds the newest proved receipt. From now on the step is pending."""
+        cost = Credits(count * self.price)
+        total = self._payer.book.promise(self.leg.operator, cost) if cost else Credits(0)
+        self.spent += cost
+        request = StepRequest(
+            step=step,
+            kind=FORWARD,
+            start=start,
+            count=count,
+            voucher=self._voucher(total),
+            source=None if first else step,
+            push=not last,
+            rows=rows if last else "none",
+        )
+        self.pending[step] = request
+        return request
+
+    async def send(self, request: StepRequest, data: bytes | None) -> None:
+        """With the tensor's wire bytes if this is the first hop. Raises LinkClosed."""
+        if data is None:
+            await self.link.send(request)
+        else:
+            await self.link.send(request, Tensor(TensorHead(step=request.step), data))
+
+    def take(self, message: StepReceipt, input_hash: TensorHash) -> TensorHash:
+        """Check the next receipt against what this client knows; gives the output's hash. Raises ProofError."""
+        step = Step(self.newest.receipt.step + 1)
+        request = self.pending.get(step)
+        if request is None:
+            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.receipt.step}")
+        if len(message.rows) != request.count * HASH_SIZE:
+            raise ProofError("A receipt has the wrong number of row hashes", why=f"{len(message.rows)} bytes")
+        output = tensor_hash(message.rows)
+        previous = self.newest.receipt
+        leaf = Leaf(previous.head, step, FORWARD, request.start, request.count, input_hash, output)
+        self.newest = check_receipt(self._payer.domain, message.receipt, following(previous, leaf))
+        self._checked[step] = self.newest
+        del self.pending[step]
+        if self.price:
+            self._payer.book.delivered(self.leg.operator, Credits(request.count * self.price))
+        return output
+
+    def prove(self, step: Step) -> None:
+        """All hops' receipts of this step fit together: vouchers may bind it (promise P17)."""
+        self.proved = self._checked.pop(step)
+
+    def drop(self, step: Step) -> None:
+        """The node will not do this step: nothing is owed for it, what was promised pays the next one."""
+        request = self.pending.pop(step, None)
+        if request is not None and self.price:
+            cost = Credits(request.count * self.price)
+            self.spent -= cost
+            self._payer.book.released(self.leg.operator, cost)
+
+    def refused(self, message: Refused) -> SwarmError | Refusal | None:
+        """What a refused step means to the caller. None: sign the step anew, this process was behind.
+
+        Another process of the same wallet has raised the sum owed; the shared book knows how far, so the node's word
+        is taken up to there and no further. Raises ProofError above that.
+        """
+        request = self.pending.get(message.step)
+        self.drop(message.step)
+        if message.code is Code.GAP:
+            return SessionLimit("The session's cache was given away while it was idle", why=f"at the {self.leg}")
+        if message.code is Code.VOUCHER and self.price and request is not None:
+            self._payer.book.standing(self.leg.operator, message.owed)
+            if request.voucher.voucher.total < message.owed + request.count * self.price:
+                if not self.pending:
+                    return None
+                return SessionLimit("This wallet pays the node from another process too", why=f"at the {self.leg}")
+        return NodeRefusal(self.leg, message)
+
+    def ended(self, message: Closed) -> SwarmError | Refusal:
+        """What it means that the node closed the session."""
+        if message.code in _USED_UP:
+            return SessionLimit(f"The session is over ({message.code})", why=message.reason)
+        code = message.code or Code.FAILED
+        return NodeRefusal(self.leg, Refused(code=code, what="it closed the session", why=message.reason))
+
+    def lied(self, error: Exception, *before: "NodeSession") -> NodeLied:
+        """No more vouchers for this node nor for the one whose output it took."""
+        for one in (self, *before):
+            one.distrusted = True
+        return NodeLied(tuple(one.leg for one in (*before, self)), error)
+
+    async def cancel(self) -> None:
+        """Ask the node to drop what it has not begun; the answer comes as Cancelled."""
+        if self.pending and not self.distrusted and not self.link.closed:
+            with contextlib.suppress(LinkClosed):
+                await self.link.send(Cancel(from_step=Step(self.newest.receipt.step + 1)))
+
+    async def close(self) -> None:
+        """Sign off: a last voucher for the newest receipt, unless the node lied. Never raises for a dead link."""
+        with contextlib.suppress(LinkClosed, TimeoutError):
+            if not self.distrusted and not self.link.closed and not self.closed.is_set():
+                async with asyncio.timeout(FAREWELL):
+                    await self.link.send(Close(voucher=self._last_voucher()))
+                    await self.closed.wait()
+        if self.price:
+            for request in self.pending.values():  # their fate is unknown: the debt stays, as it may be real
+                self._payer.book.delivered(self.leg.operator, Credits(request.count * self.price))
+        self.pending.clear()
+        await self.link.close("the session is over")
+
+    def _last_voucher(self) -> SignedVoucher | None:
+        if self.proved is self._bound:
+            return None
+        return self._voucher(self._payer.book.total(self.leg.operator) if self.price else Credits(0))
+
+    def _voucher(self, total: Credits) -> SignedVoucher:
+        self._bound = self.proved
+        return sign_voucher(self._payer.domain, self.proved, total, self._payer.who.key).signed

@@ -1,0 +1,169 @@
+"""The client's settings: flags > `HIVEMINT_*` > `[client]` of `$HIVEMINT_HOME/config.toml` > defaults.
+
+A bid is a price per token and block. Amounts are read by `contracts.credits.parse_credits`.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from hivemint.contracts.credits import exact_credits, parse_credits
+from hivemint.contracts.errors import BadInput, ConfigError
+from hivemint.contracts.home import Home
+from hivemint.contracts.ids import Credits
+
+MAX_TIMES = 16
+"""A node's weight for a bid ends at 16 times its ask (`protocol.md`, section 6): more buys nothing."""
+NOTHING = Credits(0)
+_TIMES = re.compile(r"(\d{1,4}(?:\.\d{1,6})?)x")
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """What to offer a node: `auto` (the ask where the account is funded, else the free lane), `free`, a multiple of
+    the node's ask, or a fixed amount per token and block."""
+
+    kind: Literal["auto", "free", "times", "amount"] = "auto"
+    millionths: int = 1_000_000
+    amount: Credits = NOTHING
+
+    @classmethod
+    def parse(cls, text: str) -> "Bid":
+        """`auto`, `free`, `ask`, `2.5x`, or an amount such as `0.002` (0 = free). Raises BadInput."""
+        plain = text.strip().lower()
+        if plain in ("auto", ""):
+            return cls()
+        if plain == "ask":
+            return cls("times")
+        if found := _TIMES.fullmatch(plain):
+            millionths = round(float(found[1]) * 1_000_000)
+            if not 1_000_000 <= millionths <= MAX_TIMES * 1_000_000:
+                raise BadInput(f"A bid of {text} is no use", why=f"nodes weigh bids from 1x to {MAX_TIMES}x their ask")
+            return cls("times", millionths)
+        if plain == "free":
+            return cls("free")
+        try:
+            amount = parse_credits(plain)
+        except BadInput as error:
+            raise BadInput(
+                f"{text!r} is not a bid", why=error.why, next_step="write auto, free, ask, 2x, or an amount"
+            ) from None
+        return cls("amount", amount=amount) if amount else cls("free")
+
+    @property
+    def paid(self) -> bool:
+        return self.kind != "free"
+
+    def at(self, ask: int) -> Credits | None:
+        """Credits (wei) per token and block for a node that asks `ask`; None if this bid does not reach it."""
+        if self.kind == "free":
+            return Credits(0)
+        if self.kind == "amount":
+            return self.amount if self.amount >= ask else None
+        return Credits(-(-ask * self.millionths // 1_000_000))
+
+    def __str__(self) -> str:
+        if self.kind == "amount":
+            return f"{exact_credits(self.amount)} HMC"
+        if self.kind == "times":
+            return "ask" if self.millionths == 1_000_000 else f"{self.millionths / 1_000_000:g}x"
+        return self.kind
+
+
+def _bid(value: object) -> object:
+    return _or_value_error(Bid.parse, value)
+
+
+def _credits(value: object) -> object:
+    return _or_value_error(parse_credits, value)
+
+
+def _or_value_error(parse: Any, value: object) -> object:
+    if not isinstance(value, str | int | float) or isinstance(value, Credits):
+        return value
+    try:
+        return parse(str(value))
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+class ClientSettings(BaseSettings):
+    """What a client may choose. Times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="HIVEMINT_", frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    bid: Annotated[Bid, NoDecode, BeforeValidator(_bid)] = Bid()
+    """`auto`, `free`, `ask`, `2x`, or credits per token and block."""
+    max_price: Annotated[Credits | None, NoDecode, BeforeValidator(_credits)] = None
+    """Ceiling: credits per token through all blocks. None: no ceiling but what the accounts hold."""
+    seconds_per_credit: float = Field(10.0, ge=0)
+    """How much time a saved credit is worth when routes are compared: the lambda of the routing cost."""
+    margin: float = Field(1.25, ge=1, le=10)
+    """A session is opened for this many times its expected price (`protocol.md`, section 1)."""
+    session_time: float = Field(3600.0, ge=60, le=86_400)
+    """How long a session may last."""
+    prefill_chunks: int = Field(4, ge=1, le=64)
+    """A prompt is cut into about this many chunks a node, so that all nodes of a route work at once."""
+    min_chunk: int = Field(32, ge=1, le=4096)
+    """Rows of the smallest chunk, and of the first one at a node that has not served this client before."""
+    open_timeout: float = Field(10.0, gt=0)
+    """For dialling a node and its handshake."""
+    step_timeout: float = Field(60.0, gt=0)
+    """For one step through the whole route."""
+    patience: float = Field(60.0, ge=0)
+    """How long to wait for a place when all nodes are busy."""
+    set_aside: float = Field(120.0, ge=0)
+    """How long a node that failed or lied is left out of routes."""
+
+    @classmethod
+    def load(cls, home: Home | None = None, **flags: Any) -> Self:
+        """Flags that are None are left to the other sources. Raises ConfigError that names the setting."""
+        _file.update(_read_file((home or Home.open()).root / "config.toml"))
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "settings"
+            raise ConfigError(
+                f"The setting {name} cannot be used",
+                why=str(first["msg"]).removeprefix("Value error, "),
+                next_step=f"look at the flag, HIVEMINT_{name.upper()} and config.toml",
+            ) from None
+        finally:
+            _file.clear()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(_file))
+
+
+_file: dict[str, Any] = {}  # what `load` has read; the sources are built by the class, which knows no home
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read", why=str(error), next_step="mend that line") from None
+    chosen = table.get("client", {})
+    if not isinstance(chosen, dict):
+        raise ConfigError(f"{path}: [client] is no table", next_step="write settings below a line [client]")
+    return chosen

@@ -1,0 +1,343 @@
+"""Sessions, vouchers and checks of the client against nodes in this process: what holds, and what is noticed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, Payer
+from hivemint.client.live_pipeline import LivePipeline
+from hivemint.client.pipeline import SessionLimit
+from hivemint.client.settings import Bid, ClientSettings
+from hivemint.client.swarm_client import SwarmClient, Target
+from hivemint.client.wallet import Identity
+from hivemint.contracts.errors import SwarmError
+from hivemint.contracts.signature import Signer
+from hivemint.ledger.vouchers import VoucherBook
+from support.fake_swarm import DOMAIN, HIDDEN, MODEL, FakeChain, FakeNode, FakeSwarm
+
+WALLET = Signer(b"\x11" * 32)
+ASK = 5
+FUNDS = 10**9
+
+
+class World:
+    """Two nodes of 15 blocks, one client with funded accounts."""
+
+    def __init__(self, folder: Path, *nodes: FakeNode, **settings: Any) -> None:
+        self.nodes = nodes
+        self.swarm = FakeSwarm(*nodes)
+        self.chain = FakeChain.of(*nodes, funds=FUNDS)
+        self.folder = folder
+        self.client = self.another(**settings)
+
+    def another(self, **settings: Any) -> SwarmClient:
+        """A client of the same wallet with its own view of the book's file: another process, in effect."""
+        chosen = ClientSettings(**{"min_chunk": 4, "step_timeout": 5, "bid": Bid("times"), **settings})
+        book = VoucherBook.open(self.folder / "vouchers.db", DOMAIN, WALLET.address)
+        payer = Payer(Identity.own(WALLET), DOMAIN, book)
+        return SwarmClient(self.swarm, Target(MODEL, 30, HIDDEN), payer, self.chain, chosen)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK))
+    yield made
+    await made.client.close()
+
+
+def rows(count: int) -> torch.Tensor:
+    return torch.arange(count * HIDDEN, dtype=torch.float32).view(count, HIDDEN)
+
+
+async def decode(pipeline: LivePipeline, steps: int) -> None:
+    for _ in range(steps):
+        got = await pipeline.forward(rows(1))
+        assert torch.equal(got, rows(1) + 30)
+
+
+async def test_prompt_and_tokens_come_back_right_and_are_all_countersigned(world: World) -> None:
+    pipeline = await world.client.open(60)
+    prompt = rows(20)
+    assert torch.equal(await pipeline.forward(prompt), prompt[-1:] + 30)
+    assert pipeline.position == 20
+    await decode(pipeline, 6)
+    await pipeline.close()
+    for node in world.nodes:
+        books, session = node.books[WALLET.address], node.sessions[0]
+        assert books.owed == books.highest == 26 * ASK * 15
+        assert session.countersigned is not None
+        assert session.countersigned.receipt.receipt.tokens == 26
+        assert node.refused == []
+
+
+async def test_all_rows(world: World) -> None:
+    pipeline = await world.client.open(60)
+    assert torch.equal(await pipeline.forward(rows(20), rows="all"), rows(20) + 30)
+    await pipeline.close()
+
+
+async def test_hidden_states_go_from_node_to_node(world: World) -> None:
+    """S + 1 hops a step: client to first, first to second, second to client."""
+    pipeline = await world.client.open(60)
+    await decode(pipeline, 5)
+    await pipeline.close()
+    assert world.nodes[0].hops == []
+    assert [step for _, step in world.nodes[1].hops] == [1, 2, 3, 4, 5]
+
+
+async def test_decode_binds_the_step_before_and_prefill_no_older_than_ahead(world: World) -> None:
+    world.client.speeds.step(world.nodes[0].peer, 0.01, 15)
+    world.client.speeds.step(world.nodes[1].peer, 0.01, 15)
+    pipeline = await world.client.open(100)
+    await pipeline.forward(rows(64))
+    prefill = len(world.nodes[0].sessions[0].bound)
+    assert prefill > 4
+    await decode(pipeline, 4)
+    bound = world.nodes[0].sessions[0].bound
+    assert any(step - receipt == 2 for step, receipt in bound[:prefill]), "two chunks were never in flight"
+    assert all(step - receipt == 1 for step, receipt in bound[prefill:])
+    await pipeline.close()
+
+
+async def test_a_stranger_gets_one_small_chunk_first(world: World) -> None:
+    pipeline = await world.client.open(100)
+    await pipeline.forward(rows(64))
+    assert world.nodes[0].sessions[0].bound[:2] == [(1, 0), (2, 1)]
+    await pipeline.close()
+
+
+async def test_free_lane_signs_no_money(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), bid=Bid("free"))
+    pipeline = await world.client.open(60)
+    await decode(pipeline, 3)
+    await pipeline.close()
+    assert world.nodes[0].books[WALLET.address].highest == 0
+    assert world.client.payer.book.totals() == {}
+    assert world.nodes[1].sessions[0].countersigned is not None
+    await world.client.close()
+
+
+async def test_auto_pays_where_it_can_and_is_free_where_not(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), bid=Bid())
+    assert (await world.client.plan(60)).lane == "paid"
+    world.chain.funded[world.nodes[1].operator.address] = 10
+    assert (await world.client.plan(60)).lane == "free"
+    await world.client.close()
+
+
+async def forward_to_the_end(pipeline: LivePipeline, steps: int) -> None:
+    """Like `decode`, whatever comes back."""
+    try:
+        for _ in range(steps):
+            await pipeline.forward(rows(1))
+    finally:
+        await pipeline.close()
+
+
+async def decode_to_the_end(pipeline: LivePipeline, steps: int) -> None:
+    try:
+        await decode(pipeline, steps)
+    finally:
+        await pipeline.close()
+
+
+LIES = [  # only the first node pushes, only the last one answers the client
+    *((fault, node) for fault in ("rows", "head", "forged") for node in (0, 1)),
+    ("push", 0),
+    ("output", 1),
+    ("missing-output", 1),
+]
+
+
+@pytest.mark.parametrize(("fault", "node"), LIES)
+async def test_a_lie_is_noticed_before_its_step_is_bound(world: World, fault: str, node: int) -> None:
+    """P17. From step 3 on one node lies; no voucher anywhere binds step 3."""
+    world.nodes[node].faults[fault] = 3
+    pipeline = await world.client.open(60)
+    await decode(pipeline, 2)
+    with pytest.raises(NodeLied) as caught:
+        await forward_to_the_end(pipeline, 3)
+    assert world.nodes[node].peer in caught.value.peers
+    for one in world.nodes:
+        assert max(receipt for _, receipt in one.sessions[0].bound) <= 2
+        books = one.books[WALLET.address]
+        assert books.highest <= 4 * ASK * 15
+
+
+@pytest.mark.parametrize("node", [0, 1])
+async def test_a_lie_about_the_last_step_comes_out_at_the_end(world: World, node: int) -> None:
+    world.nodes[node].faults["forged"] = 3
+    pipeline = await world.client.open(60)
+    with pytest.raises(NodeLied):  # the first node's receipt comes before the output, the last one's after it
+        await decode_to_the_end(pipeline, 3)
+    assert world.nodes[node].sessions[0].bound[-1][1] == 2
+
+
+async def test_a_lie_in_prefill(world: World) -> None:
+    world.nodes[0].faults["push"] = 4
+    pipeline = await world.client.open(100)
+    with pytest.raises(NodeLied):
+        await pipeline.forward(rows(64))
+    await pipeline.close()
+    for node in world.nodes:
+        assert max(receipt for _, receipt in node.sessions[0].bound) <= 3
+
+
+@pytest.mark.parametrize("node", [0, 1])
+async def test_a_node_that_dies_is_named(world: World, node: int) -> None:
+    world.nodes[node].faults["die"] = 3
+    pipeline = await world.client.open(60)
+    with pytest.raises(NodeGone, match=world.nodes[node].operator.address) as caught:
+        await decode(pipeline, 5)
+    await pipeline.close()
+    assert caught.value.next_step
+    other = world.nodes[1 - node]
+    assert other.sessions[0].countersigned is not None
+
+
+async def test_a_silent_node_costs_the_steps_in_flight(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), step_timeout=0.3)
+    world.nodes[1].faults["silent"] = 3
+    pipeline = await world.client.open(60)
+    with pytest.raises(NodeGone, match=world.nodes[1].operator.address):
+        await decode(pipeline, 5)
+    await pipeline.close()
+    assert world.nodes[1].books[WALLET.address].highest == 3 * ASK * 15
+    await world.client.close()
+
+
+async def test_a_dead_node_is_replaced_when_opening(tmp_path: Path) -> None:
+    spare = FakeNode(15, 30, ask=ASK + 1)
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), spare)
+    world.swarm.dead.add(world.nodes[1].peer)
+    pipeline = await world.client.open(60)
+    await decode(pipeline, 2)
+    assert pipeline.sessions[1].leg.peer == spare.peer
+    await pipeline.close()
+    await world.client.close()
+
+
+async def test_a_dead_node_without_a_spare_is_an_error_with_its_name(world: World) -> None:
+    world.swarm.dead.add(world.nodes[1].peer)
+    with pytest.raises(NodeGone, match="connection refused"):
+        await world.client.open(60)
+
+
+async def test_busy_nodes_are_waited_for(world: World) -> None:
+    world.nodes[0].faults["busy"] = 0
+    pipeline = await world.client.open(60)
+    assert world.nodes[0].dials == 4
+    await pipeline.close()
+
+
+async def test_busy_beyond_patience_is_a_refusal(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 30, ask=ASK), patience=0)
+    world.nodes[0].faults["busy"] = 0
+    with pytest.raises(NodeRefusal, match="no room") as caught:
+        await world.client.open(60)
+    assert caught.value.code == "busy"
+    await world.client.close()
+
+
+@pytest.mark.parametrize("fault", ["claim", "old-opening"])
+async def test_a_bad_opening_is_a_lie(world: World, fault: str) -> None:
+    world.nodes[0].faults[fault] = 0
+    with pytest.raises(NodeLied):
+        await world.client.open(60)
+
+
+async def test_limits_of_the_session_end_it_before_anything_is_sent(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 30, ask=ASK), margin=1.0)
+    pipeline = await world.client.open(10)
+    await pipeline.forward(rows(8))
+    with pytest.raises(SessionLimit):
+        await pipeline.forward(rows(3))
+    await pipeline.forward(rows(2))
+    assert world.nodes[0].books[WALLET.address].highest == 10 * ASK * 30
+    await pipeline.close()
+    await world.client.close()
+
+
+async def test_what_was_promised_and_not_delivered_pays_the_next_session(world: World) -> None:
+    world.nodes[1].faults["die"] = 3
+    pipeline = await world.client.open(60)
+    with pytest.raises(NodeGone):
+        await decode(pipeline, 5)
+    await pipeline.close()
+    world.nodes[1].faults.clear()
+    for node in world.nodes:  # the node drops what it never finished
+        node.books[WALLET.address].owed = 2 * ASK * 15
+    pipeline = await world.client.open(60)
+    await decode(pipeline, 1)
+    await pipeline.close()
+    for node in world.nodes:
+        assert node.books[WALLET.address].highest == 3 * ASK * 15
+
+
+async def test_two_processes_of_one_wallet(world: World) -> None:
+    """The second raises the sum owed; the first is refused once, and signs on from there."""
+    other = world.another()
+    one, two = await world.client.open(60), await other.open(60)
+    for _ in range(3):
+        await decode(one, 1)
+        await decode(two, 2)
+    await one.close()
+    await two.close()
+    for node in world.nodes:
+        books = node.books[WALLET.address]
+        assert books.owed == books.highest == 9 * ASK * 15
+
+
+async def test_many_sequences_at_once(world: World) -> None:
+    async def one(number: int) -> None:
+        pipeline = await world.client.open(60)
+        await pipeline.forward(rows(10 + number))
+        await decode(pipeline, 5)
+        await pipeline.close()
+
+    await asyncio.gather(*(one(number) for number in range(8)))
+    for node in world.nodes:
+        books = node.books[WALLET.address]
+        assert books.owed == books.highest == sum(15 + number for number in range(8)) * ASK * 15
+
+
+async def test_cancel_drops_what_has_not_begun(world: World) -> None:
+    world.nodes[0].delay = 0.2
+    pipeline = await world.client.open(100)
+    running = asyncio.ensure_future(pipeline.forward(rows(64)))
+    await world.nodes[0].began.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await pipeline.cancel()
+    await pipeline.close()
+    with pytest.raises(SwarmError):
+        await pipeline.forward(rows(1))
+    for node in world.nodes:
+        assert node.books[WALLET.address].owed <= node.books[WALLET.address].highest
+
+
+async def test_close_twice_and_after_an_error(world: World) -> None:
+    pipeline = await world.client.open(60)
+    await pipeline.close()
+    await pipeline.close()
+
+
+async def test_expiry_follows_the_chain_where_it_is_ahead(world: World) -> None:
+    world.chain.ahead = 10**6
+    pipeline = await world.client.open(60)
+    assert pipeline.sessions[0].session.expiry >= await world.chain.time() + 3500
+    await pipeline.close()
+
+
+async def test_unregistered_nodes_are_left_out(world: World) -> None:
+    world.chain.peers[world.nodes[1].operator.address] = b"\0" * 32
+    with pytest.raises(SwarmError, match="No node serves blocks 15:30"):
+        await world.client.plan(60)
+    world.chain.peers.clear()
+    world.client._records = None
+    with pytest.raises(SwarmError, match="registered"):
+        await world.client.plan(60)
