@@ -9,9 +9,10 @@
 There is no local K/V cache: each row of a batch has its sessions, and a step sends only the positions that are new.
 """
 
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, StoppingCriteriaList
@@ -23,10 +24,14 @@ from hivemint.client.loop import LoopThread
 from hivemint.client.pipeline import Plan, Swarm
 from hivemint.client.sequences import Sequences, padding
 from hivemint.contracts.errors import BadInput
+from hivemint.contracts.home import Home
 from hivemint.contracts.ids import Credits
+from hivemint.contracts.network import Network
+from hivemint.contracts.signature import Signer
 from hivemint.swarm import models
 from hivemint.swarm.models import LocalModel
 
+T = TypeVar("T")
 _Mixin: Any = GenerationMixin  # typed for PreTrainedModel alone, which would bring the blocks' whole machinery
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -47,24 +52,33 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         self.folder: Path = model.folder
         self.config: PretrainedConfig = ends.config
         self.generation_config: GenerationConfig = ends.generation_config(model.folder)
-        self._ends, self._swarm, self._loop = ends, swarm, loop
+        self.swarm = swarm
+        self._ends, self._loop = ends, loop
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, network: str | Path, wallet: str, password: str | None = None, **settings: Any
+        cls,
+        model: str | Path,
+        *,
+        network: str | Path | Network,
+        wallet: str | Signer | None = None,
+        password: str | None = None,
+        home: Home | None = None,
+        **settings: Any,
     ) -> Self:
         """Load the ends of `model` and join `network` (a network.toml) with the keystore `wallet`.
 
-        `password` opens the keystore, else `$HIVEMINT_PASSWORD`. `settings` go to `swarm_client.connect` (bid, price
-        ceiling ...). Raises `ModelError`, `ConfigError`, `WalletError`, `ChainError` or `SwarmError`.
+        `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key uses the free lane.
+        `settings` are those of `client.settings` (bid, price ceiling ...). Raises `ModelError`, `ConfigError`,
+        `WalletError`, `ChainError` or `SwarmError`.
         """
-        from hivemint.client import swarm_client
+        from hivemint.client.swarm_client import connect
 
-        local = models.resolve(model)
-        loop = LoopThread()
+        local = models.resolve(model, home=home)
+        ends, loop = Ends.load(local), LoopThread()
         try:
-            swarm = loop.run(swarm_client.connect(local, network=network, wallet=wallet, password=password, **settings))
-            return cls(local, Ends.load(local), swarm, loop)
+            joining = connect(local, network=network, wallet=wallet, password=password, home=home, **settings)
+            return cls(local, ends, loop.run(joining), loop)
         except BaseException:
             loop.stop()
             raise
@@ -79,7 +93,7 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         """
         if kwargs.get("inputs_embeds") is not None or kwargs.get("past_key_values") is not None:
             raise BadInput("generate takes token ids only", why="embeddings and caches of another model don't fit")
-        with Sequences(self._swarm, self._ends, self._loop) as sequences:
+        with Sequences(self.swarm, self._ends, self._loop) as sequences:
             return super().generate(inputs, *args, sequences=sequences, **kwargs)
 
     def dry_run(
@@ -93,7 +107,7 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         pads = [0] * batch if attention_mask is None else padding(attention_mask, batch, length)
         answer = max_new_tokens or self.generation_config.max_new_tokens or 20  # transformers' own default
         limit = min(self._ends.context, length + answer)
-        plans = [self._loop.run(self._swarm.plan(limit - 1 - pad)) for pad in pads]
+        plans = [self._loop.run(self.swarm.plan(limit - 1 - pad)) for pad in pads]
         return replace(
             plans[0],
             tokens=sum(plan.tokens for plan in plans),
@@ -101,12 +115,16 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
             reserved=Credits(sum(plan.reserved for plan in plans)),
         )
 
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of `swarm` in the network's thread and return its result."""
+        return self._loop.run(coroutine)
+
     def close(self) -> None:
         """Leave the network. Harmless when called again."""
         loop = self._loop
         try:
             if loop.alive:
-                loop.run(self._swarm.close())
+                loop.run(self.swarm.close())
         finally:
             loop.stop()
 

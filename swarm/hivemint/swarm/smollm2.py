@@ -147,11 +147,13 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
     progress("convert", 0, 0)
     reader = GGUFReader(gguf)
     tensors: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
-    for done, tensor in enumerate(reader.tensors, 1):
+    done, total = 0, sum(int(tensor.n_elements) * 4 for tensor in reader.tensors)
+    for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         name, heads = _hf_name(tensor.name)
         tensors[name] = np.ascontiguousarray(_unpermute(values, heads) if heads else values)
-        progress("convert", done, len(reader.tensors))
+        done += values.nbytes
+        progress("convert", done, total)
     safetensors.numpy.save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
     fields = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.")}
     _write_json(folder / CONFIG, _CONFIG)
