@@ -142,8 +142,13 @@ def _check(gguf: Path, progress: Progress) -> None:
 def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
     """GGUF -> fp32 safetensors, config.json, tokenizer. The digest was checked, so the file is trusted here."""
     import safetensors.numpy
-    from gguf import GGUFReader, dequantize
 
+    try:
+        from gguf import GGUFReader, dequantize
+    except ImportError:
+        raise ModelError(
+            "the package gguf is not installed", why="it reads the demo model's file", next_step="pip install gguf"
+        ) from None
     progress("convert", 0, 0)
     reader = GGUFReader(gguf)
     tensors: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
