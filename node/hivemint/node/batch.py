@@ -50,6 +50,8 @@ class Packing:
         self.counts = [work.count for work in batch]
         self.joint = all(part.kv.new_values is None for part in self.parts)
         """Whether each part's keys and values are written by one copy."""
+        self.angles: torch.Tensor | None = None
+        """Rope's complex factors, kept by the first layer for the others."""
         self._dtype, self._device = dtype, device
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
 

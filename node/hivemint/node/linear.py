@@ -6,12 +6,14 @@ blocked weights is 1.6 to 2.5 times as fast there (EPYC with AVX-512, one thread
 plain weight, one module at a time, so no second copy of the weights stays.
 """
 
-from typing import Any
+import ctypes
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 _PACK_ROWS = 128  # the row count to lay weights out for: measured best or equal from 1 to 512 rows
+_TRIM_BYTES = 16 << 20
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -30,6 +32,13 @@ class PackedLinear(nn.Module):
             through: torch.Tensor = function.apply(x, self.packed, self.bias)
             return through
         return _linear(x, self.packed, self.bias)
+
+    def added(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """`linear(x) + other`, in one kernel where no gradient is wanted."""
+        if torch.is_grad_enabled() and (x.requires_grad or other.requires_grad):
+            return self.forward(x) + other
+        total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
+        return total
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -59,7 +68,21 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype) -> None:
         return
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
-    for module in list(decoder.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
+    names = [name for name, module in decoder.named_modules() if type(module) is nn.Linear]
+    freed = 0
+    for name in names:  # by name: a list of the modules would keep every plain weight alive until the end
+        linear = cast(nn.Linear, decoder.get_submodule(name))
+        decoder.set_submodule(name, PackedLinear(linear))
+        freed += linear.weight.nbytes
+        del linear
+        if freed > _TRIM_BYTES:
+            freed = 0
+            trim()
+    trim()
+
+
+def trim() -> None:
+    """Give freed memory back to the system; glibc keeps it otherwise, other C libraries need no telling."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)

@@ -18,13 +18,20 @@ __all__ = ["Span", "Work"]
 class Span:
     """Blocks `first .. end - 1` of a model in one dtype on one device. One thread at a time may call `run`."""
 
-    def __init__(self, decoder: PreTrainedModel, shapes: list[KvShape], anatomy: Anatomy, first: BlockIndex) -> None:
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        anatomy: Anatomy,
+        first: BlockIndex,
+        dtype: torch.dtype,
+        device: torch.device,
+        shapes: list[KvShape],
+    ) -> None:
         self._decoder, self._shapes = decoder, shapes
+        self.anatomy = anatomy
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
-        weight = next(decoder.parameters())
-        self.dtype: torch.dtype = weight.dtype
-        self.device: torch.device = weight.device
+        self.dtype, self.device = dtype, device
         self.num_blocks_of_model = anatomy.num_blocks
         self.max_positions = anatomy.max_positions
 
@@ -45,7 +52,11 @@ class Span:
         """
         anatomy = Anatomy.read(folder)
         decoder = loader.load_decoder(anatomy, first, end, dtype, device, on_progress)
-        return cls(decoder, loader.check_decoder(decoder), anatomy, first)
+        place = torch.device(device)
+        shapes = loader.check_decoder(decoder, dtype, place)
+        if place.type == "cpu":
+            loader.quicken(decoder, dtype)
+        return cls(decoder, anatomy, first, dtype, place, shapes)
 
     def new_store(self, budget_bytes: int | None = None) -> KvStore:
         """Room for sessions' keys and values. None: half of the free memory (four fifths on a GPU)."""
