@@ -105,7 +105,7 @@ async def test_a_refusal_that_only_shows_in_the_block_has_its_reason_too(
     finally:
         devchain.rpc("evm_setAutomine", True)
     assert (await chain.wait(sent[0])).gas_used > 0
-    with pytest.raises(Reverted, match="Thawing was refused by the contract. already thawing"):
+    with pytest.raises(Reverted, match=r"Thawing was refused by the contract\. already thawing"):
         await chain.wait(sent[1])
     with pytest.raises(Reverted):
         await chain.mined(sent[1])
@@ -183,3 +183,13 @@ async def test_a_transaction_is_not_sent_twice_when_its_answer_is_lost(
     monkeypatch.setattr(chain.w3.eth, "send_raw_transaction", sends_again)
     await chain.send(testchain.signers[13], Transfer(chain, to), doing="Paying", value=5)
     assert await chain.balance(to) == 5
+
+
+async def test_two_connections_send_from_one_key(testchain: TestChain, contracts: Bindings) -> None:
+    sender, to = testchain.signers[14], Signer(b"\x25" * 32).address
+    async with await Chain.connect(testchain.network.rpc_url) as other:
+        pays = [(chain, value) for value, chain in enumerate([contracts.chain, other] * 3, 1)]
+        await asyncio.gather(
+            *(chain.send(sender, Transfer(chain, to), doing="Paying", value=value) for chain, value in pays)
+        )
+    assert await contracts.chain.balance(to) == 1 + 2 + 3 + 4 + 5 + 6

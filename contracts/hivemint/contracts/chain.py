@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import stamina
 from aiohttp import ClientError, ClientTimeout
 from eth_account import Account
 from eth_typing import Hash32
@@ -39,6 +40,7 @@ GAS_MARGIN = 1.25
 """Over the estimate: what other transactions do to the state before this one is mined."""
 REPLACE_FACTOR = 1.25
 """By how much the fees of a replacement must rise; nodes ask for at least 10 %."""
+_NONCE_ATTEMPTS = 10
 _NONCE_TROUBLE = (
     "nonce too low",
     "nonce has already been used",
@@ -192,14 +194,15 @@ class Chain:
         nonce: of a transaction to replace; then `fees` says what to pay (`raised_fees`).
         """
         async with self._sending[signer.address], self.explained(doing):
-            for attempt in range(3):
-                chosen = nonce if nonce is not None else await self.nonce(signer.address)
-                try:
-                    return await self._sign_and_send(signer, what, doing, value, chosen, fees or {})
-                except Web3RPCError as error:  # another process may send with the same key
-                    if nonce is not None or attempt == 2 or not _is_nonce_trouble(error):
-                        raise
-            raise AssertionError("unreachable")
+            if nonce is not None:
+                return await self._sign_and_send(signer, what, doing, value, nonce, fees or {})
+            async for attempt in stamina.retry_context(
+                on=_is_nonce_trouble, attempts=_NONCE_ATTEMPTS, wait_initial=0.05, wait_max=1.0, wait_jitter=0.2
+            ):
+                with attempt:
+                    chosen = await self.nonce(signer.address)
+                    submitted = await self._sign_and_send(signer, what, doing, value, chosen, fees or {})
+            return submitted
 
     async def _sign_and_send(
         self, signer: Signer, what: Buildable, doing: str, value: int, nonce: int, fees: TxParams
@@ -334,8 +337,9 @@ def _revert_data(error: ContractLogicError) -> bytes:
         return b""
 
 
-def _is_nonce_trouble(error: Web3RPCError) -> bool:
-    return any(text in error.message.lower() for text in _NONCE_TROUBLE)
+def _is_nonce_trouble(error: Exception) -> bool:
+    """Another process sends with the same key, and was faster."""
+    return isinstance(error, Web3RPCError) and any(text in error.message.lower() for text in _NONCE_TROUBLE)
 
 
 def _rpc_error(doing: str, error: Web3RPCError) -> ChainError:

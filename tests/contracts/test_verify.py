@@ -1,0 +1,27 @@
+"""What stands on the chain is compared with the artifacts, byte for byte apart from immutables."""
+
+from dataclasses import replace
+
+from hivemint.contracts.bindings import Bindings
+from hivemint.contracts.verify import verify
+from support.chain import TEST_MODEL, TestChain, numbers
+
+
+async def test_a_true_deployment_verifies(contracts: Bindings) -> None:
+    assert await verify(contracts, numbers()) == []
+
+
+async def test_one_changed_byte_and_other_numbers_are_told(contracts: Bindings, testchain: TestChain) -> None:
+    address = contracts.settlement.address
+    code = bytearray(await contracts.chain.code(address))
+    changed = code.copy()
+    changed[-1] ^= 1
+    testchain.devchain.rpc("hardhat_setCode", address, "0x" + changed.hex())
+    try:
+        told = await verify(contracts, replace(numbers(), rates={TEST_MODEL: 8}))
+    finally:
+        testchain.devchain.rpc("hardhat_setCode", address, "0x" + code.hex())
+    assert len(told) == 2
+    assert f"the code of Settlement at {address}" in told[0]
+    assert "is 7, expected 8" in told[1]
+    assert await verify(contracts) == []
