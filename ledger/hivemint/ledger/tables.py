@@ -1,8 +1,8 @@
 """Every table of the ledger, in one schema: a database file holds all of them and uses what it needs.
 
-    journal   nodes, accounts, sessions            a node's own promises and work      (`journal.py`)
-    client    promises                             what a wallet has promised           (`vouchers.py`)
-    index     blocks, events, and what they add up to                                   (`indexer.py`)
+    journal   nodes, accounts, sessions      a node's own promises and work   (`journal.py`)
+    client    promises                       what a wallet has promised       (`vouchers.py`)
+    index     chains, blocks, events, and the tables that events add up to   (`indexer.py`, `fold.py`)
 
 Amounts are text of a fixed width: 96 bits do not fit an SQL integer, and equal widths compare like the numbers.
 """
@@ -82,6 +82,14 @@ def _number(name: str, **options: Any) -> Column[int]:
     return Column(name, BigInteger, **{"nullable": False, "default": 0} | options)
 
 
+def _wide(name: str) -> Column[Credits]:
+    return Column(name, Wei(_WIDE), nullable=False, default=Credits(0))
+
+
+def _chain() -> Column[int]:
+    return Column("chain", ForeignKey("chains.id"), primary_key=True)
+
+
 nodes = Table(
     "nodes",
     metadata,
@@ -159,8 +167,8 @@ promises = Table(
 )
 """What a wallet has promised each node: the highest total that it signed, and what it owes of that."""
 
-cursors = Table(
-    "cursors",
+chains = Table(
+    "chains",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("chain_id", BigInteger, nullable=False),
@@ -172,18 +180,17 @@ cursors = Table(
 blocks = Table(
     "blocks",
     metadata,
-    Column("cursor", ForeignKey("cursors.id"), primary_key=True),
+    _chain(),
     _number("number", primary_key=True, autoincrement=False),
     _hash("hash", nullable=False),
-    _hash("parent", nullable=False),
     _number("time"),
 )
-"""Indexed blocks: the newest ones, and those with events."""
+"""Where the index has been: blocks with events, and the newest ones. Their hashes show a reorganisation."""
 
 events = Table(
     "events",
     metadata,
-    Column("cursor", ForeignKey("cursors.id"), primary_key=True),
+    _chain(),
     _number("block", primary_key=True, autoincrement=False),
     _number("position", primary_key=True, autoincrement=False),
     _hash("transaction", nullable=False),
@@ -192,35 +199,74 @@ events = Table(
     Column("name", String(40), nullable=False),
     _address("node", nullable=True),
     _address("client", nullable=True),
-    _number("epoch", nullable=True, default=None),
-    Column("amount", Wei(_WIDE)),
-    Column("second", Wei(_WIDE)),
-    Column("details", Text, nullable=False, default="{}"),
-    Index("ix_events_name_block", "cursor", "name", "block"),
-    Index("ix_events_node", "cursor", "node", "block"),
+    Column("arguments", Text, nullable=False),
+    Index("ix_events_name", "chain", "name", "block"),
+    Index("ix_events_node", "chain", "node", "block"),
+    Index("ix_events_client", "chain", "client", "block"),
 )
-"""Every event of the contracts, decoded; all else is derived from these. `position` is the log's index in its block."""
+"""Every event of the contracts, decoded: `arguments` is JSON. `position` is the log's index in its block.
+
+The tables below are what the events add up to (`fold.py`), and can be made from them again.
+"""
 
 balances = Table(
     "balances",
     metadata,
-    Column("cursor", ForeignKey("cursors.id"), primary_key=True),
+    _chain(),
     _address("holder", primary_key=True),
-    Column("amount", Wei(_WIDE), nullable=False),
+    _wide("amount"),
 )
 """HMC by holder, from the token's transfers."""
 
-registered = Table(
-    "registered",
+escrows = Table(
+    "escrows",
     metadata,
-    Column("cursor", ForeignKey("cursors.id"), primary_key=True),
-    _address("operator", primary_key=True),
+    _chain(),
+    _address("client", primary_key=True),
+    _address("node", primary_key=True),
+    _wide("balance"),
+    _wide("collected"),
+    _number("thaw_end"),
+)
+"""The account of each (client, node) pair."""
+
+registrations = Table(
+    "registrations",
+    metadata,
+    _chain(),
+    _address("node", primary_key=True),
     _address("owner"),
     _address("payout"),
-    Column("stake", Wei(_WIDE), nullable=False),
-    Column("bonded", Boolean, nullable=False),
-    Column("settled", Wei(_WIDE), nullable=False),
-    Column("minted", Wei(_WIDE), nullable=False),
-    Column("donated", Wei(_WIDE), nullable=False),
+    _hash("peer_id_hash", nullable=False),
+    _wide("bonded"),
+    _wide("unbonding"),
+    Column("retired", Boolean, nullable=False),
+    _wide("settled"),
+    _wide("minted"),
+    _wide("donated"),
 )
-"""Nodes of the registry: stake in the coin's wei; `settled`, `minted` (lane A) and `donated` (lane B) in HMC's."""
+"""Nodes: `bonded`, `unbonding` in wei of the coin; `settled`, `minted` (lane A), `donated` (lane B's mint) of HMC."""
+
+epochs = Table(
+    "epochs",
+    metadata,
+    _chain(),
+    _number("epoch", primary_key=True, autoincrement=False),
+    _wide("settled"),
+    _wide("minted"),
+    _wide("donated"),
+)
+"""Per epoch: what lane A burned and minted in it, and what lane B minted for it."""
+
+shares = Table(
+    "shares",
+    metadata,
+    _chain(),
+    _number("epoch", primary_key=True, autoincrement=False),
+    _address("node", primary_key=True),
+    _number("sessions"),
+    _wide("units"),
+    _wide("weight"),
+    Column("minted", Wei(_WIDE)),
+)
+"""What each node claimed for an epoch; `minted` is NULL until it was."""
