@@ -61,6 +61,11 @@ class SwarmClient:
     def payer(self) -> Payer:
         return self._payer
 
+    @property
+    def spent(self) -> int:
+        """Wei that this wallet owes the nodes by its own book, ever."""
+        return sum(owed for _, owed in self._payer.book.totals().values())
+
     async def open(self, tokens: int) -> LivePipeline:
         """See `Swarm.open`. Tries other routes when nodes fail, and waits for a place while all are busy."""
         deadline = time.monotonic() + self.settings.patience

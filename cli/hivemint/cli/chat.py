@@ -1,0 +1,256 @@
+"""`hivemint generate` and `hivemint chat`: text through the swarm, streamed as it comes."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, emit, err, need, out, table
+from hivemint.contracts.credits import exact_credits, format_credits
+from hivemint.contracts.errors import BadInput
+from hivemint.contracts.keystore import Keystores, read_password
+from hivemint.contracts.network import Network
+
+if TYPE_CHECKING:
+    from hivemint.client import SwarmModelForCausalLM
+    from hivemint.client.pipeline import Plan
+
+ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the network's first model.")]
+TokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Length of the answer at most.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 = always the likeliest token.")]
+TopKOption = Annotated[int | None, typer.Option(min=1, help="Sample among this many tokens.")]
+TopPOption = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample within this share.")]
+BidOption = Annotated[
+    str | None, typer.Option(help="auto, free, ask, 2x (times the ask), or credits per token and block.")
+]
+PriceOption = Annotated[str | None, typer.Option("--max-price", help="Ceiling: credits per token, all blocks.")]
+DryFlag = Annotated[bool, typer.Option("--dry-run", help="Show the route and its price, compute nothing.")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
+    model: ModelOption = None,
+    max_tokens: TokensOption = 200,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Go on with the prompt itself, without a chat template.")] = False,
+    bid: BidOption = None,
+    max_price: PriceOption = None,
+    dry_run: DryFlag = False,
+    network: NetworkOption = None,
+    wallet: WalletOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One answer to one prompt, streamed."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise BadInput("The prompt is empty", next_step="write something to answer")
+    sampling = _sampling(temperature, top_k, top_p)
+    with _joined(network, wallet, password_file, model, bid, max_price, quiet=as_json) as (swarm_model, tokenizer):
+        ids = _encode(tokenizer, [{"role": "user", "content": text}], text if raw else None)
+        if dry_run:
+            _show_plan(swarm_model.dry_run(ids, max_new_tokens=max_tokens), as_json)
+        else:
+            _show(_answer(swarm_model, tokenizer, ids, max_tokens, sampling, as_json), as_json)
+
+
+def chat(
+    model: ModelOption = None,
+    max_tokens: TokensOption = 400,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    system: Annotated[str | None, typer.Option(help="What the model should know before the first question.")] = None,
+    bid: BidOption = None,
+    max_price: PriceOption = None,
+    network: NetworkOption = None,
+    wallet: WalletOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Talk with a model. Ctrl-C ends an answer, Ctrl-D (or an empty line) the talk. With --json: questions by line."""
+    sampling = _sampling(temperature, top_k, top_p)
+    turns = [{"role": "system", "content": system}] if system else []
+    with _joined(network, wallet, password_file, model, bid, max_price, quiet=as_json) as (swarm_model, tokenizer):
+        for question in _questions(as_json):
+            turns.append({"role": "user", "content": question})
+            ids = _encode(tokenizer, turns, None)
+            answer = _answer(swarm_model, tokenizer, ids, max_tokens, sampling, as_json)
+            turns.append({"role": "assistant", "content": answer["text"]})
+            _show(answer, as_json)
+
+
+@contextmanager
+def _joined(
+    network: Path | None,
+    wallet: str | None,
+    password_file: Path | None,
+    model: str | None,
+    bid: str | None,
+    max_price: str | None,
+    *,
+    quiet: bool,
+) -> "Iterator[tuple[SwarmModelForCausalLM, Any]]":
+    """The model, joined to its network, and its tokenizer. Cheap checks come before the slow imports."""
+    path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
+    place = Network.load(path)
+    name = model or (place.models[0].name if place.models else None)
+    name = need(name, "No model", "pass --model NAME: the network file names none")
+    if place.models and not Path(name).is_dir() and "/" not in name:
+        place.model(name)
+    wallet = need(wallet, "No wallet", "pass --wallet NAME or set HIVEMINT_WALLET")
+    Keystores().find(wallet)
+    password = read_password(wallet, file=password_file)
+    with _spinner("joining the swarm", quiet):
+        from transformers import AutoTokenizer
+
+        from hivemint.client.generation import SwarmModelForCausalLM
+
+        joined = SwarmModelForCausalLM.from_pretrained(
+            name, network=path, wallet=wallet, password=password, bid=bid, max_price=max_price
+        )
+    with joined:
+        yield joined, AutoTokenizer.from_pretrained(joined.folder, local_files_only=True, trust_remote_code=False)
+
+
+def _answer(
+    model: "SwarmModelForCausalLM", tokenizer: Any, ids: Any, max_tokens: int, sampling: dict[str, Any], quiet: bool
+) -> dict[str, Any]:
+    """Generate and stream. Ctrl-C ends the answer where it is: what was computed is paid, nothing more."""
+    clock = _Clock(tokenizer, quiet)
+    before = model.swarm.spent  # type: ignore[attr-defined]
+    started = time.monotonic()
+    stopped = False
+    try:
+        model.generate(ids, max_new_tokens=max_tokens, streamer=clock, **sampling)
+    except KeyboardInterrupt:
+        stopped = True
+        clock.streamer.end()
+    first = (clock.times[0] - started) if clock.times else None
+    several = len(clock.times) > 1
+    return {
+        "text": tokenizer.decode(clock.ids, skip_special_tokens=True),
+        "prompt_tokens": int(ids.shape[1]),
+        "tokens": len(clock.ids),
+        "stopped": stopped,
+        "first_token_s": None if first is None else round(first, 3),
+        "tokens_per_s": round((len(clock.times) - 1) / (clock.times[-1] - clock.times[0]), 2) if several else None,
+        "spent_wei": model.swarm.spent - before,  # type: ignore[attr-defined]
+    }
+
+
+class _Clock:
+    """A transformers streamer: prints words as they are complete, notes when tokens came."""
+
+    def __init__(self, tokenizer: Any, quiet: bool) -> None:
+        from transformers import TextStreamer
+
+        class Printed(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if not quiet:
+                    sys.stdout.write(text + ("\n" if stream_end else ""))
+                    sys.stdout.flush()
+
+        self.streamer: Any = Printed(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.ids: list[int] = []
+        self.times: list[float] = []
+        self._prompt_came = False
+
+    def put(self, value: Any) -> None:
+        if self._prompt_came:
+            self.times.append(time.monotonic())
+            self.ids.extend(value.reshape(-1).tolist())
+        self._prompt_came = True
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def _encode(tokenizer: Any, turns: list[dict[str, str]], plain: str | None) -> Any:
+    if plain is not None or not tokenizer.chat_template:
+        text = plain if plain is not None else turns[-1]["content"]
+        return tokenizer(text, return_tensors="pt").input_ids
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
+
+
+def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    if temperature == 0:
+        if top_k is not None or top_p is not None:
+            raise BadInput("--top-k and --top-p need a temperature", next_step="add e.g. --temperature 0.7")
+        return {"do_sample": False}
+    chosen = {"top_k": top_k, "top_p": top_p}
+    return {"do_sample": True, "temperature": temperature} | {k: v for k, v in chosen.items() if v is not None}
+
+
+def _questions(quiet: bool) -> Iterator[str]:
+    asking = sys.stdin.isatty() and not quiet
+    while True:
+        try:
+            line = input("> " if asking else "").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+@contextmanager
+def _spinner(text: str, quiet: bool) -> Iterator[None]:
+    if quiet or not err.is_terminal:
+        yield
+        return
+    with err.status(text):
+        yield
+
+
+def _show_plan(plan: "Plan", as_json: bool) -> None:
+    from hivemint.swarm.identity import peer_text
+
+    hops = [
+        {
+            "node": peer_text(hop.peer),
+            "first": hop.first,
+            "end": hop.end,
+            "price_wei": int(hop.price),
+            "wait_ms": round(hop.wait_ms, 1),
+        }
+        for hop in plan.hops
+    ]
+    if as_json:
+        emit(
+            {
+                "lane": plan.lane,
+                "tokens": plan.tokens,
+                "cost_wei": int(plan.cost),
+                "reserved_wei": int(plan.reserved),
+                "hops": hops,
+                "notes": list(plan.notes),
+            }
+        )
+        return
+    lines = [(hop.name, f"{hop.first}:{hop.end}", exact_credits(hop.price), f"{hop.wait_ms:.0f}") for hop in plan.hops]
+    table("Route", "node", "blocks", ">credits a token", ">wait ms", rows=lines)
+    out.print(
+        f"{plan.lane} lane, {plan.tokens} tokens: {format_credits(plan.cost)} "
+        f"(sessions for at most {format_credits(plan.reserved)}). {' '.join(plan.notes)}",
+        highlight=False,
+    )
+
+
+def _show(answer: dict[str, Any], as_json: bool) -> None:
+    """The text is on the terminal already: what remains are its figures."""
+    if as_json:
+        return emit(answer)
+    rate = f", {answer['tokens_per_s']:.1f} tokens/s" if answer["tokens_per_s"] else ""
+    cost = f", {format_credits(answer['spent_wei'])}" if answer["spent_wei"] else ", free lane"
+    ended = " (stopped)" if answer["stopped"] else ""
+    return err.print(f"[dim]{answer['tokens']} tokens{rate}{cost}{ended}[/]", highlight=False)
