@@ -33,6 +33,8 @@ CHEAP_SCRYPT = 1024
 STAKE = 100 * 10**18
 DEPLOYER = 0
 NODE_START = 120.0
+QUICK = {"OMP_NUM_THREADS": "1", "HIVEMINT_THREADS": "1", "HIVEMINT_SETTLE_MIN": "1 wei", "HIVEMINT_SETTLE_EVERY": "5"}
+"""Environment of the nodes: one compute thread each, as they share a machine, and settlement while one watches."""
 PEOPLE = ("alice", "carol", "bob", "dave", "erin", "frank", "grace", "heidi")
 """Wallets of the testnet. The first ones own the nodes; account 1 is Alice's, 2 her node's operator key, and so on."""
 
@@ -208,7 +210,7 @@ class LocalNet:
     async def _start(self, name: str, command: list[str], within: float) -> Child:
         log = self.logs / f"{name}.log"
         log.unlink(missing_ok=True)
-        settings = {"HIVEMINT_HOME": str(self.home.root), "OMP_NUM_THREADS": "1", **dict(self._layout.settings)}
+        settings = {"HIVEMINT_HOME": str(self.home.root), **QUICK, **dict(self._layout.settings)}
         child = launch(name, command, log, settings)
         self._children.append(child)
         ready = await asyncio.to_thread(wait_ready, child, within)
@@ -242,6 +244,14 @@ class LocalNet:
 
     def child(self, name: str) -> Child:
         return next(child for child in self._children if child.name == name)
+
+    async def next_epoch(self) -> int:
+        """Move the chain's clock to the start of the next epoch. Returns that epoch's number."""
+        async with await Bindings.connect(self.network) as bindings:
+            length = await bindings.emission.epoch_seconds()
+            epoch = await bindings.chain.time() // length + 1
+        await asyncio.to_thread(DevChain(self.network.rpc_url).travel_to, epoch * length)
+        return epoch
 
     def down(self) -> None:
         """End what `up` of this object started, the nodes first so that they can drain."""
