@@ -61,6 +61,7 @@ def test_unknown_forms_and_empty_tensors_are_refused() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.data())
+@settings(deadline=None)
 def test_hashes_follow_the_protocol_and_chunks_share_them(size: int, count: int, data: st.DataObject) -> None:
     rows = data.draw(st.binary(min_size=size * count, max_size=size * count))
     one_by_one = [blake2b(rows[i * size : (i + 1) * size], digest_size=32).digest() for i in range(count)]
@@ -73,6 +74,7 @@ def test_hashes_follow_the_protocol_and_chunks_share_them(size: int, count: int,
 
 
 @given(st.binary(min_size=8, max_size=64).filter(lambda b: len(b) % 4 == 0), st.data())
+@settings(deadline=None)
 def test_one_changed_byte_changes_one_row_hash_and_the_tensors(rows: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(rows) - 1))
     other = bytearray(rows)

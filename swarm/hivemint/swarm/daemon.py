@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hivemint.contracts.errors import ProtocolError, SwarmError
+from hivemint.contracts.errors import ConfigError, ProtocolError, SwarmError
 from hivemint.contracts.ids import PeerId
 from hivemint.swarm.identity import PeerKey, parse_peer, peer_text
 
@@ -43,7 +44,8 @@ class Daemon:
 
     @classmethod
     async def start(cls, key: PeerKey, listen: Sequence[str], announce: Sequence[str]) -> "Daemon":
-        """Start the child and wait until it answers, at most 15 s."""
+        """Start the child and wait until it answers, at most 15 s. Raises SwarmError; ConfigError for a taken port."""
+        _check_free(listen)
         folder, lock = _private_folder()
         key.save(folder / "peer.key")
         control = f"/unix{folder}/control.sock"
@@ -86,7 +88,7 @@ class Daemon:
             ended.cancel()
         if not self._ready.is_set():
             await self._log
-            raise SwarmError("The libp2p daemon did not start", why=_cause(" ".join(self._last_lines)))
+            raise SwarmError("The libp2p daemon did not start", why=" ".join(self._last_lines)[:400])
         from hivemind.p2p import P2P
         from hivemind.utils.multiaddr import Multiaddr
 
@@ -129,7 +131,7 @@ class Daemon:
         code = await self.child.wait()
         await asyncio.wait({self._log}, timeout=0.5)
         lines = [line for line in self._last_lines if not line.startswith(("Peer ID:", "Control socket:"))]
-        return f"exit status {code}" + (f": {_cause(' '.join(lines))}" if lines else "")
+        return f"exit status {code}" + (f": {' '.join(lines)[:400]}" if lines else "")
 
     async def stop(self) -> None:
         """End the child, if it lives, and remove its folder."""
@@ -145,6 +147,7 @@ class Daemon:
                 with contextlib.suppress(ProcessLookupError):
                     self.child.kill()
                 await self.child.wait()
+        await asyncio.wait({self._log}, timeout=0.5)  # to the end of the pipe, which closes it
         self._log.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock >= 0:
@@ -238,14 +241,29 @@ def _arguments(key: Path, control: str, listen: Sequence[str], announce: Sequenc
     return arguments + ([f"-announceAddrs={','.join(announce)}"] if announce else [])
 
 
+def _check_free(listen: Sequence[str]) -> None:
+    """libp2p listens with SO_REUSEPORT: it would share a taken port without a word, and half of the dials get lost."""
+    for address in listen:
+        match address.split("/"):
+            case ["", "ip4" | "ip6" as family, host, "tcp", port] if port.isdigit() and int(port):
+                pass
+            case _:
+                continue
+        with socket.socket(socket.AF_INET if family == "ip4" else socket.AF_INET6) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+                probe.listen(1)
+            except (OSError, OverflowError) as error:
+                raise ConfigError(
+                    f"Cannot listen on {address}",
+                    why=str(error),
+                    next_step="choose another port, or 0 for any free one",
+                ) from None
+
+
 def _is_loopback(address: str) -> bool:
     return address.startswith(("/ip4/127.", "/ip6/::1/"))
-
-
-def _cause(text: str) -> str:
-    if "address already in use" in text:
-        return "the port is taken; choose another listen address, or 0 for any free port"
-    return text[:300]
 
 
 @contextlib.contextmanager

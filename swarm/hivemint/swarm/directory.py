@@ -68,12 +68,17 @@ class Directory:
             stored = await self._node.store_many(
                 names, [signed.to_bytes()] * len(names), record.expires, subkeys=[bytes(record.peer)] * len(names)
             )
-        if not any(stored.values()):
+        # A key's answer is that of the last replica asked, be it hostile: so look for the record itself.
+        if not any(stored.values()) and not await self._has(record):
             raise SwarmError(
                 "The DHT did not take the node's record",
                 why="no peer stored it, or a newer one is there",
                 next_step="check this machine's clock and the bootstrap peers",
             )
+
+    async def _has(self, record: NodeRecord) -> bool:
+        found = await self.find(ModelId(record.model_id), range(record.first_block, record.first_block + 1))
+        return any(one.record == record for one in found)
 
     async def find(self, model_id: ModelId, blocks: range) -> list[CheckedRecord]:
         """Checked records of this network that name one of `blocks`: the newest of each peer, in no order."""

@@ -4,7 +4,7 @@ The length is checked against the type's limit as soon as these five bytes are t
 this process hold more than one frame's greatest size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hivemint.contracts.errors import ProtocolError
 from hivemint.swarm.messages import AnyMessage, decode, encode, limit_of
@@ -50,18 +50,20 @@ class FrameReader:
     def held(self) -> int:
         return len(self._rest)
 
-    def feed(self, data: bytes) -> list[tuple[AnyMessage, int]]:
-        """Messages that `data` completes, each with its size on the wire. Raises ProtocolError; the stream is then
-        useless. A tensor's rows are a view of the bytes read: nothing is copied, nothing is written again."""
+    def feed(self, data: bytes) -> Iterator[tuple[AnyMessage, int]]:
+        """Messages that `data` completes, each with its size on the wire; read all of them before the next call.
+
+        Raises ProtocolError after the good ones; the stream is then useless. A tensor's rows are a view of the bytes
+        read: nothing is copied, nothing is written again.
+        """
         if self._rest:
             self._rest += data
             if len(self._rest) < self._need:
-                return []
+                return
             whole, self._rest = self._rest, bytearray()
             view = memoryview(whole)
         else:
             view = memoryview(data)
-        messages: list[tuple[AnyMessage, int]] = []
         at, end = 0, len(view)
         self._need = HEAD
         while end - at >= HEAD:
@@ -69,8 +71,7 @@ class FrameReader:
             if end - at < HEAD + size:
                 self._need = HEAD + size
                 break
-            messages.append((decode(number, view[at + HEAD : at + HEAD + size]), HEAD + size))
+            yield decode(number, view[at + HEAD : at + HEAD + size]), HEAD + size
             at += HEAD + size
         if at < end:
             self._rest = bytearray(view[at:])
-        return messages

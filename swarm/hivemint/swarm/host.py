@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from hivemint.contracts.errors import BadInput, HivemintError, ProtocolError, Refusal, SwarmError
 from hivemint.contracts.ids import ModelId, PeerId
-from hivemint.swarm.daemon import Daemon, full_address
+from hivemint.swarm.daemon import Daemon, full_address, split_address
 from hivemint.swarm.directory import Directory, Keys
 from hivemint.swarm.handshake import HELLO_LIMIT, Badge, answer, greet, read_hello
 from hivemint.swarm.identity import PeerKey, peer_text
@@ -47,10 +47,14 @@ class HostSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.swarm_key is not None and len(self.swarm_key) < MIN_SWARM_KEY:
-            raise BadInput(
-                "The swarm key is too short", why=f"at least {MIN_SWARM_KEY} bytes, got {len(self.swarm_key)}"
-            )
+        size = MIN_SWARM_KEY if self.swarm_key is None else len(self.swarm_key)
+        if size < MIN_SWARM_KEY:
+            raise BadInput("The swarm key is too short", why=f"at least {MIN_SWARM_KEY} bytes, got {size}")
+        for address in self.bootstrap:
+            try:
+                split_address(address)
+            except ProtocolError as error:
+                raise BadInput(f"Bootstrap peer {address[:120]!r}", why=error.what, next_step=error.next_step) from None
 
 
 class Host:

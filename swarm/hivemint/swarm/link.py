@@ -64,7 +64,7 @@ class Link(asyncio.Protocol):
         self._held, self._partial = held, 0
         self._inbox: deque[tuple[AnyMessage, int]] = deque()
         self._inbox_bytes = 0
-        self._reading = True
+        self._reading, self._deaf = True, False
         self._arrival: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -159,6 +159,8 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
+        if self._deaf:
+            return
         try:
             for message, size in self._frames.feed(data):
                 if isinstance(message, Bye):
@@ -202,10 +204,15 @@ class Link(asyncio.Protocol):
         self._sent_at = self._loop.time()
 
     def _hang_up(self, reason: str) -> None:
+        """The peer broke the protocol: tell it, hear no more, and cut it off if it does not leave by itself.
+
+        Closing with unread bytes on the way would reset the stream and lose the Bye.
+        """
+        self._deaf = True
         if not self.closed:
             self._write((Bye(reason[:400]),))
         self._end(reason)
-        self._transport.close()
+        self._loop.call_later(FAREWELL, self._transport.abort)
 
     def _full(self, share: float) -> bool:
         return self._inbox_bytes > INBOX_BYTES * share or len(self._inbox) > INBOX_MESSAGES * share
