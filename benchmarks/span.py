@@ -56,7 +56,8 @@ class Sides:
         config = LlamaConfig(vocab_size=32, max_position_embeddings=2048, **shape.measures)
         torch.manual_seed(0)
         LlamaModel(config).save_pretrained(folder)
-        self.plain = LlamaModel.from_pretrained(folder, attn_implementation="sdpa")
+        library: Any = LlamaModel
+        self.plain = library.from_pretrained(folder, attn_implementation="sdpa")
         self.plain.train(False)
         self.plain.norm = torch.nn.Identity()
         self.span = Span.load(folder, BlockIndex(0), BlockIndex(config.num_hidden_layers))

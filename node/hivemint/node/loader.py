@@ -6,9 +6,8 @@ them. Rope, norms, experts and every other detail of a family stay the library's
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 import torch
@@ -20,22 +19,22 @@ from transformers.utils import logging as transformers_logging
 from hivemint.contracts.errors import ModelError
 from hivemint.contracts.ids import BlockIndex
 from hivemint.node import attention
+from hivemint.node.alone import ShapeCache
 from hivemint.node.kv_cache import KvShape
 from hivemint.node.lean import lean_layers
 from hivemint.node.linear import pack_linears
-from hivemint.swarm.anatomy import Anatomy, TensorEntry
+from hivemint.node.weights import LazyTensor, Progress, Reader
+from hivemint.swarm.anatomy import Anatomy
 
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FAMILIES = frozenset(
+    {
+        "bloom", "cohere", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss",
+        "granite", "llama", "mistral", "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+    }
+)  # fmt: skip
 """Families with a passing test in tests/node/test_span_families.py. All others are refused by name."""
 
 _STATEFUL_ROPE = {"dynamic", "longrope"}
-_TORCH_DTYPE = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 _ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "use_cache", "shapes"}
 
 
@@ -53,14 +52,18 @@ def load_decoder(
     kind = span_class(families[type(config)], anatomy.num_blocks, first, end)
     with torch.device("meta"):
         layers_name, _ = find_layers(kind(config_copy(config)), end - first)
-    reader = _Reader(anatomy.span_bytes(first, end), on_progress)
+    alone = "sdpa" if kind._supports_sdpa else "eager"
+    implementation = attention.NAME if kind._supports_attention_backend else alone
+    reader = Reader(anatomy.span_bytes(first, end), on_progress)
     weights = {
-        f"{layers_name}.{block - first}.{entry.name[len(f'{anatomy.block_prefix}{block}.') :]}": _Lazy(entry, reader)
+        f"{layers_name}.{block - first}.{entry.name[len(f'{anatomy.block_prefix}{block}.') :]}": LazyTensor(
+            entry, reader
+        )
         for block in range(first, end)
         for entry in anatomy.block_tensors(BlockIndex(block))
     }
     options: dict[str, Any] = {
-        "config": config_copy(config), "state_dict": weights, "dtype": dtype, "attn_implementation": attention.NAME,
+        "config": config_copy(config), "state_dict": weights, "dtype": dtype, "attn_implementation": implementation,
         "output_loading_info": True, "ignore_mismatched_sizes": True,  # the report below refuses them
         "device_map": None if device == "cpu" else {"": device},
     }  # fmt: skip
@@ -129,6 +132,8 @@ def cut(decoder: PreTrainedModel, num_blocks: int, first: int, end: int) -> None
         if child_name != own_name and next(child.parameters(), None) is not None:
             positions = isinstance(child, nn.Embedding) and child is not words
             setattr(parent, child_name, Nothing() if positions else nn.Identity())
+    if hasattr(decoder, "embedding_multiplier"):  # Granite scales embeddings in its decoder: the client's part
+        decoder.__dict__["embedding_multiplier"] = 1.0
     config = decoder.config
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == num_blocks:
@@ -178,54 +183,27 @@ def check_decoder(decoder: PreTrainedModel, dtype: torch.dtype, device: torch.de
         if not torch.equal(untouched, rows):
             raise ModelError(f"{family} can't be served in spans", why="its decoder changes states outside its blocks")
         shapes: dict[int, KvShape] = {}
-        with attention.probing(decoder.config, shapes, _ATTENTION_OPTIONS) as strange:
-            decoder(inputs_embeds=rows, position_ids=positions, use_cache=False, shapes=shapes)
+        strange: set[str] = set()
+        if packs(decoder):
+            with attention.probing(decoder.config, shapes, _ATTENTION_OPTIONS) as strange:
+                decoder(inputs_embeds=rows, position_ids=positions, use_cache=False, shapes=shapes)
+        else:
+            decoder(inputs_embeds=rows, position_ids=positions, use_cache=True, past_key_values=ShapeCache(shapes))
     if sorted(shapes) != list(range(count)) or strange:
         why = f"its attention asks for {', '.join(sorted(strange))}" if strange else "blocks bypass the attention hook"
         raise ModelError(f"{family} can't be served in batches", why=why)
     return [shapes[index] for index in range(count)]
 
 
+def packs(decoder: PreTrainedModel) -> bool:
+    """Whether this family's attention is ours, so that many sessions share a forward; else they run one by one."""
+    return bool(decoder.config._attn_implementation == attention.NAME)
+
+
 def quicken(decoder: PreTrainedModel, dtype: torch.dtype) -> None:
     """Swap modules of a checked decoder for ones that compute the same faster on a CPU, in place."""
     lean_layers(find_layers(decoder, decoder.config.num_hidden_layers)[1])
     pack_linears(decoder, dtype)
-
-
-class _Reader:
-    """Reads tensors with plain reads, so that no mapped file pages count as this process's memory."""
-
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self.total, self.done, self.on_progress = total, 0, on_progress
-        self._lock = Lock()  # transformers reads in several threads
-
-    def read(self, entry: TensorEntry) -> torch.Tensor:
-        if entry.dtype not in _TORCH_DTYPE:
-            raise ModelError(f"{entry.name} is stored as {entry.dtype}", why="such weights can't be served")
-        raw = torch.empty(entry.nbytes, dtype=torch.uint8)
-        with entry.file.open("rb", buffering=0) as stream:
-            stream.seek(entry.offset)
-            array: Any = raw.numpy()
-            view, filled = memoryview(array), 0
-            while filled < entry.nbytes and (got := stream.readinto(view[filled:])):
-                filled += got
-        if filled != entry.nbytes:
-            raise ModelError(f"{entry.file} is damaged", why=f"{entry.name} ends early", next_step="fetch it again")
-        with self._lock:
-            self.done += entry.nbytes
-            if self.on_progress is not None:
-                self.on_progress(self.done, self.total)
-        return raw.view(_TORCH_DTYPE[entry.dtype]).view(entry.shape)
-
-
-class _Lazy:
-    """A tensor that is read when transformers slices it, as it does with its own safetensors slices."""
-
-    def __init__(self, entry: TensorEntry, reader: _Reader) -> None:
-        self._entry, self._reader = entry, reader
-
-    def __getitem__(self, _: object) -> torch.Tensor:
-        return self._reader.read(self._entry)
 
 
 def _check_report(report: dict[str, Any], anatomy: Anatomy) -> None:

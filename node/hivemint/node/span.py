@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from hivemint.contracts.ids import BlockIndex
 from hivemint.node import loader
-from hivemint.node.batch import Packing, Work, check
+from hivemint.node.alone import SessionCache
+from hivemint.node.batch import BadWork, Packing, Part, Work, check
 from hivemint.node.kv_cache import KvShape, KvStore
+from hivemint.node.weights import Progress
 from hivemint.swarm.anatomy import Anatomy
 
 __all__ = ["Span", "Work"]
@@ -32,6 +34,8 @@ class Span:
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
         self.dtype, self.device = dtype, device
+        self.packs = loader.packs(decoder)
+        """Whether sessions share each forward. Some families' attention can't: theirs run one after the other."""
         self.num_blocks_of_model = anatomy.num_blocks
         self.max_positions = anatomy.max_positions
 
@@ -44,7 +48,7 @@ class Span:
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        on_progress: loader.Progress | None = None,
+        on_progress: Progress | None = None,
     ) -> "Span":
         """Read a span from a Hugging Face folder of safetensors; `on_progress(bytes_done, bytes_in_all)`.
 
@@ -83,10 +87,40 @@ class Span:
             work.cache.length = work.end
         return list(torch.split(output, packing.counts))
 
+    def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient with respect to a span's input, given that of its output: all `[B, count, hidden_size]`.
+
+        `hidden` is the input of `B` whole sequences from position 0; the forward is computed again and nothing is
+        kept. The span's own weights are frozen. Raises BadWork.
+        """
+        if hidden.dim() != 3 or hidden.shape[2] != self.hidden_size or gradient.shape != hidden.shape:
+            raise BadWork(
+                f"no gradient for states of shape {tuple(hidden.shape)} and gradients of {tuple(gradient.shape)}",
+                why=f"expected [B, count, {self.hidden_size}] twice",
+            )
+        if not 0 < hidden.shape[1] <= self.max_positions:
+            raise BadWork(f"{hidden.shape[1]} positions can't be run", why=f"the model has {self.max_positions}")
+        with torch.inference_mode(False), torch.enable_grad():
+            rows = hidden.to(self.device, self.dtype).clone().requires_grad_(True)
+            positions = torch.arange(rows.shape[1], device=self.device).unsqueeze(0)
+            output = self._decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
+            return torch.autograd.grad(output, rows, gradient.to(self.device, self.dtype))[0]
+
     def _forward(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Packed rows `[T, hidden]` through the library's own decoder."""
+        """Rows `[T, hidden]` through the library's own decoder: packed, or session by session if they can't be."""
+        if not self.packs:
+            pieces = zip(packing.parts, torch.split(rows, packing.counts), strict=True)
+            return torch.cat([self._alone(part, piece) for part, piece in pieces])
         output = self._decoder(
             inputs_embeds=rows.unsqueeze(0), position_ids=packing.positions(), use_cache=False, packing=packing
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _alone(self, part: Part, rows: torch.Tensor) -> torch.Tensor:
+        positions = torch.arange(part.start, part.end, device=self.device).unsqueeze(0)
+        output = self._decoder(
+            inputs_embeds=rows.unsqueeze(0), position_ids=positions, use_cache=True, past_key_values=SessionCache(part)
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
