@@ -107,23 +107,23 @@ class ClientSettings(BaseSettings):
     """`auto`, `free`, `ask`, `2x`, or credits per token and block."""
     max_price: Annotated[Credits | None, NoDecode, BeforeValidator(_credits)] = None
     """Ceiling: credits per token through all blocks. None: no ceiling but what the accounts hold."""
-    seconds_per_credit: float = Field(10.0, ge=0)
+    seconds_per_credit: Annotated[float, Field(ge=0)] = 10.0
     """How much time a saved credit is worth when routes are compared: the lambda of the routing cost."""
-    margin: float = Field(1.25, ge=1, le=10)
+    margin: Annotated[float, Field(ge=1, le=10)] = 1.25
     """A session is opened for this many times its expected price (`protocol.md`, section 1)."""
-    session_time: float = Field(3600.0, ge=60, le=86_400)
+    session_time: Annotated[float, Field(ge=60, le=86_400)] = 3600.0
     """How long a session may last."""
-    prefill_chunks: int = Field(4, ge=1, le=64)
+    prefill_chunks: Annotated[int, Field(ge=1, le=64)] = 4
     """A prompt is cut into about this many chunks a node, so that all nodes of a route work at once."""
-    min_chunk: int = Field(32, ge=1, le=4096)
+    min_chunk: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows of the smallest chunk, and of the first one at a node that has not served this client before."""
-    open_timeout: float = Field(10.0, gt=0)
+    open_timeout: Annotated[float, Field(gt=0)] = 10.0
     """For dialling a node and its handshake."""
-    step_timeout: float = Field(60.0, gt=0)
+    step_timeout: Annotated[float, Field(gt=0)] = 60.0
     """For one step through the whole route."""
-    patience: float = Field(60.0, ge=0)
+    patience: Annotated[float, Field(ge=0)] = 60.0
     """How long to wait for a place when all nodes are busy."""
-    set_aside: float = Field(120.0, ge=0)
+    set_aside: Annotated[float, Field(ge=0)] = 120.0
     """How long a node that failed or lied is left out of routes."""
 
     @classmethod

@@ -1,0 +1,151 @@
+"""Routes over checked records: cheapest, within the ceiling, and a clear word on what is missing."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivemint.client.route import Route, Speeds, Wish, plan_route, session_amount, wire_of
+from hivemint.client.settings import Bid
+from hivemint.contracts.errors import SwarmError
+from hivemint.contracts.ids import ONE_CREDIT, Credits
+from support.fake_swarm import FakeNode
+
+BLOCKS = 30
+ASK = ONE_CREDIT // 10_000
+
+
+def node(first: int, end: int, ask: int = ASK, **changes: object) -> tuple[FakeNode, object]:
+    made = FakeNode(first, end, ask=ask)
+    return made, made.record(**{"free_tokens": 10_000, **changes})
+
+
+def plan(*nodes: tuple[FakeNode, object], speeds: Speeds | None = None, **wish: object) -> Route:
+    settings = {"blocks": BLOCKS, "tokens": 100, "bid": Bid("times"), **wish}
+    return plan_route([record for _, record in nodes], Wish(**settings), speeds or Speeds())  # type: ignore[arg-type, misc]
+
+
+def spans(route: Route) -> list[tuple[int, int]]:
+    return [(leg.first, leg.end) for leg in route.legs]
+
+
+def test_two_halves() -> None:
+    route = plan(node(0, 15), node(15, 30))
+    assert spans(route) == [(0, 15), (15, 30)]
+    assert route.price == 30 * ASK
+    assert route.paid
+
+
+def test_a_part_of_a_span_will_do() -> None:
+    """Two spans overlap: the faster node takes what both have."""
+    slow, fast = node(0, 20, tokens_per_s=2.0), node(10, 30, tokens_per_s=50.0)
+    assert spans(plan(slow, fast)) == [(0, 10), (10, 30)]
+
+
+def test_fewer_hops_are_cheaper() -> None:
+    assert spans(plan(node(0, 15), node(15, 30), node(0, 30))) == [(0, 30)]
+
+
+def test_a_long_queue_is_avoided_by_lane() -> None:
+    """A paid queue is short where the free one is long."""
+    busy, other = node(0, 30, wait_free_s=5.0), node(0, 30, ask=2 * ASK, wait_free_s=0.1)
+    assert plan(busy, other, bid=Bid("free")).legs[0].peer == other[0].peer
+    assert plan(busy, other).legs[0].peer == busy[0].peer
+
+
+def test_a_higher_bid_waits_less() -> None:
+    one = node(0, 30, wait_paid_s=1.6)
+    assert plan(one, bid=Bid("times", 16_000_000)).legs[0].wait == pytest.approx(0.1)
+    assert plan(one, bid=Bid("times", 2_000_000)).legs[0].wait == pytest.approx(0.8)
+
+
+def test_own_measurements_count_more_than_promises() -> None:
+    liar, honest = node(0, 30, wait_paid_s=0.0), node(0, 30, wait_paid_s=0.3)
+    speeds = Speeds()
+    speeds.step(liar[0].peer, 3.0, 30)
+    assert plan(liar, honest).legs[0].peer == liar[0].peer
+    assert plan(liar, honest, speeds=speeds).legs[0].peer == honest[0].peer
+
+
+def test_missing_blocks_are_named() -> None:
+    with pytest.raises(SwarmError, match="10:15, 20:30") as caught:
+        plan(node(0, 10), node(15, 20))
+    assert "--blocks 10:15" in caught.value.next_step
+    with pytest.raises(SwarmError, match="0:30"):
+        plan()
+
+
+def test_the_ceiling_trades_time_for_price() -> None:
+    dear, cheap = node(0, 30, ask=10 * ASK, tokens_per_s=50.0), node(0, 30, tokens_per_s=1.0)
+    assert plan(dear, cheap, seconds_per_credit=0.0).legs[0].peer == dear[0].peer
+    assert plan(dear, cheap, seconds_per_credit=0.0, ceiling=Credits(40 * ASK)).legs[0].peer == cheap[0].peer
+    with pytest.raises(SwarmError, match="No route costs at most"):
+        plan(dear, cheap, ceiling=Credits(29 * ASK))
+
+
+def test_a_fixed_bid_that_does_not_reach() -> None:
+    with pytest.raises(SwarmError, match="does not reach all blocks"):
+        plan(node(0, 30), bid=Bid("amount", amount=Credits(ASK - 1)))
+
+
+def test_accounts_that_hold_too_little_are_left_out() -> None:
+    poor, rich = node(0, 30), node(0, 30, ask=2 * ASK)
+    needed = session_amount(2 * ASK * 30, 100, 1.25)
+    assert needed == 2 * ASK * 30 * 125
+    funds = {poor[0].operator.address: 10, rich[0].operator.address: int(needed)}
+    assert plan(poor, rich, funds=funds).legs[0].peer == rich[0].peer
+    funds[rich[0].operator.address] -= 1
+    with pytest.raises(SwarmError, match="accounts do not cover"):
+        plan(poor, rich, funds=funds)
+
+
+def test_neighbours_speak_one_wire_form() -> None:
+    one, two = node(0, 15), node(15, 30, numerics=("bf16/bf16/bf16",))
+    with pytest.raises(SwarmError, match="cannot be chained"):
+        plan(one, two)
+    both = node(15, 30, numerics=("bf16/bf16/bf16", "bf16/bf16/fp32"), tokens_per_s=1.0)
+    assert [leg.wire for leg in plan(one, two, both).legs] == ["fp32", "fp32"]
+    assert wire_of("fp32/fp32") == wire_of("fp32/fp32/int8") == ""
+
+
+def test_plan_for_people() -> None:
+    route = plan(node(0, 15), node(15, 30))
+    shown = route.plan(1000, 1.25)
+    assert (shown.lane, shown.cost, shown.reserved) == ("paid", 1000 * 30 * ASK, 1250 * 30 * ASK)
+    assert [(hop.first, hop.end, hop.price) for hop in shown.hops] == [(0, 15, 15 * ASK), (15, 30, 15 * ASK)]
+    free = plan(node(0, 15), node(15, 30), bid=Bid("free")).plan(1000, 1.25)
+    assert (free.lane, free.cost, free.reserved) == ("free", 0, 0)
+
+
+_spans = st.tuples(st.integers(0, 5), st.integers(1, 6)).map(lambda pair: (pair[0], max(pair[0] + 1, pair[1])))
+
+
+@given(
+    st.lists(st.tuples(_spans, st.integers(1, 9), st.floats(1, 50), st.floats(0, 3)), min_size=1, max_size=6),
+    st.integers(0, 60),
+)
+def test_every_route_is_whole_and_none_of_one_leg_is_cheaper(
+    nodes: list[tuple[tuple[int, int], int, float, float]], ceiling: int
+) -> None:
+    """A route covers each block once, within spans and ceiling; the direct one, if any, is never better."""
+    made = [node(*span, ask=ask, tokens_per_s=speed, wait_paid_s=wait) for span, ask, speed, wait in nodes]
+    covered = {block for (first, end), *_ in nodes for block in range(first, end)}
+    if len(covered) < 6:
+        with pytest.raises(SwarmError, match="No node serves"):
+            plan(*made, blocks=6)
+        return
+    cheapest = plan(*made, blocks=6, seconds_per_credit=1e12).price
+    if 0 < ceiling < cheapest:
+        with pytest.raises(SwarmError, match="No route costs"):
+            plan(*made, blocks=6, ceiling=Credits(ceiling))
+        return
+    route = plan(*made, blocks=6, ceiling=Credits(ceiling) if ceiling else None)
+    assert route.legs[0].first == 0
+    assert route.legs[-1].end == 6
+    assert all(one.end == other.first for one, other in pairwise(route.legs))
+    assert all(leg.record.first_block <= leg.first < leg.end <= leg.record.end_block for leg in route.legs)
+    assert not ceiling or route.price <= ceiling
+    if not ceiling:
+        whole = [one for one in made if one[1].record.blocks == range(6)]  # type: ignore[attr-defined]
+        assert all(route.seconds <= plan(one, blocks=6).seconds + 1e-6 for one in whole)

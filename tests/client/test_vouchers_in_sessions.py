@@ -1,0 +1,101 @@
+"""Voucher totals of several sessions at one node, whatever is delivered, refused or lost: a property over a model."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hivemint.client.handshake import Greeting, Payer, SignedSession, sign_session
+from hivemint.client.route import Leg
+from hivemint.client.session import NodeSession
+from hivemint.client.wallet import Identity
+from hivemint.contracts.ids import BlockIndex, Credits, Step
+from hivemint.contracts.receipt import opening, sign_receipt
+from hivemint.ledger.vouchers import VoucherBook
+from hivemint.swarm.identity import PeerKey
+from hivemint.swarm.messages import Code, Refused, Terms
+from hivemint.swarm.records import NodeRecord
+from support.promises import DOMAIN, signer
+
+CLIENT, NODE, PEER = signer(1), signer(2), PeerKey.generate()
+PRICE = 7
+
+
+class Vouchers(RuleBasedStateMachine):
+    """The node's rule is the protocol's: a step is taken only if the highest total covers all that is owed then.
+
+    Deliveries, refusals and cancellations come in any order over three sessions.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.book = VoucherBook.open(Path(self.folder.name) / "vouchers.db", DOMAIN, CLIENT.address)
+        self.payer = Payer(Identity.own(CLIENT), DOMAIN, self.book)
+        self.sessions = [self._session(bytes([number]) * 32) for number in range(3)]
+        self.steps = [0, 0, 0]
+        self.waiting: list[tuple[int, Step, int, int]] = []  # session, step, cost, total: sent, not yet decided
+        self.highest = self.owed = self.most_in_flight = self.done = 0
+
+    def _session(self, nonce: bytes) -> NodeSession:
+        record = NodeRecord(
+            network="t", model_id=b"\1" * 32, first_block=BlockIndex(0), end_block=BlockIndex(1), peer=PEER.peer_id,
+            operator=NODE.address, numerics=("fp32/fp32/fp32",), ask=Credits(PRICE), expires=time.time() + 60,
+        )  # fmt: skip
+        leg = Leg(record, BlockIndex(0), BlockIndex(1), Credits(PRICE), "fp32/fp32/fp32", 0.0, 0.0)
+        terms = Terms(nonce, NODE.address, b"\1" * 32, 0, 1, ("fp32/fp32/fp32",), Credits(PRICE), 10**6, 512, 2)
+        greeting = Greeting(leg, None, terms, 0.0)  # type: ignore[arg-type]
+        signed: SignedSession = sign_session(greeting, self.payer, tokens=10**6, margin=1.25, expiry=2**40)
+        first = sign_receipt(DOMAIN, opening(NODE.address, CLIENT.address, signed.session_id), NODE)
+        return NodeSession(greeting, signed, self.payer, first)
+
+    @rule(number=st.integers(0, 2), count=st.integers(1, 40))
+    def request(self, number: int, count: int) -> None:
+        self.steps[number] += 1
+        step = Step(self.steps[number])
+        request = self.sessions[number].prepare(step, 0, count, first=True, last=True, rows="none")
+        self.waiting.append((number, step, count * PRICE, request.voucher.voucher.total))
+        in_flight = sum(cost for _, _, cost, _ in self.waiting)
+        self.most_in_flight = max(self.most_in_flight, in_flight)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def delivered(self, data: st.DataObject) -> None:
+        """Requests arrive in any order across sessions; each must be covered when it does."""
+        number, step, cost, total = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.highest = max(self.highest, total)
+        assert self.highest >= self.owed + cost, "an honest node would have to refuse this"
+        self.owed += cost
+        self.done += 1
+        session = self.sessions[number]
+        request = session.pending.pop(step)
+        self.book.delivered(NODE.address, Credits(request.count * PRICE))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), code=st.sampled_from([Code.INPUT, Code.LIMIT, Code.FAILED]))
+    def refused(self, data: st.DataObject, code: Code) -> None:
+        """The voucher has arrived all the same: a node may keep it."""
+        number, step, _, total = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.highest = max(self.highest, total)
+        message = Refused(code=code, what="no", step=step, highest=Credits(self.highest), owed=Credits(self.owed))
+        assert self.sessions[number].refused(message) is not None
+
+    @invariant()
+    def no_more_is_promised_than_ever_was_in_flight(self) -> None:
+        if hasattr(self, "book"):
+            total, owed = self.book.totals().get(NODE.address, (Credits(0), Credits(0)))
+            assert total - self.owed <= self.most_in_flight
+            assert owed == self.owed + sum(cost for _, _, cost, _ in self.waiting)
+            assert sum(session.spent for session in self.sessions) == owed
+
+    def teardown(self) -> None:
+        if hasattr(self, "book"):
+            self.book.close()
+            self.folder.cleanup()
+
+
+TestVouchers = Vouchers.TestCase
+TestVouchers.settings = hypothesis_settings(max_examples=25, stateful_step_count=25, deadline=None)
