@@ -1,0 +1,302 @@
+"""`hivemint contracts compile | deploy | verify | params`: the contracts of a network, from source to numbers."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hivemint.cli.account import load_network, unlocked
+from hivemint.cli.console import (
+    JsonFlag,
+    NetworkOption,
+    PasswordFileOption,
+    WalletOption,
+    emit,
+    from_checkout,
+    out,
+    run_async,
+    table,
+)
+from hivemint.contracts.credits import exact_credits, format_credits
+from hivemint.contracts.errors import ChainError, ConfigError
+from hivemint.contracts.ids import ONE_CREDIT, Address
+from hivemint.contracts.network import Network
+
+if TYPE_CHECKING:
+    from hivemint.contracts.bindings import Bindings
+    from hivemint.contracts.deploy import Deployment, Numbers
+
+app = typer.Typer(help="Compile, deploy, verify and inspect the contracts.")
+NumbersOption = Annotated[
+    Path | None,
+    typer.Option("--numbers", help="TOML like contracts/networks/dev.toml: fee, times, caps.", metavar="FILE"),
+]
+_DEVELOPMENT = 31337
+
+
+@app.command("compile")
+def compile_(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if an artifact is stale.")] = False,
+    solc: Annotated[
+        Path | None, typer.Option(help="A Solidity compiler to use instead of the found one.", metavar="FILE")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compile the sources of a checkout and compare with the committed artifacts, byte for byte; write what differs."""
+    from hivemint.contracts.compile import SOLC_VERSION, compile_contracts, stale, write_artifacts
+
+    with out.status("compiling ..."):
+        compiled = compile_contracts(solc)
+        differ = stale(compiled) if check else write_artifacts(compiled)
+    if as_json:
+        emit({"solc": SOLC_VERSION, "contracts": list(compiled), "differ": differ, "written": not check})
+    elif differ:
+        out.print(f"{', '.join(differ)}: the artifact was not that of the sources")
+    else:
+        out.print(f"[green]{len(compiled)} contracts[/] compile to the committed artifacts, byte for byte")
+    if differ and check:
+        raise ConfigError(
+            "The committed artifacts are stale",
+            why=f"the sources of {', '.join(differ)} compile to other bytes",
+            next_step="`hivemint contracts compile` writes them anew; commit them with the sources",
+        )
+
+
+@app.command()
+def deploy(
+    url: Annotated[str, typer.Option("--url", help="JSON-RPC address of the chain.", metavar="URL")],
+    chain_id: Annotated[int, typer.Option("--chain-id", help="Refuse any other chain.", min=1)],
+    network: Annotated[
+        Path, typer.Option("--network", help="The network file to write; the record of the deployment lies beside it.")
+    ] = Path("network.toml"),
+    name: Annotated[str, typer.Option("--name", help="The new network's name.")] = "hivemint",
+    numbers: NumbersOption = None,
+    wallet: WalletOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Deploy all six contracts to an EVM chain. If it dies half-way, the same command goes on where it stopped."""
+    from hivemint.contracts import deploy as deployment
+    from hivemint.contracts.home import check_name
+
+    check_name(name, "network")
+    chosen = deployment.load_numbers(_numbers_file(numbers, chain_id))
+    record = network.with_name(f"{network.stem}.deployed.toml")
+    _check_free(network, record)
+    signer = unlocked(wallet, password_file)
+
+    def tell(contract: str, address: Address) -> None:
+        if not as_json:
+            out.print(f"  {contract:<13} {address}", highlight=False)
+
+    done: Deployment = run_async(deployment.deploy(url, signer, chosen, record, chain_id=chain_id, progress=tell))
+    _write_network(network, name, url, done, chosen)
+    if as_json:
+        emit(_deployed(done, network, record))
+        return
+    out.print(f"[green]deployed[/] on chain {done.chain_id}, first block {done.block}", highlight=False)
+    out.print(f"  network file  {network}\n  record        {record}", highlight=False, soft_wrap=True)
+    out.print(f"  [dim]next[/]  hivemint contracts verify --network {network}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(network: NetworkOption = None, numbers: NumbersOption = None, as_json: JsonFlag = False) -> None:
+    """Compare the code on the chain, what its constructors wrote into it, and (with --numbers) all numbers."""
+    from hivemint.contracts.deploy import load_numbers
+
+    place = load_network(network)
+    differences: list[str] = run_async(_verified(place, load_numbers(numbers) if numbers else None))
+    if as_json:
+        emit({"network": place.name, "chain_id": place.chain_id, "ok": not differences, "differences": differences})
+    if differences:
+        raise ChainError(
+            f"The contracts of {place.name} are not what they should be",
+            why="; ".join(differences),
+            next_step="fund nothing there before you know why",
+        )
+    if not as_json:
+        out.print(f"[green]verified[/] all six contracts of {place.name} are those of this package", highlight=False)
+
+
+@app.command()
+def params(network: NetworkOption = None, as_json: JsonFlag = False) -> None:
+    """All numbers of a network: the fixed ones, the changeable ones today and as scheduled, who may change them."""
+    place = load_network(network)
+    document = run_async(_params(place))
+    if as_json:
+        emit(document)
+        return
+    _show_params(place, document)
+
+
+# --- deploy
+
+
+def _numbers_file(numbers: Path | None, chain_id: int) -> Path:
+    if numbers is not None:
+        return numbers
+    if chain_id != _DEVELOPMENT:
+        raise ConfigError(
+            f"Chain {chain_id} needs numbers of its own",
+            why="those of contracts/networks/dev.toml have one auditor, the deployer, and no model",
+            next_step="copy that file, choose each value, and pass --numbers FILE",
+        )
+    return from_checkout() / "contracts" / "networks" / "dev.toml"
+
+
+def _check_free(network: Path, record: Path) -> None:
+    """A network file that no record of ours explains is somebody's own."""
+    if network.exists() and not record.exists():
+        raise ConfigError(
+            f"{network} exists already", why=f"there is no {record.name} beside it", next_step="name another --network"
+        )
+
+
+def _write_network(path: Path, name: str, url: str, done: "Deployment", numbers: "Numbers") -> None:
+    if path.exists():
+        if Network.load(path).contracts != done.contracts:
+            raise ConfigError(
+                f"{path} names other contracts than those just deployed", next_step="name another --network"
+            )
+        return
+    new = Network(
+        name, done.chain_id, url, done.contracts, deployed_block=done.block, confirmations=numbers.confirmations
+    )
+    new.save(path)
+
+
+def _deployed(done: "Deployment", network: Path, record: Path) -> dict[str, Any]:
+    return {
+        "chain_id": done.chain_id,
+        "deployer": done.deployer,
+        "block": done.block,
+        "contracts": asdict(done.contracts),
+        "network": network,
+        "record": record,
+    }
+
+
+# --- verify and params
+
+
+async def _verified(network: Network, numbers: "Numbers | None") -> list[str]:
+    from hivemint.contracts.bindings import Bindings
+    from hivemint.contracts.verify import verify as compare
+
+    async with await Bindings.connect(network) as contracts:
+        return await compare(contracts, numbers)
+
+
+async def _params(network: Network) -> dict[str, Any]:
+    from hivemint.contracts.bindings import Bindings, Setting
+
+    async with await Bindings.connect(network) as contracts:
+        parameters = contracts.parameters
+        epoch = await contracts.settlement.current_epoch()
+        next_change = int(await parameters.read("nextChange"))
+        settings = {setting.name.lower(): await parameters.value(setting, epoch) for setting in Setting}
+        scheduled = await _events(contracts, "Scheduled", network)
+        return {
+            "network": network.name,
+            "chain_id": network.chain_id,
+            "contracts": asdict(network.contracts),
+            "epoch": epoch,
+            "genesis": await parameters.genesis(),
+            "budget": await contracts.emission.budget(epoch),
+            "fixed": asdict(await parameters.fixed()),
+            "settings": settings,
+            "rates": await _rates(contracts, epoch, network),
+            "auditors": await _auditors(contracts, epoch, network),
+            "scheduled": [
+                {"setting": Setting(event["setting"]).name.lower(), "value": event["value"], "epoch": event["epoch"]}
+                for event in scheduled
+                if event["epoch"] > epoch
+            ],
+            "owner": await parameters.owner(),
+            "pending_owner": await parameters.read("pendingOwner"),
+            "paused": await parameters.paused(),
+            "next_change": next_change,
+        }
+
+
+async def _events(contracts: "Bindings", name: str, network: Network) -> list[dict[str, Any]]:
+    async with contracts.chain.explained("Reading the parameters' history"):
+        logs = await contracts.parameters.contract.events[name]().get_logs(from_block=network.deployed_block)
+    return [dict(entry["args"]) for entry in logs]
+
+
+async def _rates(contracts: "Bindings", epoch: int, network: Network) -> dict[str, int]:
+    """Model id -> mega-FLOP per token and block, by its name where the network file has one."""
+    names = {model.model_id: model.name for model in network.models}
+    ids = _once(bytes(event["modelId"]) for event in await _events(contracts, "RateScheduled", network))
+    known = _once([*ids, *names])
+    return {"0x" + one.hex(): await contracts.parameters.rate(one, epoch) for one in known}
+
+
+async def _auditors(contracts: "Bindings", epoch: int, network: Network) -> list[str]:
+    addresses = _once(Address(event["auditor"]) for event in await _events(contracts, "AuditorScheduled", network))
+    return [one for one in addresses if await contracts.parameters.is_auditor(one, epoch)]
+
+
+def _once(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _show_params(network: Network, told: dict[str, Any]) -> None:
+    fixed, settings = told["fixed"], told["settings"]
+    names = {"0x" + model.model_id.hex(): model.name for model in network.models}
+    rows = [
+        ("fee", f"{fixed['fee'] / 100:g} %", "of what a settlement burns, never minted again"),
+        *((name, _duration(fixed[name]), why) for name, why in _TIMES.items()),
+        ("halving", f"{fixed['halving']} epochs", "after which the bootstrap is half as large"),
+        ("minimum stake", f"{exact_credits(fixed['min_stake'])} coins", "of a node that bonds"),
+        ("cap", format_credits(fixed["cap"]), "most that one epoch of donated work mints"),
+        ("bootstrap", format_credits(fixed["bootstrap"]), f"a first epoch's, from epoch {told['genesis']} on"),
+    ]
+    table(f"{network.name}: fixed for ever", "number", ">value", "meaning", rows=rows)
+    rows = [
+        ("units per coin", f"{settings['units_per_coin']:,}", "mega-FLOP an epoch that one coin of stake carries"),
+        ("max per unit", _per_unit(settings["max_per_unit"]), "most that a mega-FLOP of donated work mints"),
+        ("quorum", str(settings["quorum"]), "auditors' signatures for a strike"),
+        ("strikes", f"{settings['strike_limit']} in {settings['strike_window']}", "epochs: a fifth of the stake"),
+        ("appeal", f"{settings['appeal']} epochs", "in which a strike can be pardoned"),
+        *(
+            (f"rate of {names.get(model, model[:12] + '...')}", str(rate), "mega-FLOP per token and block")
+            for model, rate in told["rates"].items()
+        ),
+    ]
+    table(f"\nIn epoch {told['epoch']}", "number", ">value", "meaning", rows=rows)
+    for change in told["scheduled"]:
+        out.print(f"  from epoch {change['epoch']}: {change['setting']} = {change['value']}", highlight=False)
+    out.print(f"\nowner      {_owner(told)}", highlight=False, soft_wrap=True)
+    out.print(f"auditors   {', '.join(told['auditors']) or 'none'}", highlight=False, soft_wrap=True)
+    out.print(f"changes    made now count from epoch {told['next_change']} on", highlight=False)
+    out.print(f"paused     {'[red]yes: no deposits, no claims[/]' if told['paused'] else 'no'}", highlight=False)
+    out.print(f"budget     {format_credits(told['budget'])} so far for this epoch's donated work", highlight=False)
+
+
+_TIMES = {
+    "epoch": "the period over which donated work shares the emission",
+    "thaw": "from closing an account to withdrawing; how long vouchers outlive their key",
+    "unbond": "in which leaving stake can still be slashed",
+    "delay": "the timelock of every change",
+}
+
+
+def _owner(told: dict[str, Any]) -> str:
+    nobody = "0x" + "00" * 20
+    owner = "nobody: renounced, nothing changes any more" if told["owner"] == nobody else told["owner"]
+    return owner if told["pending_owner"] == nobody else f"{owner} (offered to {told['pending_owner']})"
+
+
+def _per_unit(max_per_unit: int) -> str:
+    return format_credits(max_per_unit // ONE_CREDIT)
+
+
+def _duration(seconds: int) -> str:
+    for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds % unit == 0 and seconds:
+            return f"{seconds // unit} {name}" + ("s" if seconds != unit else "")
+    return f"{seconds} seconds"

@@ -1,0 +1,165 @@
+"""`hivemint contracts`: compiled, deployed, verified and shown on a real Hardhat node."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hivemint.cli.contracts import app
+from hivemint.contracts import compile as compiling
+from hivemint.contracts import deploy as deployment
+from hivemint.contracts.artifacts import NAMES, load
+from hivemint.contracts.errors import ChainError, ConfigError, WalletError
+from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.contracts.network import Network
+from support.chain import NUMBERS, TEST_MODEL, TestChain
+
+RUNNER = CliRunner()
+DEPLOYER = 18  # of the funded accounts: nobody else sends from it
+
+
+@pytest.fixture
+def wallet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, testchain: TestChain) -> list[str]:
+    """The options that name a funded wallet."""
+    monkeypatch.setenv("HIVEMINT_HOME", str(tmp_path / "home"))
+    Keystores().add("deployer", testchain.signers[DEPLOYER], "correct horse", n=CHEAP_SCRYPT_N)
+    password = tmp_path / "password"
+    password.write_text("correct horse\n")
+    return ["--wallet", "deployer", "--password-file", str(password)]
+
+
+def deploying(testchain: TestChain, wallet: list[str], network: Path, *more: str) -> Result:
+    chain = ["--url", testchain.network.rpc_url, "--chain-id", str(testchain.network.chain_id)]
+    return RUNNER.invoke(app, ["deploy", *chain, "--network", str(network), *wallet, *more])
+
+
+def told(result: Result) -> Any:
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)
+
+
+def test_deployed_verified_and_shown(testchain: TestChain, wallet: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "network.toml"
+    done = told(deploying(testchain, wallet, file, "--json", "--name", "mine"))
+    network = Network.load(file)
+    assert (network.name, network.chain_id) == ("mine", testchain.network.chain_id)
+    assert done["contracts"]["token"] == network.contracts.token
+    assert done["block"] == network.deployed_block
+
+    again = deploying(testchain, wallet, file)  # nothing is sent twice
+    assert all(name in again.stdout for name in NAMES)
+    assert Network.load(file) == network
+
+    verified = told(RUNNER.invoke(app, ["verify", "--network", str(file), "--numbers", str(NUMBERS), "--json"]))
+    assert (verified["ok"], verified["differences"]) == (True, [])
+    params = told(RUNNER.invoke(app, ["params", "--network", str(file), "--json"]))
+    assert params["fixed"]["fee"] == 500
+    assert params["settings"]["strike_limit"] == 4
+    assert params["owner"] == testchain.signers[DEPLOYER].address == params["auditors"][0]
+    shown = RUNNER.invoke(app, ["params", "--network", str(file)]).stdout
+    assert all(word in shown for word in ("5 %", "3 days", "10,000 HMC", "0.00000005 HMC", "4 in 20"))
+
+
+def test_rates_and_scheduled_changes_are_listed(testchain: TestChain) -> None:
+    assert testchain.network.path is not None
+    told_now = told(RUNNER.invoke(app, ["params", "--network", str(testchain.network.path), "--json"]))
+    assert told_now["rates"] == {"0x" + TEST_MODEL.hex(): 7}
+    assert told_now["paused"] is False
+    assert told_now["next_change"] > told_now["epoch"]
+
+
+def test_a_deployment_that_died_goes_on(
+    testchain: TestChain, wallet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, one = tmp_path / "network.toml", deployment._deploy_one
+
+    async def dies(*arguments: object) -> None:
+        if arguments[2] == "Settlement":
+            raise ChainError("The power is gone")
+        await one(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(deployment, "_deploy_one", dies)
+        result = deploying(testchain, wallet, file)
+    assert isinstance(result.exception, ChainError)
+    assert "NodeRegistry" in result.stdout
+    assert not file.exists()
+    planned = tomllib.loads((tmp_path / "network.deployed.toml").read_text())
+    done = told(deploying(testchain, wallet, file, "--json"))
+    assert planned["complete"] is False
+    assert done["contracts"] == planned["contracts"]
+
+
+def test_a_wrong_chain_is_refused_before_anything_is_sent(
+    testchain: TestChain, wallet: list[str], tmp_path: Path
+) -> None:
+    chosen = ["--url", testchain.network.rpc_url, "--chain-id", "1", "--numbers", str(NUMBERS)]
+    result = RUNNER.invoke(app, ["deploy", *chosen, "--network", str(tmp_path / "n.toml"), *wallet])
+    assert isinstance(result.exception, ChainError)
+    assert "its id is 31337, expected 1" in str(result.exception)
+    assert not list(tmp_path.glob("n.*"))
+
+
+def test_other_chains_need_numbers_of_their_own(wallet: list[str]) -> None:
+    result = RUNNER.invoke(app, ["deploy", "--url", "http://127.0.0.1:1", "--chain-id", "10", *wallet])
+    assert isinstance(result.exception, ConfigError)
+    assert "--numbers" in result.exception.next_step
+
+
+def test_bad_input_is_named(testchain: TestChain, wallet: list[str], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("name = 'kept'")
+    taken = deploying(testchain, wallet, mine)
+    assert isinstance(taken.exception, ConfigError)
+    assert mine.read_text() == "name = 'kept'"
+    (tmp_path / "password").write_text("wrong")
+    assert isinstance(deploying(testchain, wallet, tmp_path / "n.toml").exception, WalletError)
+    assert isinstance(RUNNER.invoke(app, ["params"]).exception, ConfigError)
+    lost = RUNNER.invoke(app, ["verify", "--network", str(tmp_path / "none.toml")])
+    assert isinstance(lost.exception, ConfigError)
+
+
+def test_another_fee_inside_the_same_code_is_noticed(testchain: TestChain) -> None:
+    artifact, address = load("Settlement"), testchain.network.contracts.settlement
+    kept = str(testchain.devchain.rpc("eth_getCode", address, "latest"))
+    code = bytearray.fromhex(kept[2:])
+    start, length = artifact.immutables["FEE"][0]
+    code[start : start + length] = (0).to_bytes(length, "big")
+    testchain.devchain.rpc("hardhat_setCode", address, "0x" + code.hex())
+    try:
+        result = RUNNER.invoke(app, ["verify", "--network", str(testchain.network.path), "--json"])
+    finally:
+        testchain.devchain.rpc("hardhat_setCode", address, kept)
+    assert isinstance(result.exception, ChainError)
+    (difference,) = json.loads(result.stdout)["differences"]
+    assert "FEE in the code of Settlement" in difference
+
+
+def test_compile_says_which_artifact_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / f"{name}.json").write_bytes((compiling.artifacts_folder() / f"{name}.json").read_bytes())
+    monkeypatch.setattr(compiling, "artifacts_folder", lambda: tmp_path)
+    assert told(RUNNER.invoke(app, ["compile", "--check", "--json"]))["differ"] == []
+    stale = tmp_path / "Emission.json"
+    stale.write_bytes(stale.read_bytes() + b" ")
+    result = RUNNER.invoke(app, ["compile", "--check"])
+    assert isinstance(result.exception, ConfigError)
+    assert "Emission" in result.exception.why
+    assert told(RUNNER.invoke(app, ["compile", "--json"]))["differ"] == ["Emission"]
+    assert "byte for byte" in RUNNER.invoke(app, ["compile"]).stdout
+
+
+def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hivemint.cli.main", "contracts"]
+    done = subprocess.run(
+        [*command, "params", "--network", str(tmp_path / "none.toml")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.startswith("error ")
+    told_help = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(verb in told_help for verb in ("compile", "deploy", "verify", "params"))
