@@ -34,7 +34,7 @@ contract Emission is IEmission, Signed {
     /// @inheritdoc IEmission
     uint256 public mintedTotal;
 
-    /// @dev What is the same for all items of one claim, and the rate of the model met last.
+    /// @dev What is the same for all items of one claim, and the rate of the model met last (none has id 0).
     struct Batch {
         bytes32 domain;
         address node;
@@ -73,9 +73,16 @@ contract Emission is IEmission, Signed {
         if (epoch + 1 != currentEpoch()) revert WrongEpoch(epoch, currentEpoch());
         if (REGISTRY.isRetired(node)) revert IsRetired(node);
         ClaimRecord storage record = _claims[node][epoch];
-        Batch memory batch;
-        (batch.domain, batch.node, batch.epoch) = (separator(), node, epoch);
-        (batch.lastSessionId, batch.units) = (record.lastSessionId, record.units);
+        Batch memory batch = Batch({
+            domain: separator(),
+            node: node,
+            epoch: epoch,
+            lastSessionId: record.lastSessionId,
+            units: record.units,
+            counted: 0,
+            modelId: 0,
+            rate: 0
+        });
         for (uint256 i; i < items.length; ++i) {
             ClaimSkip reason = _count(batch, items[i]);
             if (reason != ClaimSkip.None) emit ClaimSkipped(node, epoch, i, reason);
@@ -148,7 +155,7 @@ contract Emission is IEmission, Signed {
         if (session.endBlock <= session.firstBlock) return ClaimSkip.EmptySpan;
         bytes32 sessionId = _sessionDigest(batch.domain, session);
         if (sessionId <= batch.lastSessionId) return ClaimSkip.NotRising;
-        if (session.modelId != batch.modelId || batch.counted == 0) {
+        if (session.modelId != batch.modelId) {
             batch.rate = PARAMETERS.rateAt(session.modelId, batch.epoch);
             batch.modelId = session.modelId;
         }

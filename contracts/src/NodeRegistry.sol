@@ -201,8 +201,8 @@ contract NodeRegistry is INodeRegistry, Signed {
     function _remember(Node storage record) private {
         uint256 epoch = block.timestamp / EPOCH;
         uint256 change = record.changeEpoch;
-        if (epoch == change) return;
-        record.bondedBeforeChange = epoch == change + 1 ? record.bondedAtChange : record.bonded;
+        if (epoch <= change) return;
+        record.bondedBeforeChange = epoch > change + 1 ? record.bonded : record.bondedAtChange;
         record.bondedAtChange = record.bonded;
         record.changeEpoch = SafeCast.toUint32(epoch);
     }

@@ -119,18 +119,24 @@ contract Parameters is IParameters, Ownable2Step {
         if (setting == Setting.UnitsPerCoin || setting == Setting.MaxPerUnit) (low, high) = (0, type(uint96).max);
         if (setting == Setting.Appeal) high = _fixed.unbond / _fixed.epoch - LANE_B_EPOCHS;
         if (value < low || value > high) revert BadSetting(setting, value, low, high);
-        _settings[setting].push(SafeCast.toUint48(epoch), SafeCast.toUint208(value));
+        _push(_settings[setting], epoch, value);
         emit Scheduled(setting, value, epoch);
     }
 
     function _setRate(bytes32 modelId, uint64 rate, uint256 epoch) private {
-        _rates[modelId].push(SafeCast.toUint48(epoch), rate);
+        _push(_rates[modelId], epoch, rate);
         emit RateScheduled(modelId, rate, epoch);
     }
 
     function _setAuditor(address auditor, bool active, uint256 epoch) private {
-        _auditors[auditor].push(SafeCast.toUint48(epoch), active ? 1 : 0);
+        _push(_auditors[auditor], epoch, active ? 1 : 0);
         emit AuditorScheduled(auditor, active, epoch);
+    }
+
+    function _push(Checkpoints.Trace208 storage trace, uint256 epoch, uint256 value) private {
+        // The answer is the value before, which nobody needs.
+        // slither-disable-next-line unused-return
+        trace.push(SafeCast.toUint48(epoch), SafeCast.toUint208(value));
     }
 
     function _setPause(bool paused_) private {

@@ -50,7 +50,7 @@ export const FAULTS = [
   { name: "registered twice", file: "NodeRegistry.sol", find: "if (node.owner != address(0)) revert AlreadyRegistered(operator);", put: "" },
   { name: "stake counts at once", file: "NodeRegistry.sol", find: "epoch == change ? record.bondedAtChange", put: "epoch == change ? record.bonded" },
   { name: "stake that left counts", file: "NodeRegistry.sol", find: "return Math.min(atStart, record.bonded);", put: "return atStart;" },
-  { name: "the epoch before forgotten", file: "NodeRegistry.sol", find: "epoch == change + 1 ? record.bondedAtChange : record.bonded", put: "record.bonded" },
+  { name: "the epoch before forgotten", file: "NodeRegistry.sol", find: "epoch > change + 1 ? record.bonded : record.bondedAtChange", put: "record.bonded" },
   { name: "unbonding stake is safe", file: "NodeRegistry.sol", find: "if (fromUnbonding != 0) record.unbonding = uint96(unbonding - fromUnbonding);", put: "" },
   { name: "stake leaves at once", file: "NodeRegistry.sol", find: "if (block.timestamp <= record.unbondEnd) revert IsUnbonding(node, record.unbondEnd);", put: "" },
   { name: "stake leaves twice", file: "NodeRegistry.sol", find: "record.unbonding = 0;\n", put: "" },
@@ -97,7 +97,7 @@ export const FAULTS = [
   { name: "strikes void nothing", file: "Emission.sol", find: "return DISPUTES.struck(node, epoch) || REGISTRY.slashedSince(node, epoch);", put: "return REGISTRY.slashedSince(node, epoch);" },
   { name: "slashes void nothing", file: "Emission.sol", find: "return DISPUTES.struck(node, epoch) || REGISTRY.slashedSince(node, epoch);", put: "return DISPUTES.struck(node, epoch);" },
   { name: "old weight stays in the sum", file: "Emission.sol", find: "totalWeight[epoch] - record.weight + weight", put: "totalWeight[epoch] + weight" },
-  { name: "rate of another model", file: "Emission.sol", find: "session.modelId != batch.modelId || batch.counted == 0", put: "batch.counted == 0" },
+  { name: "rate of another model", file: "Emission.sol", find: "if (session.modelId != batch.modelId) {", put: "if (batch.rate == 0) {" },
   { name: "units wrap", file: "Emission.sol", find: "Math.min(batch.units + units, type(uint128).max)", put: "uint128(batch.units + units)" },
   // ---- Parameters
   { name: "no timelock", file: "Parameters.sol", find: "return (block.timestamp + _fixed.delay) / _fixed.epoch + 1;", put: "return block.timestamp / _fixed.epoch + 1;" },

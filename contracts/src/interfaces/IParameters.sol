@@ -69,7 +69,7 @@ interface IParameters {
     function scheduleAuditor(address auditor, bool active) external;
 
     /// @notice Stops `Settlement.fund` and `Emission.claim`, or lets them go on; at once. Only the owner.
-    function setPause(bool paused) external;
+    function setPause(bool paused_) external;
 
     /// @notice True while `fund` and `claim` are stopped.
     function paused() external view returns (bool);
