@@ -119,7 +119,7 @@ async def raw_link(client: Host, node: Host, *first: AnyMessage) -> Link:
     """A link on which the dialer says what it likes instead of Hello."""
     await client._daemon.connect(node.peer_id, node.addresses)
     _, writer = await client._daemon.open(node.peer_id, CONTROL)
-    link = client._link(node.peer_id, writer, client._gate.count(node.peer_id, 0.0))
+    link = client._link(node.peer_id, writer, client._gate.enter(node.peer_id, 0.0))
     link._transport.writelines(pack(first))
     return link
 
@@ -204,17 +204,38 @@ async def test_too_many_handshakes_and_links_are_refused() -> None:
 
 
 def test_the_gate_refills_and_forgets() -> None:
-    gate, peer = Gate(Limits(handshakes_per_s=2, handshake_burst=1)), PeerKey(b"\1" * 32).peer_id
+    gate, peer = Gate(Limits(handshakes_per_s=2, handshake_burst=1, links=2)), PeerKey(b"\1" * 32).peer_id
     gate.enter(peer, 0.0)
-    with pytest.raises(Refusal):
-        gate.enter(peer, 0.4)
-    gate.enter(peer, 0.6)
+    gate.check(peer, 0.0)
+    with pytest.raises(Refusal, match="handshakes a second"):
+        gate.check(peer, 0.4)
+    gate.check(peer, 0.6)
     gate.forget_idle(100.0)
     assert peer in gate._peers
-    gate.leave(peer)
-    gate.leave(peer)
-    gate.forget_idle(100.0)
+    for _ in range(3):
+        assert not gate.flooded(peer)
+        gate.enter(peer, 100.0)
+    with pytest.raises(Refusal, match="2 links are open"):
+        gate.check(peer, 100.0)
+    gate.enter(peer, 100.0)
+    assert gate.flooded(peer)
+    for _ in range(5):
+        gate.leave(peer)
+    gate.forget_idle(200.0)
     assert not gate._peers
+
+
+async def test_streams_without_hello_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivemint.swarm.host.HELLO_LIMIT", 1.0)
+    async with hosts(HostSettings(NETWORK, limits=Limits(links=2)), CLIENT) as (node, stranger):
+        await node.serve(CONTROL, echo)
+        silent = [await raw_link(stranger, node) for _ in range(8)]
+        async with asyncio.timeout(5):
+            reasons = await asyncio.gather(*(link.wait_closed() for link in silent))
+        assert len(reasons) == 8
+        link = await stranger.dial(node.peer_id, node.addresses, CONTROL)
+        assert node._gate._peers[stranger.peer_id].links == 1
+        await link.close()
 
 
 async def test_a_handlers_refusal_and_errors_reach_the_dialer() -> None:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hivemint.contracts.errors import BadInput, HivemintError, ProtocolError, Refusal, SwarmError
 from hivemint.contracts.ids import ModelId, PeerId
@@ -19,7 +19,7 @@ from hivemint.swarm.handshake import HELLO_LIMIT, Badge, answer, greet, read_hel
 from hivemint.swarm.identity import PeerKey, peer_text
 from hivemint.swarm.limits import Gate, Limits
 from hivemint.swarm.link import Held, Link
-from hivemint.swarm.messages import Code, Refused
+from hivemint.swarm.messages import Code, Hello, Refused
 from hivemint.swarm.records import CheckedRecord, SignedRecord
 
 CONTROL = "hivemint/control/1"
@@ -80,7 +80,6 @@ class Host:
     async def start(cls, settings: HostSettings) -> "Host":
         """Start the daemon and join the DHT. Raises ConfigError (key file), SwarmError (port taken, no bootstrap)."""
         key = PeerKey.load(settings.identity) if settings.identity else PeerKey.generate()
-        await asyncio.to_thread(_import_hivemind)
         host = cls(settings, key, await Daemon.start(key, settings.listen, settings.announce))
         try:
             places = settings.announce or (await host._daemon.addresses() if settings.listen else ())
@@ -119,7 +118,7 @@ class Host:
             async with asyncio.timeout(timeout):
                 await self._daemon.connect(peer, addresses)
                 _, writer = await self._daemon.open(peer, protocol)
-                link = self._link(peer, writer, self._gate.count(peer, self._now()))
+                link = self._link(peer, writer, self._gate.enter(peer, self._now()))
                 await greet(link, self._badge)
         except TimeoutError:
             if link is not None:
@@ -166,22 +165,20 @@ class Host:
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler
     ) -> None:
         """From a stream to a link: Hello first (bounded in size and time), then the limits, then the network."""
-        try:
-            async with asyncio.timeout(HELLO_LIMIT):
-                hello = await read_hello(reader)
-        except (TimeoutError, EOFError, OSError, ProtocolError):
+        held = self._gate.enter(peer, self._now())
+        hello: Hello | None = None
+        with contextlib.suppress(TimeoutError, EOFError, OSError, ProtocolError):
+            if not self._gate.flooded(peer):
+                async with asyncio.timeout(HELLO_LIMIT):
+                    hello = await read_hello(reader)
+        if hello is None:
+            self._gate.leave(peer)
             writer.transport.abort()
             return
-        refusal: Refusal | None = None
-        try:
-            held = self._gate.enter(peer, self._now())
-        except Refusal as error:
-            held, refusal = self._gate.count(peer, self._now()), error
         link = self._link(peer, writer, held)
         reason = ""
         try:
-            if refusal is not None:
-                raise refusal
+            self._gate.check(peer, self._now())
             async with asyncio.timeout(HELLO_LIMIT):
                 await answer(link, self._badge, hello)
             await handler(link)
@@ -197,8 +194,7 @@ class Host:
             await link.close(reason)
 
     def _link(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held) -> Link:
-        link = Link(peer, cast(asyncio.Transport, writer.transport), held)
-        link.keep = writer  # its finalizer would close the transport
+        link = Link(peer, writer, held)
         link.on_closed = self._forget
         self._links.add(link)
         return link
@@ -254,9 +250,3 @@ def _refused(error: Refusal) -> Refused:
     return Refused(
         Code(error.code), error.what[:400], error.why[:400], error.next_step[:400], retry_after=error.retry_after
     )
-
-
-def _import_hivemind() -> None:
-    """In a thread, as it takes a second: it brings torch along."""
-    import hivemind.dht.node
-    import hivemind.p2p  # noqa: F401

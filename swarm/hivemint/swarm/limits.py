@@ -38,29 +38,38 @@ class Gate:
         self._total = Held(self.limits.total_bytes)
 
     def enter(self, peer: PeerId, now: float) -> Held:
-        """Count one more link. Raises Refusal(rate); call `leave` only if it did not."""
-        usage = self.usage(peer, now)
-        if usage.links >= self.limits.links:
-            raise _too_many(f"{usage.links} links are open, the limit for one peer", 1.0)
+        """Count one more link, whoever opened it. `leave` takes it back."""
+        usage = self._usage(peer, now)
+        usage.links += 1
+        return usage.held
+
+    def flooded(self, peer: PeerId) -> bool:
+        """More streams than even a polite refusal is worth."""
+        usage = self._peers.get(peer)
+        return usage is not None and usage.links > 2 * self.limits.links
+
+    def check(self, peer: PeerId, now: float) -> None:
+        """One handshake of a link that has entered. Raises Refusal(rate)."""
+        usage = self._usage(peer, now)
+        if usage.links > self.limits.links:
+            raise _too_many(f"{self.limits.links} links are open, the limit for one peer", 1.0)
         if usage.allowance < 1:
             wait = (1 - usage.allowance) / self.limits.handshakes_per_s
             raise _too_many(f"more than {self.limits.handshakes_per_s:g} handshakes a second", wait)
         usage.allowance -= 1
-        usage.links += 1
-        return usage.held
-
-    def count(self, peer: PeerId, now: float) -> Held:
-        """Count a link that this host opened itself: never refused."""
-        usage = self.usage(peer, now)
-        usage.links += 1
-        return usage.held
 
     def leave(self, peer: PeerId) -> None:
         usage = self._peers.get(peer)
         if usage is not None:
             usage.links -= 1
 
-    def usage(self, peer: PeerId, now: float) -> _Usage:
+    def forget_idle(self, now: float) -> None:
+        """Drop peers without links whose allowance is full again."""
+        for peer in [peer for peer, usage in self._peers.items() if not usage.links]:
+            if self._usage(peer, now).allowance >= self.limits.handshake_burst:
+                del self._peers[peer]
+
+    def _usage(self, peer: PeerId, now: float) -> _Usage:
         usage = self._peers.get(peer)
         if usage is None:
             usage = _Usage(Held(self.limits.bytes, parent=self._total), float(self.limits.handshake_burst), now)
@@ -69,12 +78,6 @@ class Gate:
         usage.allowance = min(float(self.limits.handshake_burst), usage.allowance + gained)
         usage.refilled = now
         return usage
-
-    def forget_idle(self, now: float) -> None:
-        """Drop peers without links whose allowance is full again."""
-        for peer in [peer for peer, usage in self._peers.items() if not usage.links]:
-            if self.usage(peer, now).allowance >= self.limits.handshake_burst:
-                del self._peers[peer]
 
 
 def _too_many(why: str, wait: float) -> Refusal:

@@ -14,6 +14,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from hivemint.contracts.errors import LinkClosed, ProtocolError
 from hivemint.contracts.ids import PeerId
@@ -54,11 +55,12 @@ class Link(asyncio.Protocol):
     `peer` is the id that libp2p has authenticated. `closed` and `reason` tell how it ended.
     """
 
-    def __init__(self, peer: PeerId, transport: asyncio.Transport, held: Held) -> None:
+    def __init__(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held) -> None:
         self.peer = peer
         self.closed = False
         self.reason = ""
-        self._transport = transport
+        self._writer = writer  # kept, as its finalizer would close the transport
+        self._transport = transport = cast(asyncio.Transport, writer.transport)
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
         self._held, self._partial = held, 0
@@ -71,7 +73,6 @@ class Link(asyncio.Protocol):
         self._gone = self._loop.create_future()
         self._sent_at = self._heard_at = self._beat_at = self._loop.time()
         self.on_closed: Callable[[Link], None] | None = None
-        self.keep: object = None
         transport.set_write_buffer_limits(high=OUTBOX_BYTES)
         transport.set_protocol(self)
         transport.resume_reading()
