@@ -18,10 +18,12 @@ from hivemint.node.batch import Packing
 from hivemint.node.linear import PackedLinear, trim
 
 _LAYOUT = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""How far a lean layer may be from the library's, as a share of the largest output."""
 
 
 class LeanLayer(nn.Module):
-    """Norm, grouped-query attention with rope, norm, gated SiLU: `[B, T, hidden]` -> the same, fp32."""
+    """Norm, grouped-query attention with rope, norm, gated SiLU: `[B, T, hidden]` -> the same."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -80,10 +82,11 @@ class LeanLayer(nn.Module):
         angles = None if packing is None else packing.angles
         if angles is None:
             cos, sin = (half[..., : self.head_dim // 2] for half in position_embeddings)
-            angles = torch.complex(cos.contiguous(), sin.contiguous()).unsqueeze(2)
+            angles = torch.complex(cos.float().contiguous(), sin.float().contiguous()).unsqueeze(2)
             if packing is not None:
                 packing.angles = angles
-        return torch.view_as_real(torch.view_as_complex(rows.view(*rows.shape[:-1], -1, 2)) * angles).flatten(-2)
+        pairs = torch.view_as_complex(rows.float().view(*rows.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * angles).flatten(-2).to(rows.dtype)
 
 
 def lean_layers(layers: nn.ModuleList) -> None:
@@ -100,13 +103,14 @@ def lean_layers(layers: nn.ModuleList) -> None:
 def _agree(layer: nn.Module, lean: LeanLayer) -> bool:
     """Whether both give the same for three tokens of noise, but for rounding."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, 3, lean.qkv.in_features, generator=generator)
+    dtype = lean.norms[0].dtype
+    rows = torch.randn(1, 3, lean.qkv.in_features, generator=generator).to(dtype)
     angles = torch.randn(1, 3, lean.head_dim // 2, generator=generator).repeat(1, 1, 2)
-    embeddings = angles.cos(), angles.sin()
+    embeddings = angles.cos().to(dtype), angles.sin().to(dtype)
     with torch.inference_mode():
         ours = lean(rows, position_embeddings=embeddings)
         theirs = layer(rows, position_embeddings=embeddings, attention_mask=None)
-    return bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+    return bool((ours - theirs).abs().max() <= _ROUNDING[dtype] * theirs.abs().max())
 
 
 def _fits(layer: Any) -> bool:
@@ -114,7 +118,7 @@ def _fits(layer: Any) -> bool:
         type(layer).__name__ in _LAYOUT
         and type(layer).__module__.startswith("transformers.models.")
         and layer.self_attn.config.hidden_act in ("silu", "swish")
-        and layer.input_layernorm.weight.dtype == torch.float32
+        and layer.input_layernorm.weight.dtype in _ROUNDING
     )
 
 
@@ -129,7 +133,7 @@ def _joined(*linears: nn.Linear) -> nn.Linear:
     """Linears of one input as one, outputs side by side."""
     bias = None
     if any(linear.bias is not None for linear in linears):
-        bias = torch.cat([torch.zeros(x.out_features) if x.bias is None else x.bias for x in linears])
+        bias = torch.cat([torch.zeros_like(x.weight[:, 0]) if x.bias is None else x.bias for x in linears])
     return _linear(torch.cat([linear.weight for linear in linears]), bias)
 
 
