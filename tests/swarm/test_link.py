@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from hivemint.contracts.errors import LinkClosed, ProtocolError
 from hivemint.contracts.ids import PeerId, Step
@@ -22,6 +23,13 @@ from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Cancel, Ping, R
 from support.wire import EVERY_TYPE, NETWORK, hosts
 
 ECHO = Path(__file__).parent.parent / "support" / "echo_peer.py"
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """The loop that nodes and clients run in; the other swarm tests run in asyncio's own."""
+    policy: asyncio.AbstractEventLoopPolicy = uvloop.EventLoopPolicy()
+    return policy
 
 
 @dataclass
@@ -63,6 +71,7 @@ async def until_closed(link: Link, limit: float) -> str:
 
 
 async def test_every_message_goes_through_both_ways_in_order() -> None:
+    assert isinstance(asyncio.get_running_loop(), uvloop.Loop)
     async with linked() as pair:
         assert pair.there.peer == pair.dialer.peer_id
         assert pair.here.peer == pair.acceptor.peer_id
