@@ -90,7 +90,7 @@ def blaming(leg: Leg, doing: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """A link on which the node has made its offer. `trip` in seconds."""
+    """A link on which the node has made its offer. `trip`: seconds of one round trip, about."""
 
     leg: Leg
     link: Link
@@ -109,17 +109,18 @@ class SignedSession:
 
 async def greet(host: Host, leg: Leg, timeout: float) -> Greeting:
     """Dial a node and take its terms. Raises NodeGone, NodeRefusal."""
+    started = time.monotonic()
     with blaming(leg, "connecting"):
         async with asyncio.timeout(timeout):
             link = await host.dial(leg.peer, leg.record.addresses, CONTROL, timeout=timeout)
             try:
-                asked = time.monotonic()
                 terms = await _expect(link, leg, Terms)
                 _check_terms(leg, terms)
             except BaseException:
                 link.abort("the handshake failed")
                 raise
-    return Greeting(leg, link, terms, time.monotonic() - asked)
+    trips = 2  # to open the stream, and for Hello; the terms come with the answer
+    return Greeting(leg, link, terms, (time.monotonic() - started) / trips)
 
 
 def sign_session(greeting: Greeting, payer: Payer, *, tokens: int, margin: float, expiry: int) -> SignedSession:
