@@ -1,5 +1,6 @@
 """A span's own manners: what it refuses and how, what it leaves untouched, which files it opens."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hivemint.contracts.ids import BlockIndex
 from hivemint.node.batch import BadWork
 from hivemint.node.kv_cache import PAGE, OutOfRoom
 from hivemint.node.span import Span, Work
+from hivemint.swarm.manifest import build
 
 HIDDEN, BLOCKS = 32, 4
 
@@ -57,6 +59,17 @@ def test_progress_ends_at_the_spans_bytes(folder: Path) -> None:
     load(folder, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] == seen[0][1] > 0
+
+
+def test_the_bytes_that_run_are_the_bytes_that_were_checked(folder: Path) -> None:
+    manifest = build(folder)
+    load(folder, check=manifest.check_tensor)
+    name = "model.layers.2.mlp.up_proj.weight"
+    doctored = dataclasses.replace(manifest.tensors[name], sha256=bytes(32))
+    other = dataclasses.replace(manifest, tensors={**manifest.tensors, name: doctored})
+    load(folder, 0, 2, check=other.check_tensor)
+    with pytest.raises(ModelError, match="up_proj"):
+        load(folder, check=other.check_tensor)
 
 
 def test_opens_only_the_shards_it_needs(tmp_path: Path, folder: Path) -> None:

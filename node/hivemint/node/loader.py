@@ -23,7 +23,7 @@ from hivemint.node.alone import ShapeCache
 from hivemint.node.kv_cache import KvShape
 from hivemint.node.lean import lean_layers
 from hivemint.node.linear import pack_linears
-from hivemint.node.weights import LazyTensor, Progress, Reader
+from hivemint.node.weights import Check, LazyTensor, Progress, Reader
 from hivemint.swarm.anatomy import Anatomy
 
 FAMILIES = frozenset(
@@ -39,12 +39,18 @@ _ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux"
 
 
 def load_decoder(
-    anatomy: Anatomy, first: BlockIndex, end: BlockIndex, dtype: torch.dtype, device: str, on_progress: Progress | None
+    anatomy: Anatomy,
+    span: tuple[BlockIndex, BlockIndex],
+    dtype: torch.dtype,
+    device: str,
+    on_progress: Progress | None,
+    check: Check | None,
 ) -> PreTrainedModel:
     """The decoder with blocks `first .. end - 1`, renumbered from 0; embeddings and last norm are identities.
 
     Raises ModelError for an unsupported family, a span outside the model and a damaged folder.
     """
+    first, end = span
     anatomy.check_span(first, end)
     config = read_config(anatomy)
     attention.register()
@@ -54,7 +60,7 @@ def load_decoder(
         layers_name, _ = find_layers(kind(config_copy(config)), end - first)
     alone = "sdpa" if kind._supports_sdpa else "eager"
     implementation = attention.NAME if kind._supports_attention_backend else alone
-    reader = Reader(anatomy.span_bytes(first, end), on_progress)
+    reader = Reader(anatomy.span_bytes(first, end), on_progress, check)
     weights = {
         f"{layers_name}.{block - first}.{entry.name[len(f'{anatomy.block_prefix}{block}.') :]}": LazyTensor(
             entry, reader

@@ -11,7 +11,7 @@ from hivemint.node import loader
 from hivemint.node.alone import SessionCache
 from hivemint.node.batch import BadWork, Packing, Part, Work, check
 from hivemint.node.kv_cache import KvShape, KvStore
-from hivemint.node.weights import Progress
+from hivemint.node.weights import Check, Progress
 from hivemint.swarm.anatomy import Anatomy
 
 __all__ = ["Span", "Work"]
@@ -49,13 +49,17 @@ class Span:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         on_progress: Progress | None = None,
+        check: Check | None = None,
     ) -> "Span":
         """Read a span from a Hugging Face folder of safetensors; `on_progress(bytes_done, bytes_in_all)`.
+
+        `check(name, stored_bytes)` sees each tensor before it is used and may raise: `Manifest.check_tensor` fits,
+        and what it saw is what runs. It is called from several threads.
 
         Raises ModelError: folder missing or damaged, span outside the model, family without a passing test.
         """
         anatomy = Anatomy.read(folder)
-        decoder = loader.load_decoder(anatomy, first, end, dtype, device, on_progress)
+        decoder = loader.load_decoder(anatomy, (first, end), dtype, device, on_progress, check)
         place = torch.device(device)
         shapes = loader.check_decoder(decoder, dtype, place)
         if place.type == "cpu":

@@ -12,6 +12,9 @@ from hivemint.swarm.anatomy import TensorEntry
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
+Check = Callable[[str, memoryview], None]
+"""Called with each tensor's name and stored bytes before they are used; raises to refuse them."""
+
 _TORCH_DTYPE = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -21,8 +24,8 @@ _TORCH_DTYPE = {
 class Reader:
     """Reads tensors with plain reads, so that no mapped file pages count as this process's memory."""
 
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self.total, self.done, self.on_progress = total, 0, on_progress
+    def __init__(self, total: int, on_progress: Progress | None, check: Check | None) -> None:
+        self.total, self.done, self.on_progress, self.check = total, 0, on_progress, check
         self._lock = Lock()  # transformers reads in several threads
 
     def read(self, entry: TensorEntry) -> torch.Tensor:
@@ -37,6 +40,8 @@ class Reader:
                 filled += got
         if filled != entry.nbytes:
             raise ModelError(f"{entry.file} is damaged", why=f"{entry.name} ends early", next_step="fetch it again")
+        if self.check is not None:
+            self.check(entry.name, view)
         with self._lock:
             self.done += entry.nbytes
             if self.on_progress is not None:
