@@ -234,6 +234,48 @@ async def test_busy_nodes_are_waited_for(world: World) -> None:
     await pipeline.close()
 
 
+async def test_a_busy_node_is_passed_by_where_there_is_another(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 30, ask=ASK), FakeNode(0, 30, ask=ASK + 1))
+    world.nodes[0].faults["busy"] = 0
+    pipeline = await world.client.open(60)
+    assert [node.dials for node in world.nodes] == [1, 1]
+    await pipeline.close()
+    await world.client.close()
+
+
+async def test_missing_blocks_can_be_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), wait_for_blocks=20)
+    opening = asyncio.ensure_future(world.client.open(60))
+    await world.swarm.looked.wait()
+    late = FakeNode(15, 30, ask=ASK)
+    late.swarm = world.swarm
+    world.swarm.nodes.append(late)
+    world.chain.add(late, FUNDS)
+    await decode_to_the_end(await opening, 2)
+    await world.client.close()
+
+
+async def test_auto_goes_free_where_a_node_counts_the_deposit_later(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 30, ask=ASK), bid=Bid())
+    world.nodes[0].faults["funds"] = 0
+    pipeline = await world.client.open(60)
+    assert pipeline.sessions[0].price == 0
+    await pipeline.close()
+    await world.client.close()
+
+
+async def test_open_sessions_reserve_what_they_have_not_spent(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 30, ask=ASK), bid=Bid(), margin=1.0)
+    world.chain.funded[world.nodes[0].operator.address] = 100 * ASK * 30
+    first = await world.client.open(60)
+    assert first.sessions[0].price == ASK * 30
+    assert (await world.client.plan(60)).lane == "free"
+    assert (await world.client.plan(40)).lane == "paid"
+    await first.close()
+    assert (await world.client.plan(60)).lane == "paid"
+    await world.client.close()
+
+
 async def test_busy_beyond_patience_is_a_refusal(tmp_path: Path) -> None:
     world = World(tmp_path, FakeNode(0, 30, ask=ASK), patience=0)
     world.nodes[0].faults["busy"] = 0

@@ -113,8 +113,8 @@ class FakeSession:
 
 class FakeNode:
     """`faults`: name -> first step with it. Names: `output` (a changed byte towards the client), `push` (towards the
-    next node), `rows`, `head`, `forged`, `missing-output`, `silent`, `die`, `busy`, `claim` (a debt that was never
-    promised), `old-opening`."""
+    next node), `rows`, `head`, `forged`, `missing-output`, `silent`, `die`, `busy`, `funds` (refuses paid sessions),
+    `claim` (a debt that was never promised), `old-opening`."""
 
     def __init__(
         self,
@@ -187,6 +187,9 @@ class FakeNode:
             link.abort("busy")
             return
         session = opened.session
+        if self.has("funds", 0) and session.price:
+            await link.send(m.Refused(code=m.Code.FUNDS, what="the account does not cover it"))
+            return
         digest = session.session_id(DOMAIN)
         assert recover(digest, opened.signature) == session.session_key  # type: ignore[arg-type]
         assert (session.node, session.peer_id_hash, session.nonce) == (
@@ -315,13 +318,14 @@ class FakeSwarm:
         self.nodes = list(nodes)
         self.peer_id = PeerKey.generate().peer_id
         self.dead: set[PeerId] = set()
-        self.extra: list[CheckedRecord] = []
+        self.looked = asyncio.Event()
         for node in nodes:
             node.swarm = self
 
     async def find(self, model_id: ModelId, blocks: range) -> list[CheckedRecord]:
         assert model_id == MODEL
-        return [node.record() for node in self.nodes] + self.extra
+        self.looked.set()
+        return [node.record() for node in self.nodes]
 
     async def dial(self, peer: PeerId, addresses: Sequence[str], protocol: str, *, timeout: float = 5.0) -> FakeLink:
         node = next(node for node in self.nodes if node.peer == peer)
@@ -359,10 +363,15 @@ class FakeChain:
 
     @classmethod
     def of(cls, *nodes: FakeNode, funds: int = 0) -> "FakeChain":
-        return cls(
-            funded={node.operator.address: funds for node in nodes},
-            peers={node.operator.address: peer_id_hash(node.peer) for node in nodes},
-        )
+        chain = cls()
+        for node in nodes:
+            chain.add(node, funds)
+        return chain
+
+    def add(self, node: FakeNode, funds: int) -> None:
+        """Register a node and fund the client's account there."""
+        self.funded[node.operator.address] = funds
+        self.peers[node.operator.address] = peer_id_hash(node.peer)
 
     async def time(self) -> int:
         return int(time.time()) + self.ahead

@@ -30,6 +30,10 @@ FRESH = 300.0
 _NEWER = 0.2
 
 
+class MissingBlocks(SwarmError):
+    """Some blocks are served by nobody now."""
+
+
 def short_name(peer: PeerId) -> str:
     """For people: the end of a peer id, where ids differ."""
     return peer_text(peer)[-8:]
@@ -250,7 +254,7 @@ def _check_covered(records: Iterable[CheckedRecord], blocks: int) -> None:
     missing = [block for block in range(blocks) if block not in served]
     if missing:
         spans = _spans(missing)
-        raise SwarmError(
+        raise MissingBlocks(
             f"No node serves blocks {spans}",
             why=f"the model has blocks 0:{blocks}, the swarm has {_spans(sorted(served)) or 'none of them'}",
             next_step=f"start one: hivemint node start MODEL --blocks {spans.split(',')[0]}; or try again later",

@@ -36,8 +36,8 @@ from hivemint.swarm.rows import HASH_SIZE, tensor_hash
 
 FAREWELL = 2.0
 """Seconds that a node has to answer Close."""
-_USED_UP = (Code.EXPIRY, Code.GAP, Code.LIMIT)
-"""Closed for these, a session is used up: the text goes on in a new one."""
+_USED_UP = (Code.EXPIRY, Code.GAP, Code.LIMIT, Code.BUSY)
+"""Closed for these, a session is used up (or its room went to others): the text goes on in a new one."""
 
 
 class NodeSession:
@@ -60,6 +60,11 @@ class NodeSession:
     def price(self) -> int:
         """Per token, in wei; 0 in the free lane."""
         return self.session.price
+
+    @property
+    def unspent(self) -> int:
+        """What the node still reserves of the account for this session, in wei."""
+        return max(0, self.session.max_amount - self.spent)
 
     def admit(self, tokens: int, end: int) -> None:
         """Raises SessionLimit if `tokens` more positions, the last at `end`, are more than was signed for."""
@@ -131,8 +136,8 @@ class NodeSession:
         """
         request = self.pending.get(message.step)
         self.drop(message.step)
-        if message.code is Code.GAP:
-            return SessionLimit("The session's cache was given away while it was idle", why=f"at the {self.leg}")
+        if message.code in (Code.GAP, Code.BUSY):
+            return SessionLimit("The session has lost its room", why=f"at the {self.leg}: {message.what}")
         if message.code is Code.VOUCHER and self.price and request is not None:
             self._payer.book.standing(self.leg.operator, message.owed)
             if request.voucher.voucher.total < message.owed + request.count * self.price:

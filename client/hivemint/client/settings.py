@@ -123,6 +123,8 @@ class ClientSettings(BaseSettings):
     """For one step through the whole route."""
     patience: Annotated[float, Field(ge=0)] = 60.0
     """How long to wait for a place when all nodes are busy."""
+    wait_for_blocks: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for nodes to come where blocks are missing."""
     set_aside: Annotated[float, Field(ge=0)] = 120.0
     """How long a node that failed or lied is left out of routes."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from hivemint.client.handshake import Greeting, Payer, greet, neighbours, shake_hands, sign_session
 from hivemint.client.live_pipeline import LivePipeline
 from hivemint.client.pipeline import Plan, SessionLimit
-from hivemint.client.route import Leg, Route, Speeds, Wish, plan_route
+from hivemint.client.route import Leg, MissingBlocks, Route, Speeds, Wish, plan_route
 from hivemint.client.session import NodeSession
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.client.wallet import ChainPort, ContractPort, Identity, unlock
@@ -32,6 +32,10 @@ LOOK_UP_GOOD = 3.0
 ATTEMPTS = 4
 """Routes tried for one pipeline, each without the nodes that failed before."""
 _TRY_LATER = (Code.BUSY, Code.RATE)
+_UNFUNDED = (Code.FUNDS, Code.THAWING)
+_OUR_OWN = (*_UNFUNDED, Code.KEY, Code.REVOKED, Code.EXPIRY, Code.NETWORK)
+"""Refusals that are not the node's fault: another one would say the same."""
+_LOOK_AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +73,18 @@ class SwarmClient:
     async def open(self, tokens: int) -> LivePipeline:
         """See `Swarm.open`. Tries other routes when nodes fail, and waits for a place while all are busy."""
         deadline = time.monotonic() + self.settings.patience
-        failures = 0
+        failures, free_only = 0, False
         while True:
-            route = await self.route(tokens)
+            route = await self._awaited_route(tokens, free_only)
             try:
                 pipeline = await self._along(route, tokens)
             except Refusal as error:
-                later = error.code in _TRY_LATER and error.retry_after > 0
-                if later and time.monotonic() + error.retry_after < deadline:
-                    await asyncio.sleep(error.retry_after)
-                    continue
-                failures = self._failed(error, failures)
+                if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
+                    free_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
+                elif error.code in _OUR_OWN:
+                    raise
+                elif error.code not in _TRY_LATER or not await self._later(error, deadline):
+                    failures = self._failed(error, failures)
             except SwarmError as error:
                 failures = self._failed(error, failures)
             else:
@@ -91,10 +96,10 @@ class SwarmClient:
         """See `Swarm.plan`."""
         return (await self.route(tokens)).plan(tokens, self.settings.margin)
 
-    async def route(self, tokens: int) -> Route:
+    async def route(self, tokens: int, *, free_only: bool = False) -> Route:
         """The cheapest route by what is known now. Raises SwarmError that names what is missing."""
         records = await self.nodes()
-        bid, ceiling = self.settings.bid, self.settings.max_price
+        bid, ceiling = Bid("free") if free_only else self.settings.bid, self.settings.max_price
         wish = Wish(
             blocks=self._target.blocks,
             tokens=tokens,
@@ -137,6 +142,33 @@ class SwarmClient:
         self._payer.book.close()
 
     # ---- inside
+
+    async def _awaited_route(self, tokens: int, free_only: bool) -> Route:
+        """A route; where blocks are missing, wait for them as long as the settings say."""
+        deadline = time.monotonic() + self.settings.wait_for_blocks
+        while True:
+            try:
+                return await self.route(tokens, free_only=free_only)
+            except MissingBlocks:
+                if time.monotonic() + _LOOK_AGAIN > deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN)
+                self._records = None
+
+    async def _later(self, error: Refusal, deadline: float) -> bool:
+        """After a `busy`: take another node meanwhile if there is one, else wait. False: there is no time left."""
+        now, wait = time.monotonic(), error.retry_after
+        if not wait or now + wait > deadline:
+            return False
+        peers = set(getattr(error, "peers", ()))
+        others = [] if self._records is None else self._records[1]
+        if peers and _covers(
+            [one for one in others if one.peer not in peers | self._aside.keys()], self._target.blocks
+        ):
+            self._aside |= dict.fromkeys(peers, now + wait)
+        else:
+            await asyncio.sleep(wait)
+        return True
 
     async def _along(self, route: Route, tokens: int) -> LivePipeline:
         """Dial all hops at once, sign all sessions, then shake hands with all of them at once."""
@@ -205,10 +237,10 @@ class SwarmClient:
         assert self._chain is not None  # noqa: S101 - the caller has looked
         nodes = sorted({one.record.operator for one in records})
         accounts, totals = await self._chain.accounts(self._payer.who.client, nodes), self._payer.book.totals()
-        return {
-            node: max(0, account.funded - max(account.collected, totals.get(node, (0, 0))[1]))
-            for node, account in accounts.items()
-        }
+        owed = {node: max(account.collected, totals.get(node, (0, 0))[1]) for node, account in accounts.items()}
+        for session in (session for one in self._pipelines if one.open for session in one.sessions):
+            owed[session.leg.operator] = owed.get(session.leg.operator, 0) + session.unspent
+        return {node: max(0, account.funded - owed[node]) for node, account in accounts.items()}
 
     def _failed(self, error: HivemintError, failures: int) -> int:
         """Set the nodes aside and allow another route, as long as there is another one."""
