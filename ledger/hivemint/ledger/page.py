@@ -11,12 +11,14 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hivemint.contracts.credits import format_credits
-from hivemint.ledger.documents import OwnNode, ServedModel, Totals
+from hivemint.contracts.ids import ONE_CREDIT
+from hivemint.ledger.documents import OwnLane, OwnNode, ServedModel, Totals
 from hivemint.ledger.explorer import Explorer
 
 _PAGES = Path(__file__).parent / "pages"
 _ROWS = 12
 _COLOURS = 8
+NO_LANE = OwnLane(sessions=0, tokens_signed=0, tokens_countersigned=0, signed=0, countersigned=0)
 Part = Literal["flow", "swarm", "nodes", "settlements", "epochs", "head"]
 PARTS: tuple[Part, ...] = ("flow", "swarm", "nodes", "settlements", "epochs")
 
@@ -65,29 +67,23 @@ def _from_index(explorer: Explorer, part: Part) -> dict[str, Any]:
 
 def _own_stages(own: Sequence[OwnNode]) -> list[dict[str, Any]]:
     """The four stages of own nodes' credits; each has a figure, a line under it, and why it is zero."""
-    tokens = [sum(lane.tokens_signed for node in own for lane in (node.paid, node.free))]
-    tokens.append(sum(lane.tokens_countersigned for node in own for lane in (node.paid, node.free)))
-    free = sum(node.free.tokens_countersigned for node in own)
+
+    def tokens(attribute: str) -> str:
+        paid, free = (sum(getattr(lane, attribute) for lane in lanes) for lanes in zip(*pairs, strict=True))
+        return f"{paid:,} paid tokens, {free:,} donated"
+
+    pairs = [(node.paid, node.free) for node in own] or [(NO_LANE, NO_LANE)]
     minted, donated = sum(node.minted for node in own), sum(node.donated for node in own)
-    collected = sum(node.collected for node in own)
     reasons = "; ".join(sorted({reason for node in own for reason in node.reasons}))
+    signed, bound = sum(node.paid.signed for node in own), sum(node.paid.countersigned for node in own)
+    collected = sum(node.collected for node in own)
+    settling = reasons or ("vouchers wait to be worth their gas" if bound else "nothing is countersigned")
+    for_donated = f"and {format_credits(donated)} for donated work" if donated else "nothing yet for donated work"
     return [
-        _stage(
-            "Signed", sum(node.paid.signed for node in own), f"{tokens[0]:,} tokens in receipts", "no paid work yet"
-        ),
-        _stage(
-            "Countersigned",
-            sum(node.paid.countersigned for node in own),
-            f"{tokens[1]:,} tokens bound by vouchers, {free:,} of them donated",
-            "no client has bound a paid receipt yet",
-        ),
-        _stage("Settled", collected, "burned from escrow", reasons or "vouchers wait to be worth their gas"),
-        _stage(
-            "Minted",
-            minted + donated,
-            f"{format_credits(minted)} for paid work, {format_credits(donated)} for donated",
-            "paid work is minted when it settles; donated work from two epochs later on",
-        ),
+        _stage("Signed", signed, tokens("tokens_signed"), "no paid work yet"),
+        _stage("Countersigned", bound, tokens("tokens_countersigned"), "no client has bound a paid receipt yet"),
+        _stage("Settled", collected, "burned from clients' escrow", settling),
+        _stage("Minted", minted, for_donated, "paid work is minted when it settles"),
     ]
 
 
@@ -121,12 +117,21 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"hmc": _amount, "short": _short, "clock": _clock, "ms": _wait}
+    environment.filters |= {"hmc": _amount, "fixed": _fixed, "short": _short, "clock": _clock, "ms": _wait}
     return environment
 
 
 def _amount(amount: int, digits: int = 4) -> str:
     return format_credits(amount, digits, symbol=False)
+
+
+def _fixed(amount: int, digits: int = 6) -> str:
+    """Every row with the same number of decimals, so that columns line up; dust that would show as zero says so."""
+    unit = ONE_CREDIT // 10**digits
+    if 0 < amount < unit:
+        return f"<{10**-digits:.{digits}f}"
+    whole, rest = divmod(amount // unit, 10**digits)
+    return f"{whole:,}.{rest:0{digits}d}"
 
 
 def _short(text: str) -> str:

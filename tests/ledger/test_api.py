@@ -1,0 +1,255 @@
+"""The HTTP side: documents, paging, bad input, metrics, the page; over a small index and a real journal."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from hivemint.contracts.bindings import Bindings
+from hivemint.contracts.credits import mintable
+from hivemint.contracts.errors import SwarmError
+from hivemint.contracts.ids import ONE_CREDIT, Credits
+from hivemint.contracts.signed import Domain
+from hivemint.ledger.api import create_app
+from hivemint.ledger.entries import Entry
+from hivemint.ledger.explorer import Explorer
+from hivemint.ledger.indexer import Indexer
+from hivemint.ledger.journal import Journal
+from hivemint.ledger.page import PARTS
+from hivemint.ledger.statements import Statements
+from hivemint.ledger.store import StoreError, database_url
+from support.logchain import EPOCH, NETWORK, LogChain
+from support.promises import Work, signer
+
+NODE, ALICE, BOB = signer(1), signer(2), signer(3)
+HOSTILE = "<script>alert(1)</script>"
+
+
+@dataclass
+class Served:
+    client: httpx.AsyncClient
+    explorer: Explorer
+
+    async def json(self, path: str, status: int = 200) -> Any:
+        answer = await self.client.get(path)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+
+async def chain_of_events() -> LogChain:
+    chain, zero = LogChain(), "0x" + "00" * 20
+    node, alice = NODE.address, ALICE.address
+    chain.mine(
+        (
+            "NodeRegistry",
+            "Registered",
+            {"node": node, "owner": BOB.address, "payout": BOB.address, "peerIdHash": b"p" * 32},
+        )
+    )
+    chain.mine(("NodeRegistry", "Bonded", {"node": node, "amount": 5, "bonded": 5 * ONE_CREDIT}))
+    chain.mine(
+        ("Emission", "Claimed", {"node": node, "epoch": 9, "counted": 2, "units": 70, "weight": 60}),
+        ("Emission", "Minted", {"node": node, "epoch": 9, "payout": BOB.address, "amount": 10 * ONE_CREDIT}),
+        ("CreditToken", "Transfer", {"from": zero, "to": alice, "value": 10 * ONE_CREDIT}),
+    )
+    escrow = NETWORK.contracts.settlement
+    chain.mine(
+        (
+            "Settlement",
+            "Funded",
+            {"client": alice, "node": node, "amount": 4 * ONE_CREDIT, "payer": alice, "balance": 0},
+        ),
+        ("CreditToken", "Transfer", {"from": alice, "to": escrow, "value": 4 * ONE_CREDIT}),
+    )
+    for step in range(3):
+        burned, minted = ONE_CREDIT, mintable((step + 1) * ONE_CREDIT) - mintable(step * ONE_CREDIT)
+        settled = {
+            "client": alice,
+            "node": node,
+            "sessionId": bytes([step]) * 32,
+            "step": step,
+            "tokens": 7,
+            "total": 0,
+        }
+        chain.mine(
+            ("Settlement", "Settled", settled | {"burned": burned, "minted": minted}),
+            ("CreditToken", "Transfer", {"from": escrow, "to": zero, "value": burned}),
+            ("CreditToken", "Transfer", {"from": zero, "to": BOB.address, "value": minted}),
+        )
+    return chain
+
+
+async def write_journal(path: Path) -> None:
+    domain = Domain(NETWORK.chain_id, NETWORK.contracts.settlement)
+    journal = Journal.open(database_url(path), domain, NODE.address)
+    for price, tokens, total in ((2, 50, 120), (0, 30, 0)):
+        work = Work(ALICE, NODE, price=price, domain=domain)
+        await journal.open_session(work.session, work.signature)
+        work.step(tokens)
+        newest = work.countersign(total)
+        work.step(1)
+        receipt = work.receipt.receipt
+        owed = Credits(min(total, 102))
+        await journal.record(Entry(ALICE.address, work.id, owed, newest, receipt.step, receipt.tokens))
+    journal.observe(ALICE.address, Credits(0), "the account is empty")
+    await journal.close()
+
+
+async def block_map() -> list[dict[str, Any]]:
+    node = {"peer": "12D3KooW", "operator": NODE.address, "first": 0, "end": 2, "tokens_per_s": 20.5, "new": "field"}
+    return [{"model": HOSTILE, "blocks": 4, "nodes": [node], "missing": ["2:4"]}]
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    indexer = await Indexer.open(database_url(tmp_path / "index.db"), cast(Bindings, await chain_of_events()), NETWORK)
+    await indexer.follow()
+    await write_journal(tmp_path / "journal.db")
+    statements = Statements(database_url(tmp_path / "journal.db"), NETWORK)
+    explorer = Explorer(indexer, NETWORK, [statements], block_map)
+    transport = httpx.ASGITransport(create_app(explorer))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield Served(client, explorer)
+    statements.close()
+    await indexer.close()
+
+
+async def test_status_and_supply(served: Served) -> None:
+    status = await served.json("/api/status")
+    assert (status["indexed"], status["head"], status["trouble"]) == (7, 7, "")
+    totals = status["totals"]
+    minted = mintable(3 * ONE_CREDIT)
+    assert totals["supply_ok"] is True
+    assert int(totals["supply"]) == 10 * ONE_CREDIT - 3 * ONE_CREDIT + minted
+    assert (int(totals["fee"]), int(totals["escrow"])) == (3 * ONE_CREDIT - minted, ONE_CREDIT)
+
+
+async def test_pages_join_to_the_whole(served: Served) -> None:
+    whole = (await served.json("/api/settlements"))["items"]
+    assert [one["step"] for one in whole] == [2, 1, 0]
+    joined: list[Any] = []
+    offset = 0
+    while offset is not None:
+        page = await served.json(f"/api/settlements?limit=2&offset={offset}")
+        joined, offset = joined + page["items"], page["next"]
+    assert joined == whole
+    assert sum(int(one["burned"]) for one in whole) == 3 * ONE_CREDIT
+    balances = await served.json("/api/balances?limit=1")
+    assert (balances["items"][0]["holder"], balances["next"]) == (ALICE.address, 1)
+
+
+async def test_filters(served: Served) -> None:
+    lower = NODE.address.lower()
+    assert len((await served.json(f"/api/settlements?node={lower}&client={ALICE.address}"))["items"]) == 3
+    assert (await served.json(f"/api/settlements?node={ALICE.address}"))["items"] == []
+    assert (await served.json(f"/api/balances/{ALICE.address.lower()}"))["amount"] == str(6 * ONE_CREDIT)
+    assert (await served.json(f"/api/balances/{NODE.address}"))["amount"] == "0"
+    (escrow,) = (await served.json(f"/api/escrows?node={lower}"))["items"]
+    assert (escrow["balance"], escrow["collected"]) == (str(ONE_CREDIT), str(3 * ONE_CREDIT))
+    node = await served.json(f"/api/nodes/{lower}")
+    assert (node["payout"], node["donated"]) == (BOB.address, str(10 * ONE_CREDIT))
+    assert (await served.json("/api/nodes"))["items"] == [node]
+    newest, *_, claimed = (await served.json("/api/epochs"))["items"]
+    assert (newest["epoch"], newest["begins"]) == (12, 12 * EPOCH)
+    (share,) = claimed["shares"]
+    assert (claimed["epoch"], share["weight"], share["minted"]) == (9, "60", str(10 * ONE_CREDIT))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/balances?limit=0",
+        "/api/balances?limit=201",
+        "/api/balances?offset=-1",
+        "/api/balances?offset=99999999999999999999",
+        "/api/balances/0x12",
+        "/api/settlements?node=' OR 1=1",
+        "/api/own/nobody/sessions",
+        "/parts/../../etc/passwd",
+        "/parts/unknown",
+    ],
+)
+async def test_bad_input_is_refused(served: Served, path: str) -> None:
+    assert (await served.client.get(path)).status_code in (404, 422)
+
+
+async def test_unknown_nodes_are_not_found(served: Served) -> None:
+    assert "not registered" in (await served.json(f"/api/nodes/{ALICE.address}", 404))["detail"]
+
+
+async def test_own_nodes(served: Served) -> None:
+    (own,) = await served.json("/api/own")
+    assert (own["paid"]["tokens_signed"], own["paid"]["tokens_countersigned"]) == (51, 50)
+    assert (own["paid"]["signed"], own["paid"]["countersigned"], own["promised"]) == ("102", "100", "120")
+    assert (own["free"]["tokens_signed"], own["free"]["tokens_countersigned"]) == (31, 30)
+    assert own["collected"] == str(3 * ONE_CREDIT)  # the chain's word before the journal's
+    assert own["reasons"] == ["the account is empty"]
+    sessions = await served.json(f"/api/own/{NODE.address}/sessions?limit=1")
+    assert (len(sessions["items"]), sessions["next"]) == (1, 1)
+    assert (await served.json(f"/api/own/{ALICE.address}/sessions"))["items"] == []
+
+
+async def test_metrics(served: Served) -> None:
+    text = (await served.client.get("/metrics")).text
+    assert "hivemint_settled_credits_total 3.0" in text
+    assert f'hivemint_own_tokens_signed_total{{lane="paid",node="{NODE.address}"}} 51.0' in text
+
+
+async def test_the_page_shows_it_all_and_runs_nothing_foreign(served: Served) -> None:
+    answer = await served.client.get("/")
+    page = answer.text
+    for part in (
+        "Countersigned",
+        "51 paid tokens, 31 donated",
+        "nobody serves 2:4",
+        "20.5",
+        "2.85",
+        "the account is empty",
+    ):
+        assert part in page, part
+    assert HOSTILE not in page
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "://" not in "".join(line for line in page.splitlines() if "src=" in line or "href=" in line)
+    for part in PARTS:
+        assert (await served.client.get(f"/parts/{part}")).text in page
+    for name in ("htmx.min.js", "style.css", "hive.svg", "htmx.LICENSE.txt"):
+        assert (await served.client.get(f"/static/{name}")).status_code == 200
+
+
+async def test_other_host_names_are_refused(served: Served) -> None:
+    answer = await served.client.get("/api/status", headers={"host": "evil.example"})
+    assert answer.status_code == 400
+
+
+async def test_without_journals_and_swarm_the_page_says_so(served: Served) -> None:
+    bare = Explorer(served.explorer.indexer, NETWORK)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(bare)), base_url="http://localhost"
+    ) as client:
+        page = (await client.get("/")).text
+        assert "In escrow" in page
+        assert "without a view of the swarm" in page
+        assert (await client.get("/api/own")).json() == []
+
+
+async def test_a_swarm_that_cannot_be_asked_keeps_the_last_map(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(await served.explorer.swarm()) == 1
+    monkeypatch.setattr("hivemint.ledger.explorer._SWARM_FRESH", -1.0)
+
+    async def away() -> list[dict[str, Any]]:
+        raise SwarmError("No peer answers")
+
+    served.explorer._swarm_map = away
+    assert len(await served.explorer.swarm()) == 1
+    assert "No peer answers" in (await served.client.get("/parts/swarm")).text
+
+
+def test_a_journal_must_exist_and_be_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no database"):
+        Statements(database_url(tmp_path / "none.db"), NETWORK)
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(StoreError, match="no current ledger"):
+        Statements(database_url(tmp_path / "empty.db"), NETWORK)
