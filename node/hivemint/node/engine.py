@@ -64,7 +64,7 @@ class Gauge:
         for part in batch:
             self.rows_done[part.job.lane] += part.rows
         speed = rows / max(seconds, 1e-6)
-        self.rows_per_s = speed if not self.batches else self.rows_per_s + _SMOOTH * (speed - self.rows_per_s)
+        self.rows_per_s += _SMOOTH * (speed - self.rows_per_s)
         self.batch_rows += _SMOOTH * (rows - self.batch_rows)
         self.batches += 1
         self.busy_s += seconds
@@ -98,6 +98,21 @@ class Engine:
         finally:
             self._jobs.pop(step.job, None)
             self.scheduler.drop(step.job)
+
+    async def warm_up(self, hidden_size: int, dtype: torch.dtype) -> None:
+        """Two decode steps before anybody waits: kernels are chosen, and the speed is known from the start."""
+        cache = self.room.store.open(4)
+
+        def run() -> float:
+            for start in range(2):
+                began = time.perf_counter()
+                self._span.run([Work(cache, start, torch.zeros(1, hidden_size, dtype=dtype))])
+            return time.perf_counter() - began
+
+        try:
+            self.gauge.rows_per_s = 1 / max(await self._loop.run_in_executor(self._thread, run), 1e-6)
+        finally:
+            cache.close()
 
     def free_wait(self) -> float:
         """Seconds until a free step that came now would start: free rows ahead of it over the lane's sure share."""

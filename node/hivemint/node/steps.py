@@ -147,7 +147,10 @@ class Steps:
 
     def repeat(self, step: TakenStep, request: StepRequest) -> None:
         """The same request again: the stored answer, if the input is the same too."""
-        self._spawn(self._repeat(step, request))
+        waiting = None
+        if request.source is None:  # the tensor follows at once, so there must be a place for it
+            waiting = self._inputs.setdefault(step.number, asyncio.get_running_loop().create_future())
+        self._spawn(self._repeat(step, request, waiting))
 
     async def finish(self) -> None:
         """Until all steps have their answers."""
@@ -292,9 +295,8 @@ class Steps:
                 )
             )  # fmt: skip
 
-    async def _repeat(self, step: TakenStep, request: StepRequest) -> None:
-        if request.source is None:
-            waiting = self._inputs.setdefault(step.number, asyncio.get_running_loop().create_future())
+    async def _repeat(self, step: TakenStep, request: StepRequest, waiting: "asyncio.Future[Tensor] | None") -> None:
+        if waiting is not None:
             again = await self._shop.meter.hash_input((await asyncio.shield(waiting)).data, self._row_bytes)
             if step.answer is not None and step.input_hash != again:
                 self._inputs.pop(step.number, None)

@@ -1,0 +1,206 @@
+"""A node: a span served over control and push links, its record in the DHT, its sessions in the journal."""
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from hivemint.contracts.errors import HivemintError, SwarmError
+from hivemint.contracts.ids import Credits, ModelId, PeerId
+from hivemint.contracts.network import Network
+from hivemint.contracts.signature import Signer
+from hivemint.ledger.journal import Journal
+from hivemint.node.admission import Admission, Chain, Offer
+from hivemint.node.control import Parts, Talk
+from hivemint.node.engine import Engine
+from hivemint.node.lobby import Lobby, LobbyLimits
+from hivemint.node.metering import Meter, ReceiptMeter
+from hivemint.node.push import Inbox, Outlets
+from hivemint.node.room import Room
+from hivemint.node.scheduler import Lane, Scheduler
+from hivemint.node.settings import NodeSettings
+from hivemint.node.span import Span
+from hivemint.node.steps import Shop
+from hivemint.node.threads import Worker
+from hivemint.swarm.host import CONTROL, PUSH, Host
+from hivemint.swarm.link import Link
+from hivemint.swarm.messages import Code
+from hivemint.swarm.records import LIFETIME, NodeRecord, sign_record
+
+log = structlog.get_logger(__name__)
+PUBLISH_EVERY = 20.0
+LOOK_EVERY = 2.0
+"""Seconds between looks whether the published figures have changed much."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a node is made of. `meter`: None = receipts signed by `signer`."""
+
+    network: Network
+    model_id: ModelId
+    span: Span
+    signer: Signer
+    host: Host
+    journal: Journal
+    chain: Chain
+    meter: Meter | None = None
+
+
+class Refusals:
+    """Refusals by reason, since the start."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+
+    def refused(self, code: Code) -> None:
+        self.count[code.value] += 1
+
+
+class Node:
+    """Made by `start`; `run` serves until stopped or broken, `close` drains. Lives in one event loop."""
+
+    def __init__(self, kit: Kit, settings: NodeSettings) -> None:
+        self.kit, self.settings = kit, settings
+        self.refusals = Refusals()
+        self.offer = _offer(kit, settings)
+        self._worker = Worker("receipts")
+        self._hop_worker = Worker("checks")
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._published: tuple[float, ...] = ()
+        self._tasks: list[asyncio.Task[None]] = []
+        store = kit.span.new_store(settings.kv_bytes or None)
+        room = Room(store, free_share=settings.free_share, max_seats=settings.max_sessions)
+        scheduler = Scheduler(settings.batch_rows, settings.free_share, whole=settings.max_rows)
+        self.engine = Engine(kit.span, scheduler, room)
+        limits = LobbyLimits(
+            settings.max_sessions, settings.max_free_sessions, settings.max_free_a_peer, settings.free_wait
+        )
+        self.lobby = Lobby(self.engine, kit.chain, kit.journal.book, limits, self._broken)
+        self.inbox = Inbox(settings.ahead)
+        self.outlets = Outlets(lambda peer, addresses: kit.host.dial(peer, addresses, PUSH))
+        domain = kit.network.domain
+        meter = kit.meter or ReceiptMeter(domain, kit.signer, self._worker)
+        shop = Shop(
+            self.offer, self.engine, meter, kit.journal, self.inbox, self.outlets, kit.span.hidden_size,
+            kit.span.dtype, self.refusals,
+        )  # fmt: skip
+        admission = Admission(self.offer, domain, kit.chain, self._hop_worker, kit.journal, self.lobby.account)
+        self._parts = Parts(admission, self.lobby, shop)
+
+    @classmethod
+    async def start(cls, kit: Kit, settings: NodeSettings) -> "Node":
+        """Warm up, open the doors, publish. The host must have started."""
+        node = cls(kit, settings)
+        await node.engine.warm_up(kit.span.hidden_size, kit.span.dtype)
+        node._tasks = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("engine", node.engine.run()),
+                ("sessions", node.lobby.watch()),
+                ("record", node._keep_published()),
+                ("host", node._watch_host()),
+            )
+        ]
+        await kit.host.serve(PUSH, node.inbox.receive)
+        await kit.host.serve(CONTROL, node._control)
+        await node._publish()
+        return node
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. Raises what broke the node: its daemon died, its journal or device failed."""
+        stopped: asyncio.Future[Any] = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopped, self._failure, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._failure.done():
+            self._failure.result()
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def close(self) -> None:
+        """Drain: finish what was taken, close the sessions, then the links. The journal and host are the maker's."""
+        await self.lobby.drain(self.settings.drain)
+        await self.outlets.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._worker.stop()
+        self._hop_worker.stop()
+        if not self._failure.done():
+            self._failure.cancel()
+
+    def record(self) -> NodeRecord:
+        """What the DHT is told now."""
+        offer, gauge = self.offer, self.engine.gauge
+        return NodeRecord(
+            network=self.kit.network.name,
+            model_id=offer.model_id,
+            first_block=self.kit.span.first,
+            end_block=self.kit.span.end,
+            peer=offer.peer,
+            operator=offer.operator,
+            numerics=offer.numerics,
+            ask=offer.ask,
+            ahead=offer.ahead,
+            max_rows=offer.max_rows,
+            addresses=self.kit.host.addresses[:16],
+            wait_paid_s=gauge.wait_s[Lane.PAID],
+            wait_free_s=max(gauge.wait_s[Lane.FREE], self.engine.free_wait()),
+            tokens_per_s=gauge.rows_per_s,
+            free_tokens=self.engine.room.store.tokens_free,
+            expires=time.time() + LIFETIME,
+        )
+
+    async def _control(self, link: Link) -> None:
+        await Talk(self._parts, link).run()
+
+    async def _publish(self) -> None:
+        record = self.record()
+        self._published = _figures(record)
+        await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+
+    async def _keep_published(self) -> None:
+        """Every 20 s, and at once when the figures have changed much."""
+        at = time.monotonic()
+        while not self.lobby.draining:
+            await asyncio.sleep(LOOK_EVERY)
+            if time.monotonic() - at < PUBLISH_EVERY and not _changed_much(self._published, _figures(self.record())):
+                continue
+            at = time.monotonic()
+            with suppress(SwarmError):  # the next look tries again
+                await self._publish()
+
+    async def _watch_host(self) -> None:
+        reason = await self.kit.host.wait_ended()
+        raise SwarmError("The node's place in the swarm is lost", why=reason, next_step="start the node again")
+
+    def _broken(self, error: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error if isinstance(error, HivemintError) else HivemintError(str(error)))
+
+
+def _offer(kit: Kit, settings: NodeSettings) -> Offer:
+    span = kit.span
+    most = min(settings.max_tokens or span.max_positions, span.max_positions)
+    return Offer(
+        kit.signer.address, PeerId(kit.host.peer_id), kit.model_id, span.first, span.end, (settings.numerics,),
+        Credits(settings.ask), most, min(settings.max_rows, most), settings.ahead,
+    )  # fmt: skip
+
+
+def _figures(record: NodeRecord) -> tuple[float, ...]:
+    return record.wait_paid_s + 0.1, record.wait_free_s + 0.1, record.tokens_per_s + 1, record.free_tokens + 1024.0
+
+
+def _changed_much(before: tuple[float, ...], now: tuple[float, ...]) -> bool:
+    return any(max(a, b) > 1.5 * min(a, b) for a, b in zip(before, now, strict=True))
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

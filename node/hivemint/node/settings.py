@@ -1,0 +1,90 @@
+"""Settings of a node: flags > `HIVEMINT_*` in the environment > these defaults."""
+
+import os
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hivemint.contracts.credits import parse_credits
+from hivemint.contracts.errors import BadInput, ConfigError
+from hivemint.contracts.ids import ONE_CREDIT
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def _credits(value: Any) -> int:
+    if isinstance(value, str):
+        try:
+            return int(parse_credits(value))
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+    return int(value)
+
+
+Amount = Annotated[int, BeforeValidator(_credits), Field(ge=0, lt=2**96)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class NodeSettings(BaseSettings):
+    """What an operator may change. Amounts in wei (as text: `0.5`, `10 wei`), times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="HIVEMINT_", extra="ignore", frozen=True)
+
+    ask: Amount = 10**11
+    """Price per token and block."""
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    """Besides the network file's."""
+    precision: str = Field("fp32", pattern="|".join(PRECISIONS))
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Compute threads; 0 = the cores that are free now."""
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    """K/V room of one session; 0 = the model's positions."""
+    max_rows: Annotated[int, Field(ge=1, le=16_384)] = 512
+    """Token positions a step."""
+    ahead: Annotated[int, Field(ge=1, le=64)] = 2
+    """A session's steps in flight."""
+    batch_rows: Count = 64
+    """Token positions a batch, where several sessions wait."""
+    free_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The free lane's sure share of compute and K/V room."""
+    kv_bytes: Annotated[int, Field(ge=0)] = 0
+    """Bytes for keys and values; 0 = half of the free memory."""
+    max_sessions: Count = 256
+    max_free_sessions: Count = 64
+    max_free_a_peer: Count = 16
+    free_wait: Annotated[float, Field(gt=0)] = 30.0
+    """Longest queue of the free lane before the answer is `busy`."""
+    settle_min: Amount = ONE_CREDIT
+    settle_every: Annotated[float, Field(gt=0)] = 6 * 3600.0
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """Prometheus on loopback; 0 = any free port, none = off."""
+    drain: Annotated[float, Field(ge=0)] = 20.0
+    """Seconds that a stopping node gives to the steps under way."""
+
+    @property
+    def numerics(self) -> str:
+        """`weights/compute/wire` as it is declared and signed."""
+        return f"{self.precision}/{self.precision}/{self.precision}"
+
+
+def node_settings(**flags: Any) -> NodeSettings:
+    """Settings from flags (None = not given) and the environment. Raises ConfigError that names the setting."""
+    try:
+        return NodeSettings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "?"
+        raise ConfigError(
+            f"The setting {name} can't be used", why=f"{first['msg']}, got {str(first['input'])[:80]!r}",
+            next_step=f"change --{name.replace('_', '-')} or HIVEMINT_{name.upper()}",
+        ) from None  # fmt: skip
+
+
+def free_cores() -> int:
+    """Cores that nobody uses now, at least 1: one thread saturates memory, more than there are hurt."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - round(os.getloadavg()[0]))

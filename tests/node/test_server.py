@@ -1,0 +1,275 @@
+"""Two real nodes over real links: the life of a step, and every way in which it may go wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, Step
+from hivemint.contracts.network import Contracts, Network
+from hivemint.contracts.signature import Signer
+from hivemint.ledger.journal import Journal
+from hivemint.node.server import Kit, Node
+from hivemint.node.settings import NodeSettings
+from hivemint.node.span import Span
+from hivemint.swarm.host import CONTROL, Host, HostSettings
+from hivemint.swarm.messages import Cancel, Cancelled, Close, Closed, Code, Refused, StepReceipt
+from support.node_client import FakeChain, NodeSession, RefusedError, View, hash_of, routed
+from support.promises import DOMAIN, signer
+from support.tiny import tiny_model
+
+ZERO = Address("0x" + "11" * 20)
+NETWORK = Network("test", DOMAIN.chain_id, "http://127.0.0.1:1", Contracts(ZERO, ZERO, DOMAIN.settlement, *[ZERO] * 3))
+MODEL = ModelId(b"\x07" * 32)
+ASK = 10
+
+
+@dataclass
+class Running:
+    node: Node
+    host: Host
+    journal: Journal
+    chain: FakeChain
+    url: str
+    key: Signer
+
+
+@dataclass
+class Pair:
+    """Two nodes with a block each, and a client's host."""
+
+    first: Running
+    second: Running
+    client: Host
+    folder: Path
+
+    async def open(self, running: Running, client: Signer, **changes: Any) -> NodeSession:
+        link = await self.client.dial(running.host.peer_id, running.host.addresses, CONTROL)
+        return await NodeSession.open(link, DOMAIN, client, **changes)
+
+
+async def start(folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, **settings: Any) -> Running:
+    span = Span.load(folder, BlockIndex(block), BlockIndex(block + 1))
+    url = f"sqlite:///{folder.parent / name}.db"
+    journal = Journal.open(url, DOMAIN, key.address)
+    defaults: dict[str, Any] = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16}
+    node = await Node.start(Kit(NETWORK, MODEL, span, key, host, journal, chain), NodeSettings(**defaults | settings))
+    return Running(node, host, journal, chain, url, key)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest_asyncio.fixture
+async def pair(model: Path, tmp_path: Path) -> AsyncIterator[Pair]:
+    folder = tmp_path / "tiny"
+    folder.symlink_to(model)
+    chain = FakeChain()
+    hosts = [await Host.start(HostSettings("test"))]
+    boot = hosts[0].addresses
+    hosts += [await Host.start(HostSettings("test", bootstrap=boot)), await Host.start(HostSettings("test", listen=(), bootstrap=boot))]
+    one = await start(folder, 0, chain, "one", hosts[0], signer(1001))
+    two = await start(folder, 1, chain, "two", hosts[1], signer(1002))
+    yield Pair(one, two, hosts[2], folder)
+    for running in (one, two):
+        await running.node.close()
+        await running.journal.close()
+    for host in reversed(hosts):
+        await host.close()
+
+
+async def test_a_node_serves_steps_that_equal_its_span(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(1), price=ASK)
+    rows = torch.randn(6, 32)
+    outputs = [await session.step(rows[:4], 0), await session.step(rows[4:5], 4), await session.step(rows[5:], 5)]
+    span = pair.first.node.kit.span
+    cache = span.new_store(1 << 20).open(64)
+    from hivemint.node.batch import Work
+
+    assert torch.allclose(torch.cat(outputs), span.run([Work(cache, 0, rows)])[0], atol=1e-5)
+    assert session.receipt.receipt.tokens == 6
+    assert pair.first.journal.book(signer(1).address).owed == 6 * ASK
+    await session.link.send(Close(session.request(start=6, total=6 * ASK).voucher))
+    assert await session.link.receive() == Closed()
+    newest = pair.first.journal.book(signer(1).address).newest
+    assert newest is not None
+    assert newest.voucher.total == 6 * ASK
+    await pair.first.journal.close()
+
+
+async def test_pushed_steps_pass_both_nodes_and_every_head_fits(pair: Pair) -> None:
+    client = signer(2)
+    last = await pair.open(pair.second, client)
+    first = await pair.open(pair.first, client)
+    assert routed(await last.route(previous=first))
+    assert routed(await first.route(to=(pair.second.host.peer_id, pair.second.host.addresses)))
+    length = 0
+    for count in (5, 1, 1):
+        rows = torch.randn(count, 32)
+        there, here = last.request(count, start=length, source=Step(first.receipt.receipt.step + 1), rows="last"), None
+        here = first.request(count, start=length, push=True)
+        await last.send(there)
+        await first.send(here, rows)
+        answer, tensor = await first.answer()
+        assert isinstance(answer, StepReceipt)
+        assert tensor is None, "the tensor goes to the next node alone"
+        receipt = first.check(here, hash_of(rows), answer)
+        middle = _leaf_output(answer)
+        answer, tensor = await last.answer()
+        assert isinstance(answer, StepReceipt), answer
+        assert tensor is not None
+        assert len(tensor.data) == 32 * 4
+        last.check(there, middle, answer)
+        assert receipt.receipt.step == first.receipt.receipt.step
+        length += count
+
+
+def _leaf_output(answer: StepReceipt) -> Any:
+    from hivemint.swarm.rows import tensor_hash
+
+    return tensor_hash(answer.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"node": signer(9).address}, Code.NODE),
+        ({"peer_id_hash": b"\x01" * 32}, Code.NODE),
+        ({"model_id": ModelId(b"\x01" * 32)}, Code.MODEL),
+        ({"numerics": b"\x01" * 32}, Code.NUMERICS),
+        ({"first_block": BlockIndex(1), "end_block": BlockIndex(2)}, Code.SPAN),
+        ({"price": ASK - 1}, Code.PRICE),
+        ({"expiry": 1}, Code.EXPIRY),
+        ({"max_tokens": 10**6}, Code.LIMIT),
+        ({"signer": signer(8)}, Code.KEY),
+        ({"key": signer(7), "price": ASK}, Code.KEY),
+        ({"key": signer(7)}, Code.KEY),
+        ({"nonce": b"\x05" * 32}, Code.NONCE),
+        ({"price": ASK, "max_amount": Credits(10**25)}, Code.FUNDS),
+    ],
+)
+async def test_a_wrong_session_is_refused_with_its_reason(pair: Pair, changes: dict[str, Any], code: Code) -> None:
+    with pytest.raises(RefusedError) as caught:
+        await pair.open(pair.first, signer(1), **changes)
+    assert caught.value.refused.code is code
+    assert not pair.first.journal.books() or code is Code.FUNDS
+    assert pair.first.node.lobby.guests == []
+
+
+async def test_steps_that_break_the_rules_are_refused_before_any_compute(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(3), price=ASK)
+    rows = torch.randn(4, 32)
+    await session.step(rows, 0)
+    batches = pair.first.node.engine.gauge.batches
+    owed = pair.first.journal.book(signer(3).address).owed
+    old_total = session.total
+    wrong = {
+        Code.VOUCHER: [
+            session.request(4, start=4, total=old_total),  # does not cover
+            session.request(4, start=4, total=old_total + 40, signer=signer(4)),  # forged
+        ],
+        Code.STEP: [session.request(4, start=4, step=3, total=old_total + 40)],
+        Code.GAP: [session.request(4, start=5, total=old_total + 40)],
+        Code.LIMIT: [session.request(17, start=4, total=10**6), session.request(16, start=49, total=10**6)],
+        Code.PROTOCOL: [session.request(4, start=4, kind=1, total=10**6)],
+        Code.INPUT: [session.request(4, start=4, source=Step(1), total=10**6)],
+        Code.MISSING: [session.request(4, start=4, push=True, total=10**6)],
+        Code.CONFLICT: [session.request(4, start=2, step=1, total=10**6)],
+    }
+    for code, requests in wrong.items():
+        for request in requests:
+            await session.send(request, rows)
+            answer, _ = await session.answer()
+            assert isinstance(answer, Refused)
+            assert answer.code is code, answer
+            assert answer.owed == owed
+    assert pair.first.node.engine.gauge.batches == batches
+    session.total = old_total
+    await session.step(rows, 4)  # and the session goes on
+
+
+async def test_the_same_request_again_gives_the_stored_answer(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(5))
+    rows = torch.randn(2, 32)
+    request = session.request(2, start=0, rows="all")
+    await session.send(request, rows)
+    once = await session.answer()
+    batches = pair.first.node.engine.gauge.batches
+    await session.send(request, rows)
+    again = await session.answer()
+    assert once[0] == again[0]
+    assert bytes(once[1].data) == bytes(again[1].data)
+    await session.send(request, rows + 1)
+    other, _ = await session.answer()
+    assert isinstance(other, Refused)
+    assert other.code is Code.CONFLICT
+    assert pair.first.node.engine.gauge.batches == batches
+
+
+async def test_cancel_drops_what_has_not_begun_and_owes_nothing_for_it(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(6), price=ASK)
+    rows = torch.randn(2, 32)
+    await session.step(rows, 0)
+    request = session.request(2, start=2)
+    await session.send(request)  # its input never comes
+    await session.link.send(Cancel(Step(2)))
+    answer, _ = await session.answer()
+    assert isinstance(answer, Cancelled)
+    assert (answer.last, answer.owed) == (1, 2 * ASK)
+    session.total = 2 * ASK
+    await session.step(rows, 2)
+
+
+async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None:
+    """P17: the node after the lie stops with `input`, nothing is owed for the step there."""
+    client = signer(11)
+    last, first = await pair.open(pair.second, client, price=ASK), await pair.open(pair.first, client, price=ASK)
+    await last.route(previous=first)
+    await first.route(to=(pair.second.host.peer_id, pair.second.host.addresses))
+    outlets, send = pair.first.node.outlets, pair.first.node.outlets.send
+
+    async def doctored(to: Any, *messages: Any) -> None:
+        from hivemint.swarm.messages import Tensor
+
+        changed = [
+            Tensor(m.head, bytes([m.data[0] ^ 1]) + bytes(m.data[1:])) if isinstance(m, Tensor) else m for m in messages
+        ]
+        await send(to, *changed)
+
+    outlets.send = doctored  # type: ignore[method-assign]
+    rows = torch.randn(2, 32)
+    await last.send(last.request(2, start=0, source=Step(1), rows="last"))
+    await first.send(first.request(2, start=0, push=True), rows)
+    answer, _ = await last.answer()
+    assert isinstance(answer, Refused)
+    assert answer.code is Code.INPUT
+    assert answer.owed == 0
+
+
+async def test_a_thaw_closes_the_session_with_that_reason(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(12), price=ASK)
+    await session.step(torch.randn(2, 32), 0)
+    pair.first.chain.accounts[signer(12).address] = View(Credits(0), thawing=True)
+    async with asyncio.timeout(10):
+        closed, _ = await session.answer()
+    assert isinstance(closed, Closed)
+    assert closed.code is Code.THAWING
+
+
+async def test_sixteen_sessions_share_batches(pair: Pair) -> None:
+    sessions = [await pair.open(pair.first, signer(100 + n), price=ASK) for n in range(16)]
+    rows = torch.randn(16, 4, 32)
+
+    async def talk(session: NodeSession, mine: torch.Tensor) -> torch.Tensor:
+        return torch.cat([await session.step(mine[n : n + 1], n) for n in range(4)])
+
+    outputs = await asyncio.gather(*(talk(s, r) for s, r in zip(sessions, rows, strict=True)))
+    assert all(output.shape == (4, 32) for output in outputs)
+    assert pair.first.node.engine.gauge.batches < 64
