@@ -125,6 +125,8 @@ async def test_the_chain_having_paid_more_than_known_raises_the_books(journal: J
     assert (book.highest, book.owed, book.newest) == (150, 130, None)
     journal.observe(BOB.address, Credits(70), "no room")
     assert journal.book(BOB.address) == Book(Credits(70), Credits(70), None, Credits(70), "no room")
+    journal.observe(BOB.address, Credits(70))
+    assert journal.book(BOB.address).reason == "no room"
 
 
 async def test_free_sessions_wait_for_their_epoch(tmp_path: Path) -> None:

@@ -154,8 +154,10 @@ class Journal:
 
     # What settlement asks and notes.
 
-    def observe(self, client: Address, collected: Credits, reason: str = "") -> None:
-        """Note what the chain says it has paid out of this account, and why the rest is not; durable a little later.
+    def observe(self, client: Address, collected: Credits, reason: str | None = None) -> None:
+        """Note what the chain says it has paid out of this account; durable a little later.
+
+        `reason`: why it has not paid the rest; None leaves what was known.
 
         More than this journal knows of means that it lost entries (an old copy of the disk): vouchers up to
         `collected` are spent then, so the client's standing is raised to it and they pay for nothing twice.
@@ -168,7 +170,7 @@ class Journal:
             owed=Credits(book.owed + lost),
             newest=None if lost else book.newest,
             collected=Credits(max(collected, 0)),
-            reason=reason,
+            reason=book.reason if reason is None else reason,
         )
         if changed != book:
             self._books[client] = changed

@@ -1,6 +1,7 @@
 """Databases: SQLite (WAL) by default, PostgreSQL by URL. Opening, migrating, upserting, and a lock for one writer."""
 
 import fcntl
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ class WriterLock:
         self._file: int | None = None
         if engine.dialect.name == "postgresql":
             self._held = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            key = int.from_bytes(name.encode()[-7:], "big")
+            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
             taken = bool(self._held.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}))
         elif engine.url.database in (None, "", ":memory:"):
             return

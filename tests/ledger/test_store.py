@@ -1,0 +1,83 @@
+"""Databases: the migrations lead to exactly the tables of the code, once, also when two processes open at once."""
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.dialects import sqlite
+
+from hivemint.contracts.ids import Credits
+from hivemint.ledger.store import StoreError, database_url, open_store, reading
+from hivemint.ledger.tables import REVISION, Wei, metadata
+
+MIGRATIONS = Path(sys.modules["hivemint.ledger.store"].__file__ or "").parent / "migrations"
+
+
+def test_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
+    engine = open_store(database_url(tmp_path / "any.db"))
+    with reading(engine) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [REVISION]
+
+
+def test_opening_again_and_read_only_changes_nothing(tmp_path: Path) -> None:
+    url = database_url(tmp_path / "any.db")
+    open_store(url).dispose()
+    open_store(url).dispose()
+    engine = open_store(url, read_only=True)
+    with pytest.raises(Exception, match="readonly"), engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM nodes")
+
+
+def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
+    url = database_url(tmp_path / "any.db")
+    open_store(url).dispose()
+    with sqlite3.connect(tmp_path / "any.db") as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreError, match="newer than this program"):
+        open_store(url)
+
+
+def test_two_processes_may_create_it_at_once(tmp_path: Path) -> None:
+    url = database_url(tmp_path / "any.db")
+    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom hivemint.ledger.store import open_store; open_store({url!r})"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [""] * 3
+
+
+def test_importing_the_journal_brings_no_web3_and_no_alembic() -> None:
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "from hivemint.ledger import chainview, journal, settlement, vouchers\n"
+        "print([name for name in ('web3', 'alembic', 'fastapi', 'torch') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+amounts = st.integers(0, 2**96 - 1)
+
+
+@given(one=amounts, other=amounts)
+def test_amounts_survive_and_compare_as_text(one: int, other: int) -> None:
+    kind, dialect = Wei(), sqlite.dialect()
+    texts = [kind.process_bind_param(amount, dialect) for amount in (one, other)]
+    assert texts[0] is not None
+    assert texts[1] is not None
+    assert (texts[0] < texts[1]) == (one < other)
+    assert kind.process_result_value(texts[0], dialect) == one
+    assert isinstance(kind.process_result_value(texts[0], dialect), Credits)
+
+
+@pytest.mark.parametrize("amount", [-1, 10**29])
+def test_amounts_that_do_not_fit_are_refused(amount: int) -> None:
+    with pytest.raises(ValueError, match="no amount"):
+        Wei().process_bind_param(amount, sqlite.dialect())
