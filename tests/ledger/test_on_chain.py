@@ -1,6 +1,8 @@
 """Journal, settlement worker, chain view and indexer on a real chain: the whole life of credits, and its accidents."""
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +203,61 @@ async def test_a_transaction_left_behind_too_cheap_is_replaced(stage: Stage) -> 
     account = await contracts.settlement.account(stage.client.address, stage.node.address)
     assert account.collected == 2 * ONE_CREDIT
     assert await contracts.chain.mined(stuck) is None
+
+
+NODE_PROCESS = """
+import asyncio, sys
+from hivemint.contracts.ids import Credits
+from hivemint.contracts.signature import Signer
+from hivemint.contracts.signed import Domain
+from hivemint.ledger.entries import Entry
+from hivemint.ledger.journal import Journal
+from support.promises import Work
+
+async def run(url, chain_id, settlement, node, client):
+    node, client = Signer(bytes.fromhex(node)), Signer(bytes.fromhex(client))
+    domain = Domain(int(chain_id), settlement)
+    journal = Journal.open(url, domain, node.address)
+    work = Work(client, node, price=1000, domain=domain)
+    await journal.open_session(work.session, work.signature)
+    for step in range(1, 100_000):
+        work.step()
+        await journal.record(Entry(client.address, work.id, Credits(1000 * step), work.countersign(1000 * step)))
+        print(1000 * step, flush=True)
+
+asyncio.run(run(*sys.argv[1:]))
+"""
+
+
+async def test_what_a_killed_node_had_acknowledged_settles_once(stage: Stage, tmp_path: Path) -> None:
+    """P11 to its end: kill -9 while it records, start again, settle."""
+    contracts, client, node = stage.contracts, stage.client, stage.node
+    await stage.earn()
+    await contracts.settlement.fund(client, {node.address: ONE_CREDIT})
+    domain, url = stage.testchain.network.domain, database_url(tmp_path / "killed.db")
+    keys = [node.secret().hex(), client.secret().hex()]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", NODE_PROCESS, url, str(domain.chain_id), domain.settlement, *keys),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    lines = [await process.stdout.readline() for _ in range(30)]
+    process.kill()
+    lines += (await process.communicate())[0].splitlines(keepends=True)
+    acknowledged = int([line for line in lines if line.endswith(b"\n")][-1])
+
+    journal = Journal.open(url, domain, node.address)
+    settler = Settler(journal, ContractPayments(contracts, node), SettlerSettings(settle_min=Credits(1)))
+    for _ in range(3):
+        await settler.round()
+    await journal.close()
+    collected = (await contracts.settlement.account(client.address, node.address)).collected
+    assert acknowledged <= collected <= acknowledged + 1000
+    events = await contracts.events(0, await contracts.chain.block_number())
+    mine = [event for event in events if event.name == "Settled" and event.values["client"] == client.address]
+    assert [event.values["burned"] for event in mine] == [collected]
 
 
 async def test_what_admission_sees(stage: Stage) -> None:

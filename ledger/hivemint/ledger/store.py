@@ -73,7 +73,7 @@ def unusable(url: str, error: DBAPIError) -> StoreError:
     """A database's own error in words."""
     return StoreError(
         f"The database {_shown(url)} cannot be used",
-        why=str(error.orig),
+        why=" ".join(str(error.orig).split()),
         next_step="check its path, rights and free space; a damaged file must come back from a backup",
     )
 
