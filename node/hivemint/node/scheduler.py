@@ -1,7 +1,7 @@
 """Who goes next: weighted fair queueing by token counters, and a reserve for the free lane.
 
 Virtual token counters (VTC, arXiv 2401.00588): each flow counts the token rows it was served, divided by its weight;
-the lowest counter goes first. A flow that was away is lifted to the least active one, so nobody saves up turns.
+whose next step would end at the lowest count goes first. A flow that was away is lifted to the least active one, so nobody saves up turns.
 A paid session is a flow of its own, weighted by bid / ask; in the free lane all sessions of one remote peer are one.
 
 Nothing here knows of time, tensors or networks: `clock` is a parameter, and a simulation drives it in the tests.
@@ -146,7 +146,7 @@ class Scheduler:
             ready = [(flow, job) for flow in self._flows[lane].values() if (job := _next(flow, taken))]
             if not ready:
                 break
-            flow, job = min(ready, key=lambda pair: (pair[0].counter, -pair[0].weight, pair[1].queued_at))
+            flow, job = min(ready, key=_finish)
             rows = min(room, job.rows - job.done)
             batch.append(Slice(job, job.done, rows))
             taken.add(job.session)
@@ -167,6 +167,14 @@ class Scheduler:
 
     def _paid_active(self, now: float) -> bool:
         return any(f.jobs or now - f.last_active <= LINGER for f in self._flows[Lane.PAID].values())
+
+
+def _finish(pair: tuple[_Flow, Job]) -> tuple[float, float]:
+    """The counter at which the step would end. It stays the same while the step is served in parts, so of equal
+    requests the higher bid is never overtaken (P18), and a decode step does not queue behind a long prompt.
+    """
+    flow, job = pair
+    return flow.counter + (job.rows - job.done) / flow.weight, job.queued_at
 
 
 def _next(flow: _Flow, taken: set[Hashable]) -> Job | None:

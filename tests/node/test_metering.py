@@ -1,0 +1,86 @@
+"""Receipts: node and client derive the same head, and a neighbour's lie does not pass."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivemint.contracts.errors import ProofError
+from hivemint.contracts.ids import Credits, SessionId, Step
+from hivemint.contracts.receipt import (
+    Leaf,
+    SignedReceipt,
+    check_receipt,
+    following,
+    opening,
+    sign_receipt,
+    sign_voucher,
+)
+from hivemint.node.metering import Input, ReceiptMeter, Source
+from hivemint.node.threads import Worker
+from hivemint.swarm.messages import StepRequest
+from hivemint.swarm.rows import row_bytes, row_hashes, tensor_hash, to_wire
+from support.promises import DOMAIN, signer
+
+NODE, CLIENT = signer(81), signer(82)
+SESSION = SessionId(b"\x21" * 32)
+
+
+def ask(step: int, count: int, start: int = 0) -> StepRequest:
+    first = sign_receipt(DOMAIN, opening(NODE.address, CLIENT.address, SESSION), NODE)
+    return StepRequest(Step(step), 0, start, count, sign_voucher(DOMAIN, first, Credits(0), CLIENT).signed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.sampled_from(["fp32", "bf16", "fp16"]))
+async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], wire: str) -> None:
+    meter = ReceiptMeter(DOMAIN, NODE, worker := Worker("test"))
+    mine = theirs = opening(NODE.address, CLIENT.address, SESSION)
+    for number, count in enumerate(counts, 1):
+        rows, output = torch.randn(count, 8), torch.randn(count, 8)
+        data = to_wire(rows, wire)
+        measured = await meter.measure(mine, ask(number, count), Input(data), output, wire)
+        receipt = await meter.sign(measured.receipt)
+        mine = receipt.receipt
+        given_rows = row_hashes(data, row_bytes(8, wire))
+        leaf = Leaf(theirs.head, Step(number), 0, 0, count, tensor_hash(given_rows), tensor_hash(measured.rows))
+        theirs = following(theirs, leaf)
+        assert check_receipt(DOMAIN, receipt.signed, theirs).receipt == mine
+        assert measured.data == to_wire(output, wire)
+    assert mine.tokens == sum(counts)
+    worker.stop()
+
+
+async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_step() -> None:
+    worker = Worker("test")
+    meter = ReceiptMeter(DOMAIN, NODE, worker)
+    first = opening(NODE.address, CLIENT.address, SESSION)
+    measured = await meter.measure(first, ask(1, 2), Input(to_wire(torch.randn(2, 8), "fp32")), torch.randn(2, 8), "fp32")
+    signed = (await meter.sign(measured.receipt)).signed
+    good = Source(NODE.address, SESSION, Step(1))
+    await meter.check_hop(good, measured.leaf, signed)
+    other = Leaf(*(getattr(measured.leaf, name) for name in Leaf.__struct_fields__[:-1]), tensor_hash(b"\x01" * 32))
+    wrong = [
+        (Source(CLIENT.address, SESSION, Step(1)), measured.leaf, signed),
+        (Source(NODE.address, SessionId(b"\x22" * 32), Step(1)), measured.leaf, signed),
+        (Source(NODE.address, SESSION, Step(2)), measured.leaf, signed),
+        (good, other, signed),
+        (good, measured.leaf, SignedReceipt(signed.receipt, sign_receipt(DOMAIN, signed.receipt, CLIENT).signature)),
+    ]
+    for source, leaf, receipt in wrong:
+        with pytest.raises(ProofError):
+            await meter.check_hop(source, leaf, receipt)
+    worker.stop()
+
+
+async def test_the_worker_keeps_the_order_and_hands_errors_on() -> None:
+    worker = Worker("test")
+    done: list[int] = []
+    import asyncio
+
+    await asyncio.gather(*(worker.do(done.append, number) for number in range(50)))
+    assert done == list(range(50))
+    with pytest.raises(ZeroDivisionError):
+        await worker.do(lambda: 1 / 0)
+    assert await worker.do(int, "7") == 7
+    worker.stop()
