@@ -164,6 +164,7 @@ async def test_a_lie_is_noticed_before_its_step_is_bound(world: World, fault: st
     assert world.nodes[node].peer in caught.value.peers
     for one in world.nodes:
         assert max(receipt for _, receipt in one.sessions[0].bound) <= 2
+        assert one.peer not in caught.value.peers or not one.sessions[0].signed_off, "no word to a liar"
         books = one.books[WALLET.address]
         assert books.highest <= 4 * ASK * 15
 
@@ -178,7 +179,9 @@ async def test_a_lie_about_the_last_step_comes_out_at_the_end(world: World, node
 
 
 async def test_a_lie_in_prefill(world: World) -> None:
+    """The first node is ahead: its receipt for the step is there, and fits, long before the second one's does not."""
     world.nodes[0].faults["push"] = 4
+    world.nodes[1].delay = 0.02
     pipeline = await world.client.open(100)
     with pytest.raises(NodeLied):
         await pipeline.forward(rows(64))
@@ -332,6 +335,19 @@ async def test_two_processes_of_one_wallet(world: World) -> None:
     for node in world.nodes:
         books = node.books[WALLET.address]
         assert books.owed == books.highest == 9 * ASK * 15
+
+
+async def test_a_lost_book_is_restored_from_the_nodes_proof(world: World, tmp_path: Path) -> None:
+    """On a new machine the node shows the wallet's own highest voucher; what it signs next goes on from there."""
+    pipeline = await world.client.open(60)
+    await decode_to_the_end(pipeline, 4)
+    world.folder = tmp_path / "new machine"
+    world.folder.mkdir()
+    pipeline = await world.another().open(60)
+    await decode_to_the_end(pipeline, 1)
+    for node in world.nodes:
+        assert node.books[WALLET.address].highest == node.books[WALLET.address].owed == 5 * ASK * 15
+        assert node.refused == []
 
 
 async def test_many_sequences_at_once(world: World) -> None:

@@ -105,6 +105,7 @@ class FakeSession:
     requests: "asyncio.Queue[m.StepRequest]" = field(default_factory=asyncio.Queue)
     taken: int = 0
     position: int = 0
+    signed_off: bool = False
     countersigned: Countersigned | None = None
 
     def input(self, step: int) -> "asyncio.Future[bytes]":
@@ -228,6 +229,7 @@ class FakeNode:
                         state.taken -= 1
                     await link.send(m.Cancelled(last=Step(state.taken), owed=Credits(books.owed)))
                 case m.Close():
+                    state.signed_off = True
                     if message.voucher is not None:
                         self._voucher(state, books, message.voucher, Step(state.taken + 1))
                     await link.send(m.Closed())
