@@ -55,7 +55,9 @@ async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_st
     worker = Worker("test")
     meter = ReceiptMeter(DOMAIN, NODE, worker)
     first = opening(NODE.address, CLIENT.address, SESSION)
-    measured = await meter.measure(first, ask(1, 2), Input(to_wire(torch.randn(2, 8), "fp32")), torch.randn(2, 8), "fp32")
+    measured = await meter.measure(
+        first, ask(1, 2), Input(to_wire(torch.randn(2, 8), "fp32")), torch.randn(2, 8), "fp32"
+    )
     signed = (await meter.sign(measured.receipt)).signed
     good = Source(NODE.address, SESSION, Step(1))
     await meter.check_hop(good, measured.leaf, signed)

@@ -140,7 +140,9 @@ def test_a_bid_of_four_times_the_ask_gets_four_times_the_rows_under_load() -> No
     device = make(budget=10, share=0.1)
     for _ in range(400):
         for name, weight in (("one", 1.0), ("four", 4.0)):
-            if not any(job.session == name for flow in device.scheduler._flows[Lane.PAID].values() for job in flow.jobs):
+            if not any(
+                job.session == name for flow in device.scheduler._flows[Lane.PAID].values() for job in flow.jobs
+            ):
                 device.scheduler.add(paid(name, 40, weight))
         device.tick()
     assert 3.5 < device.served["four"] / device.served["one"] < 4.5

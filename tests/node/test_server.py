@@ -53,7 +53,9 @@ class Pair:
         return await NodeSession.open(link, DOMAIN, client, **changes)
 
 
-async def start(folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, **settings: Any) -> Running:
+async def start(
+    folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, **settings: Any
+) -> Running:
     span = Span.load(folder, BlockIndex(block), BlockIndex(block + 1))
     url = f"sqlite:///{folder.parent / name}.db"
     journal = Journal.open(url, DOMAIN, key.address)
@@ -74,7 +76,10 @@ async def pair(model: Path, tmp_path: Path) -> AsyncIterator[Pair]:
     chain = FakeChain()
     hosts = [await Host.start(HostSettings("test"))]
     boot = hosts[0].addresses
-    hosts += [await Host.start(HostSettings("test", bootstrap=boot)), await Host.start(HostSettings("test", listen=(), bootstrap=boot))]
+    hosts += [
+        await Host.start(HostSettings("test", bootstrap=boot)),
+        await Host.start(HostSettings("test", listen=(), bootstrap=boot)),
+    ]
     one = await start(folder, 0, chain, "one", hosts[0], signer(1001))
     two = await start(folder, 1, chain, "two", hosts[1], signer(1002))
     yield Pair(one, two, hosts[2], folder)

@@ -42,7 +42,9 @@ class Books:
         self.books[account.client] = Book(Credits(total), account.entered(price), step.pair)
 
 
-def make(price: int = PRICE, ahead: int = 2, books: Books | None = None, account: Account | None = None, **changes: Any):  # type: ignore[no-untyped-def]
+def make(
+    price: int = PRICE, ahead: int = 2, books: Books | None = None, account: Account | None = None, **changes: Any
+):  # type: ignore[no-untyped-def]
     books = books or Books()
     fields: dict[str, Any] = {
         "client": CLIENT.address, "session_key": CLIENT.address, "node": NODE.address, "peer_id_hash": b"\x01" * 32,
@@ -61,7 +63,9 @@ def voucher(receipt: CheckedReceipt, total: int) -> CheckedVoucher:
     return sign_voucher(DOMAIN, receipt, Credits(total), CLIENT)
 
 
-def request(session: ServedSession, number: int, start: int, count: int, bound: CheckedReceipt, total: int) -> StepRequest:
+def request(
+    session: ServedSession, number: int, start: int, count: int, bound: CheckedReceipt, total: int
+) -> StepRequest:
     return StepRequest(Step(number), 0, start, count, voucher(bound, total).signed)
 
 

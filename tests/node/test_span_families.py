@@ -14,7 +14,6 @@ from hivemint.node.loader import FAMILIES
 from hivemint.node.span import Span, Work
 
 BLOCKS, CUT, HIDDEN, TOKENS = 4, 1, 64, 23
-CLOSE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-5}
 
 COMMON: dict[str, Any] = {
     "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
@@ -107,9 +106,14 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Whole(family, changes, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.fixture(scope="module")
-def spans(whole: Whole) -> list[Span]:
-    return [Span.load(whole.folder, BlockIndex(a), BlockIndex(b)) for a, b in ((0, CUT), (CUT, BLOCKS))]
+@pytest.fixture(scope="module", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def spans(whole: Whole, request: pytest.FixtureRequest) -> list[Span]:
+    bounds = ((0, CUT), (CUT, BLOCKS))
+    return [Span.load(whole.folder, BlockIndex(a), BlockIndex(b), device=request.param) for a, b in bounds]
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(ours.cpu(), expected, rtol=2e-4, atol=2e-5)
 
 
 def ids(seed: int, count: int = TOKENS) -> torch.Tensor:
@@ -128,8 +132,8 @@ def test_prefill_equals_the_whole_model(whole: Whole, spans: list[Span]) -> None
     states = whole.states(ids(1))
     first, second = caches(spans)
     middle = spans[0].run([Work(first, 0, states[0])])[0]
-    torch.testing.assert_close(middle, states[CUT], **CLOSE)
-    torch.testing.assert_close(spans[1].run([Work(second, 0, middle)])[0], states[BLOCKS], **CLOSE)
+    close(middle, states[CUT])
+    close(spans[1].run([Work(second, 0, middle)])[0], states[BLOCKS])
 
 
 def test_chunks_then_decode_equal_the_whole_model(whole: Whole, spans: list[Span]) -> None:
@@ -137,7 +141,7 @@ def test_chunks_then_decode_equal_the_whole_model(whole: Whole, spans: list[Span
     span, cache = spans[1], caches(spans)[1]
     bounds = [0, 1, 9, 10, 14, *range(15, TOKENS + 1)]
     rows = [span.run([Work(cache, a, states[CUT][a:b])])[0] for a, b in pairwise(bounds)]
-    torch.testing.assert_close(torch.cat(rows), states[BLOCKS], **CLOSE)
+    close(torch.cat(rows), states[BLOCKS])
     assert cache.length == TOKENS
 
 
@@ -148,7 +152,7 @@ def test_crop_forgets_what_came_after(whole: Whole, spans: list[Span]) -> None:
     span.run([Work(cache, 12, bad[CUT][12:18])])
     again = span.run([Work(cache, 12, good[CUT][12:16])])[0]
     rest = span.run([Work(cache, 16, good[CUT][16:])])[0]
-    torch.testing.assert_close(torch.cat([again, rest]), good[BLOCKS][12:], **CLOSE)
+    close(torch.cat([again, rest]), good[BLOCKS][12:])
 
 
 def test_ragged_batch_of_prefill_chunk_decode_and_verify(whole: Whole, spans: list[Span]) -> None:
@@ -161,7 +165,7 @@ def test_ragged_batch_of_prefill_chunk_decode_and_verify(whole: Whole, spans: li
     span.run(early)
     batch = [Work(c, a, s[CUT][a:b]) for c, s, (a, b) in zip(sessions, states, steps, strict=True)]
     for output, whole_states, (a, b) in zip(span.run(batch), states, steps, strict=True):
-        torch.testing.assert_close(output, whole_states[BLOCKS][a:b], **CLOSE)
+        close(output, whole_states[BLOCKS][a:b])
     assert [cache.length for cache in sessions] == [b for _, b in steps]
 
 
@@ -186,4 +190,4 @@ def test_backward_equals_the_whole_models_gradient(whole: Whole, spans: list[Spa
     (expected,) = torch.autograd.grad(kept[1], kept[0], gradient)
     middle = spans[1].backward(states[CUT], gradient)
     ours, size = spans[0].backward(states[0], middle), float(expected.abs().max())
-    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=2e-5 * size)
+    torch.testing.assert_close(ours.cpu(), expected, rtol=1e-3, atol=2e-5 * size)

@@ -107,7 +107,9 @@ class NodeSession:
     def session_id(self) -> SessionId:
         return self.receipt.receipt.session_id
 
-    async def route(self, previous: "NodeSession | None" = None, to: tuple[PeerId, tuple[str, ...]] | None = None) -> Any:
+    async def route(
+        self, previous: "NodeSession | None" = None, to: tuple[PeerId, tuple[str, ...]] | None = None
+    ) -> Any:
         before = (
             Previous(previous.link.peer, previous.session.node, previous.session_id) if previous is not None else None
         )

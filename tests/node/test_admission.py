@@ -1,0 +1,184 @@
+"""Who may open a session: each check alone, on the real signatures."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, PeerId
+from hivemint.contracts.signature import Signer
+from hivemint.contracts.signed import Delegation, Domain, Session, numerics_hash, peer_id_hash
+from hivemint.ledger.entries import Book
+from hivemint.node.account import Account
+from hivemint.node.admission import CLOCK_SKEW, NONCE_LIFE, Admission, Admitted, Nonces, Offer
+from hivemint.node.threads import Worker
+from hivemint.swarm.messages import Code, Open, Refused, SignedDelegation
+from support.node_client import FakeChain, View
+from support.promises import DOMAIN, signer
+
+NODE, CLIENT, KEY = signer(91), signer(92), signer(93)
+PEER, MINE = PeerId(b"a client's peer id"), PeerId(b"this node's peer id")
+OFFER = Offer(
+    NODE.address, MINE, ModelId(b"\x02" * 32), 4, 8, ("fp32/fp32/fp32",), Credits(5), 1024, 128, 2
+)  # fmt: skip
+
+
+class Desk:
+    """An admission with its own chain, clock and books."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self.chain = FakeChain(now=int(self.now))
+        self.observed: list[tuple[Address, Credits]] = []
+        self.nonces = Nonces(clock=lambda: self.now)
+        self.worker = Worker("admission test")
+        self.accounts: dict[Address, Account] = {}
+        self.admission = Admission(
+            OFFER, DOMAIN, self.chain, self.worker, self, self.account, clock=lambda: self.now, nonces=self.nonces
+        )
+
+    def observe(self, client: Address, collected: Credits) -> None:
+        self.observed.append((client, collected))
+
+    def account(self, client: Address) -> Account:
+        return self.accounts.setdefault(client, Account(client, lambda _: Book()))
+
+    def session(self, **changes: Any) -> Session:
+        fields: dict[str, Any] = {
+            "client": CLIENT.address, "session_key": CLIENT.address, "node": NODE.address,
+            "peer_id_hash": peer_id_hash(MINE), "model_id": OFFER.model_id,
+            "numerics": numerics_hash("fp32/fp32/fp32"), "first_block": BlockIndex(4), "end_block": BlockIndex(8),
+            "price": Credits(20), "max_amount": Credits(1000), "max_tokens": 100,
+            "expiry": int(self.now) + 3600, "nonce": self.nonces.issue(PEER),
+        }  # fmt: skip
+        return Session(**fields | changes)
+
+    async def admit(
+        self, *, by: Signer = CLIENT, domain: Domain = DOMAIN, delegation: SignedDelegation | None = None, **changes: Any
+    ) -> Admitted | Code:  # fmt: skip
+        session = self.session(**changes)
+        answer = await self.admission.admit(PEER, Open(session, session.sign(domain, by), delegation))
+        return answer.code if isinstance(answer, Refused) else answer
+
+
+@pytest.fixture
+async def desk() -> Any:
+    made = Desk()
+    yield made
+    made.worker.stop()
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_no_nonce_but_our_own_is_known(invented: bytes) -> None:
+    assert Nonces().check(PEER, invented) is not None
+
+
+def test_a_nonce_is_good_for_its_peer_for_a_minute_and_once() -> None:
+    now = [1000.0]
+    nonces = Nonces(clock=lambda: now[0])
+    nonce = nonces.issue(PEER)
+    assert nonces.issue(PEER) != nonce
+    assert nonces.check(PEER, nonce) is None
+    assert nonces.check(PeerId(b"another"), nonce) is not None
+    assert Nonces(clock=lambda: now[0]).check(PEER, nonce) is not None, "another run of the node"
+    nonces.spend(nonce)
+    assert nonces.check(PEER, nonce) is not None
+    late = nonces.issue(PEER)
+    now[0] += NONCE_LIFE + 1
+    assert nonces.check(PEER, late) is not None
+    for _ in range(100):
+        nonces.spend(nonces.issue(PEER))
+        now[0] += 1
+    assert len(nonces._spent) <= NONCE_LIFE + 1
+
+
+async def test_the_same_signed_session_opens_once(desk: Desk) -> None:
+    session = desk.session()
+    message = Open(session, session.sign(DOMAIN, CLIENT))
+    assert isinstance(await desk.admission.admit(PEER, message), Admitted)
+    again = await desk.admission.admit(PEER, message)
+    assert isinstance(again, Refused)
+    assert again.code is Code.NONCE
+
+
+async def test_a_forged_signature_spends_no_nonce(desk: Desk) -> None:
+    session = desk.session()
+    forged = Open(session, session.sign(DOMAIN, KEY))
+    assert isinstance(await desk.admission.admit(PEER, forged), Refused)
+    assert isinstance(await desk.admission.admit(PEER, Open(session, session.sign(DOMAIN, CLIENT))), Admitted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"domain": msgspec.structs.replace(DOMAIN, chain_id=1)}, Code.KEY),
+        ({"domain": msgspec.structs.replace(DOMAIN, settlement=NODE.address)}, Code.KEY),
+        ({"price": Credits(19)}, Code.PRICE),
+        ({"first_block": BlockIndex(5)}, Code.SPAN),
+        ({"first_block": BlockIndex(8), "end_block": BlockIndex(9)}, Code.SPAN),
+        ({"max_tokens": 0}, Code.LIMIT),
+        ({"max_tokens": 1025}, Code.LIMIT),
+        ({"session_key": KEY.address, "by": KEY}, Code.KEY),
+    ],
+)
+async def test_refusals(desk: Desk, changes: dict[str, Any], code: Code) -> None:
+    assert await desk.admit(**changes) is code
+
+
+async def test_expiry_counts_from_the_later_of_both_clocks(desk: Desk) -> None:
+    desk.chain.now = int(desk.now) + 86_400
+    assert await desk.admit(expiry=int(desk.now) + 3600) is Code.EXPIRY
+    assert await desk.admit(expiry=desk.chain.now + CLOCK_SKEW) is Code.EXPIRY
+    assert isinstance(await desk.admit(expiry=desk.chain.now + CLOCK_SKEW + 1), Admitted)
+
+
+async def test_session_keys_on_the_chain(desk: Desk) -> None:
+    pair, expiry = (CLIENT.address, KEY.address), int(desk.now) + 3600
+    desk.chain.keys[pair] = expiry
+    got = await desk.admit(session_key=KEY.address, by=KEY, expiry=expiry)
+    assert isinstance(got, Admitted)
+    assert got.key_on_chain
+    assert await desk.admit(session_key=KEY.address, by=KEY, expiry=expiry + 1) is Code.EXPIRY
+    desk.chain.keys[pair] = int(desk.now) - 1
+    assert await desk.admit(session_key=KEY.address, by=KEY) is Code.REVOKED
+
+
+async def test_a_delegation_is_enough_in_the_free_lane_alone(desk: Desk) -> None:
+    until = int(desk.now) + 7200
+    granted = Delegation(CLIENT.address, KEY.address, until)
+    shown = SignedDelegation(granted, granted.sign(DOMAIN, CLIENT))
+    key = {"session_key": KEY.address, "by": KEY, "delegation": shown}
+    assert isinstance(await desk.admit(price=Credits(0), **key), Admitted)
+    assert await desk.admit(**key) is Code.KEY, "paid: only a key that the chain knows"
+    assert await desk.admit(price=Credits(0), expiry=until + 1, **key) is Code.KEY
+    forged = SignedDelegation(granted, granted.sign(DOMAIN, KEY))
+    assert await desk.admit(price=Credits(0), **{**key, "delegation": forged}) is Code.KEY
+    desk.chain.keys[CLIENT.address, KEY.address] = int(desk.now) - 1
+    assert await desk.admit(price=Credits(0), **key) is Code.REVOKED, "a revoked key's old delegation is void"
+
+
+async def test_the_account_must_cover_what_all_open_sessions_may_spend(desk: Desk) -> None:
+    desk.chain.accounts[CLIENT.address] = View(funded=Credits(1500), collected=Credits(7))
+
+    class Other:
+        unspent = 400
+
+    account, refused = await desk.admission.check_account(desk.session())
+    assert refused is None
+    assert desk.observed == [(CLIENT.address, Credits(7))]
+    account.sessions.append(Other())
+    _, refused = await desk.admission.check_account(desk.session(max_amount=Credits(1100)))
+    assert refused is None
+    _, refused = await desk.admission.check_account(desk.session(max_amount=Credits(1101)))
+    assert refused is not None
+    assert refused.code is Code.FUNDS
+    desk.chain.accounts[CLIENT.address] = replace(View(), thawing=True)
+    _, refused = await desk.admission.check_account(desk.session())
+    assert refused is not None
+    assert refused.code is Code.THAWING
+    _, refused = await desk.admission.check_account(desk.session(price=Credits(0)))
+    assert refused is None
