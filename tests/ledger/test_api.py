@@ -20,7 +20,7 @@ from hivemint.ledger.indexer import Indexer
 from hivemint.ledger.journal import Journal
 from hivemint.ledger.page import PARTS
 from hivemint.ledger.statements import Statements
-from hivemint.ledger.store import StoreError, database_url
+from hivemint.ledger.store import StoreError, database_url, writing
 from support.logchain import EPOCH, NETWORK, LogChain
 from support.promises import Work, signer
 
@@ -217,6 +217,13 @@ async def test_the_page_shows_it_all_and_runs_nothing_foreign(served: Served) ->
         assert (await served.client.get(f"/parts/{part}")).text in page
     for name in ("htmx.min.js", "style.css", "hive.svg", "htmx.LICENSE.txt"):
         assert (await served.client.get(f"/static/{name}")).status_code == 200
+
+
+async def test_a_broken_index_is_told_plainly(served: Served) -> None:
+    with writing(served.explorer.indexer.engine) as connection:
+        connection.exec_driver_sql("DROP TABLE balances")
+    answer = await served.json("/api/balances", 503)
+    assert "cannot be used" in answer["detail"]
 
 
 async def test_other_host_names_are_refused(served: Served) -> None:

@@ -1,5 +1,6 @@
 """The settlement worker against the contracts' rules in memory: when it settles, what it survives, what it explains."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,26 @@ async def test_a_reorganisation_that_takes_a_claim_back_is_made_good(bench: Benc
     await bench.settler.round()
     assert bench.chain.units[10] == claimed
     assert len(bench.chain.calls) == 2
+
+
+async def test_run_outlives_trouble_and_tells_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.chain.fund(ALICE.address, 1000)
+    await bench.promise(2, 300)
+    bench.chain.fail_before = 2
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            assert "cannot be reached" in bench.settler.reasons["settled"]
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        await bench.settler.run()
+    assert pauses == [4.0, 8.0, 2.0]
+    assert bench.collected(2) == 300
 
 
 async def test_a_void_share_says_why(bench: Bench) -> None:

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from eth_utils.address import is_address, to_checksum_address
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from hivemint.contracts.errors import HivemintError
 from hivemint.ledger import documents
 from hivemint.ledger.documents import Balance, Epoch, Escrow, Node, OwnNode, OwnSession, Page, ServedModel, Settlement
 from hivemint.ledger.explorer import Explorer
@@ -40,6 +42,10 @@ def create_app(explorer: Explorer, *, hosts: Sequence[str] = LOOPBACK) -> FastAP
         response = await call_next(request)
         response.headers.update(_HEADERS)
         return response
+
+    @app.exception_handler(HivemintError)
+    async def _unable(request: Request, error: HivemintError) -> Response:
+        return JSONResponse({"detail": str(error)}, status_code=503)
 
     app.include_router(_api(explorer), prefix="/api")
     app.include_router(page_router(explorer))

@@ -18,7 +18,7 @@ from hivemint.contracts.errors import ChainError
 from hivemint.contracts.network import Network
 from hivemint.ledger.blocks import Header, header, newest
 from hivemint.ledger.fold import Fold, to_json
-from hivemint.ledger.store import open_store, reading, upsert
+from hivemint.ledger.store import open_store, reading, upsert, writing
 from hivemint.ledger.tables import blocks, chains, events
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Indexer:
         self.progress = Progress(network.deployed_block - 1, network.deployed_block - 1)
         self.trouble = ""
         self._contracts, self._network = contracts, network
-        with engine.begin() as connection:
+        with writing(engine) as connection:
             self.chain = _chain_id(connection, network)
             if (last := self._last(connection)) is not None:
                 self.progress = Progress(last.number, last.number)
@@ -141,7 +141,7 @@ class Indexer:
     def _store(self, found: "list[Event]", times: dict[int, int], end: Header) -> None:
         seen = {event.block: event.block_hash for event in found} | {end.number: end.hash}
         rows = [self._event_row(event, times[event.block]) for event in found]
-        with self.engine.begin() as connection:
+        with writing(self.engine) as connection:
             passed = [{"chain": self.chain, "number": n, "hash": hash_, "time": times[n]} for n, hash_ in seen.items()]
             connection.execute(upsert(self.engine, blocks), passed)
             if rows:
@@ -174,7 +174,7 @@ class Indexer:
     def _rewind(self, last: int) -> None:
         """Drop everything after block `last` and fold what is left."""
         log.warning("the chain has switched branches", back_to=last, from_block=self.progress.indexed)
-        with self.engine.begin() as connection:
+        with writing(self.engine) as connection:
             connection.execute(delete(events).where(events.c.chain == self.chain, events.c.block > last))
             connection.execute(delete(blocks).where(blocks.c.chain == self.chain, blocks.c.number > last))
             self._fold_anew(connection)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, func, select
-from sqlalchemy.exc import DBAPIError
 
 from hivemint.contracts.credits import mintable
 from hivemint.contracts.errors import ProofError
@@ -37,7 +36,7 @@ from hivemint.ledger.entries import (
     session_from,
     session_row,
 )
-from hivemint.ledger.store import WriterLock, open_store, reading, unusable, upsert
+from hivemint.ledger.store import WriterLock, open_store, reading, upsert, writing
 from hivemint.ledger.tables import accounts, nodes, sessions
 from hivemint.ledger.writer import Change, GroupWriter, JournalError
 
@@ -66,14 +65,11 @@ class Journal:
             undo.callback(engine.dispose)
             lock = WriterLock(engine, node.lower())
             undo.callback(lock.release)
-            try:
-                with engine.begin() as connection:
-                    owner = _owner(connection, domain, node)
-                    journal = cls(engine, lock, domain, node, owner)
-                    undo.callback(journal._writer.close)
-                    journal._load(connection)
-            except DBAPIError as error:
-                raise unusable(url, error) from None
+            with writing(engine) as connection:
+                owner = _owner(connection, domain, node)
+                journal = cls(engine, lock, domain, node, owner)
+                undo.callback(journal._writer.close)
+                journal._load(connection)
             undo.pop_all()
         return journal
 

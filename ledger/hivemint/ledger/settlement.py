@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from hivemint.contracts.credits import format_credits
-from hivemint.contracts.errors import ChainError
+from hivemint.contracts.errors import HivemintError
 from hivemint.contracts.ids import ONE_CREDIT, Address, Credits, SessionId
 from hivemint.contracts.receipt import Countersigned
 from hivemint.ledger.entries import Donated
@@ -73,13 +73,13 @@ class Settler:
         self._one_round = asyncio.Lock()
 
     async def run(self) -> None:
-        """Rounds until cancelled. Trouble with the chain is told once, shown in `reasons`, and tried again later."""
+        """Rounds until cancelled. Trouble (chain, database) is told once, shown in `reasons`, and tried again later."""
         pause, told = self._settings.poll, ""
         while True:
             try:
                 await self.round()
                 pause, told = self._settings.poll, ""
-            except ChainError as error:
+            except HivemintError as error:
                 self.reasons["settled"] = str(error)
                 if str(error) != told:
                     log.warning("settlement waits", reason=str(error))
@@ -220,7 +220,9 @@ class Settler:
     async def _mint(self, newest: int, length: int) -> None:
         """Mint the shares of all epochs up to `newest`; one counts as ended when the chain says so in a later round."""
         known = await asyncio.to_thread(self._journal.donated_epochs, length)
-        waiting = ""
+        waiting, (claimed, last) = "", self._claimed
+        if any(last):  # the journal may not have written it down yet
+            known.add(claimed)
         for epoch in sorted(known | set(range(max(0, newest - _LOOK_BACK), newest + 1))):
             share = self._ended.get(epoch) or await self._payments.share(epoch)
             if share.status == "mintable":

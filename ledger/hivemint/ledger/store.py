@@ -58,11 +58,8 @@ def open_store(url: str, *, durable: bool = True, read_only: bool = False) -> En
             next_step="write e.g. sqlite:////path/journal.db or postgresql+psycopg://user@host/name",
         ) from None
     try:
-        with reading(engine) if read_only else engine.begin() as connection:
+        with reading(engine) if read_only else writing(engine) as connection:
             _check_revision(connection, url, migrate=not read_only)
-    except DBAPIError as error:
-        engine.dispose()
-        raise unusable(url, error) from None
     except HivemintError:
         engine.dispose()
         raise
@@ -80,9 +77,22 @@ def unusable(url: str, error: DBAPIError) -> StoreError:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A connection for reads alone: a snapshot that holds up no writer."""
-    with engine.connect() as connection:
-        yield connection.execution_options(read=True)
+    """A connection for reads alone: a snapshot that holds up no writer. Raises StoreError."""
+    try:
+        with engine.connect() as connection:
+            yield connection.execution_options(read=True)
+    except DBAPIError as error:
+        raise unusable(str(engine.url), error) from None
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction. Raises StoreError; then nothing of it has happened."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        raise unusable(str(engine.url), error) from None
 
 
 def upsert(engine: Engine, into: Table, keep_new_if: Callable[[Any, Any], ColumnElement[bool]] | None = None) -> Any:
@@ -219,4 +229,14 @@ def _shown(url: str) -> str:
         return "that URL"
 
 
-__all__ = ["StoreError", "WriterLock", "database_url", "metadata", "open_store", "reading", "unusable", "upsert"]
+__all__ = [
+    "StoreError",
+    "WriterLock",
+    "database_url",
+    "metadata",
+    "open_store",
+    "reading",
+    "unusable",
+    "upsert",
+    "writing",
+]
