@@ -149,7 +149,7 @@ async def _tell(up: "Running", stop: asyncio.Event) -> None:
     now = watcher.look()
     ready = {
         "event": "ready", "peer": now.peer, "addresses": now.addresses, "operator": now.operator,
-        "model": now.model, "blocks": now.blocks, "metrics_port": up.metrics_port,
+        "model": now.model, "blocks": now.blocks, "metrics": up.metrics_url,
     }  # fmt: skip
     typer.echo(json.dumps(ready))
     sys.stdout.flush()

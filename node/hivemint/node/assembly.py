@@ -70,7 +70,7 @@ class Running:
     journal: "Journal"
     settler: "Settler"
     span: "Span"
-    metrics_port: int | None = None
+    metrics_url: str | None = None
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 
 
@@ -133,7 +133,7 @@ async def running(plan: Plan, tell: Progress) -> AsyncIterator[Running]:
         if settings.metrics_port is not None:
             from hivemint.node.metrics import serve_metrics
 
-            server, up.metrics_port = serve_metrics(up, settings.metrics_port)
+            server, up.metrics_url = serve_metrics(up, settings.metrics_port)
             stack.callback(server.shutdown)
         yield up
 

@@ -37,9 +37,13 @@ class NodeCollector(Collector):
             sessions.add_metric([lane.value], node.lobby.count(lane))
         yield from (rows, waits, queued, sessions)
         refusals = CounterMetricFamily("hivemint_node_refusals", "Requests refused.", labels=["code"])
-        for code, count in node.refusals.count.items():
+        for code, count in node.counts.refusals.items():
             refusals.add_metric([code], count)
         yield refusals
+        outputs = CounterMetricFamily("hivemint_node_outputs_sent", "Tensors that left.", labels=["to"])
+        for to, count in node.counts.outputs.items():
+            outputs.add_metric([to], count)
+        yield outputs
         yield CounterMetricFamily("hivemint_node_batches", "Batches computed.", value=gauge.batches)
         yield CounterMetricFamily("hivemint_node_compute_seconds", "Time that the device computed.", value=gauge.busy_s)
         yield GaugeMetricFamily("hivemint_node_batch_tokens", "Token positions a batch, smoothed.", gauge.batch_rows)
@@ -56,8 +60,8 @@ class NodeCollector(Collector):
         yield stages
 
 
-def serve_metrics(running: "Running", port: int) -> tuple[WSGIServer, int]:
-    """An HTTP server on loopback, and its port. Raises ConfigError if the port is taken."""
+def serve_metrics(running: "Running", port: int) -> tuple[WSGIServer, str]:
+    """An HTTP server on loopback, and its address. Raises ConfigError if the port is taken."""
     registry = CollectorRegistry()
     registry.register(NodeCollector(running))
     try:
@@ -67,4 +71,4 @@ def serve_metrics(running: "Running", port: int) -> tuple[WSGIServer, int]:
             f"The metrics port {port} can't be used", why=error.strerror or str(error), next_step="choose another one"
         ) from None
     assert isinstance(_thread, threading.Thread)  # noqa: S101 - a daemon, ends with the server
-    return server, int(server.server_port)
+    return server, f"http://127.0.0.1:{server.server_port}/metrics"

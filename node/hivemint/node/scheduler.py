@@ -1,8 +1,9 @@
 """Who goes next: weighted fair queueing by token counters, and a reserve for the free lane.
 
 Virtual token counters (VTC, arXiv 2401.00588): each flow counts the token rows it was served, divided by its weight;
-whose next step would end at the lowest count goes first. A flow that was away is lifted to the least active one, so nobody saves up turns.
-A paid session is a flow of its own, weighted by bid / ask; in the free lane all sessions of one remote peer are one.
+whose next step would end at the lowest count goes first. A flow that was away is lifted to the least active one, so
+nobody saves up turns. A paid session is a flow of its own, weighted by bid / ask; in the free lane all sessions of one
+remote peer are one.
 
 Nothing here knows of time, tensors or networks: `clock` is a parameter, and a simulation drives it in the tests.
 """

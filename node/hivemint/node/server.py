@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 import torch
@@ -52,14 +52,18 @@ class Kit:
     meter: Meter | None = None
 
 
-class Refusals:
-    """Refusals by reason, since the start."""
+class Counts:
+    """Since the start: refusals by reason, tensors that left by whom they went to (hops are counted, not believed)."""
 
     def __init__(self) -> None:
-        self.count: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.outputs: Counter[str] = Counter()
 
     def refused(self, code: Code) -> None:
-        self.count[code.value] += 1
+        self.refusals[code.value] += 1
+
+    def sent(self, to: Literal["next", "client"]) -> None:
+        self.outputs[to] += 1
 
 
 class Node:
@@ -67,7 +71,7 @@ class Node:
 
     def __init__(self, kit: Kit, settings: NodeSettings) -> None:
         self.kit, self.settings = kit, settings
-        self.refusals = Refusals()
+        self.counts = Counts()
         self.offer = _offer(kit, settings)
         self._worker = Worker("receipts")
         self._hop_worker = Worker("checks")
@@ -88,7 +92,7 @@ class Node:
         meter = kit.meter or ReceiptMeter(domain, kit.signer, self._worker)
         shop = Shop(
             self.offer, self.engine, meter, kit.journal, self.inbox, self.outlets, kit.span.hidden_size,
-            kit.span.dtype, self.refusals,
+            kit.span.dtype, self.counts,
         )  # fmt: skip
         admission = Admission(self.offer, domain, kit.chain, self._hop_worker, kit.journal, self.lobby.account)
         self._parts = Parts(admission, self.lobby, shop)

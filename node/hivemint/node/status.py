@@ -71,7 +71,7 @@ class Watcher:
             wait_s={lane.value: gauge.wait_s[lane] for lane in Lane},
             kv_free=node.engine.room.store.tokens_free,
             kv_total=node.engine.room.store.tokens_total,
-            refusals=dict(node.refusals.count),
+            refusals=dict(node.counts.refusals),
             receipts={
                 "signed": totals.paid.tokens_signed + totals.free.tokens_signed,
                 "countersigned": totals.paid.tokens_countersigned + totals.free.tokens_countersigned,

@@ -13,7 +13,7 @@ A step that fails before it is measured costs nothing and takes the steps behind
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 import torch
@@ -53,9 +53,10 @@ RECEIPT_LIMIT = 5.0
 
 
 class Stats(Protocol):
-    """What is counted of refusals."""
+    """What is counted: refusals by reason, and tensors that left, by whom they went to."""
 
     def refused(self, code: Code) -> None: ...
+    def sent(self, to: Literal["next", "client"]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Steps:
         self._shop, self._link, self.session, self._seat, self._wire = shop, link, session, seat, wire
         self._broken = broken
         self._row_bytes = row_bytes(shop.hidden_size, wire)
+        self._told = Step(0)  # the newest receipt that the journal knows of
         self._tasks: dict[Step, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._inputs: dict[Step, asyncio.Future[Tensor]] = {}
@@ -157,7 +159,10 @@ class Steps:
         await asyncio.gather(*list(self._tasks.values()), return_exceptions=True)
 
     async def settle(self) -> None:
-        """Until nothing of this session is under way, the journal's entries included."""
+        """Until nothing of this session is under way, the journal's entries included; it learns of the last receipt."""
+        await self.finish()
+        if self._told != self.session.receipt.receipt.step:
+            self._spawn(self.store(0, None))
         while self._tasks or self._background:
             await asyncio.gather(*list(self._tasks.values()), *list(self._background), return_exceptions=True)
 
@@ -168,6 +173,7 @@ class Steps:
     async def store(self, price: int, pair: Countersigned | None) -> None:
         """A change of the sum owed, and a voucher, into the journal; durable when it returns."""
         session, signed = self.session, self.session.receipt.receipt
+        self._told = signed.step
         owed = session.account.entered(price)
         await self._shop.journal.record(
             Entry(session.terms.client, session.session_id, owed, pair, signed.step, signed.tokens)
@@ -263,10 +269,12 @@ class Steps:
         head = TensorHead(step.number, session.session_id, measured.leaf)
         if request.push:
             await self._push(Tensor(head, measured.data))
+            self._shop.stats.sent("next")
         if request.rows != "none":
             data = measured.data if request.rows == "all" else memoryview(measured.data)[-self._row_bytes :]
             step.tensor = Tensor(head, data)
             await self._link.send(step.tensor)
+            self._shop.stats.sent("client")
         receipt = await self._shop.meter.sign(measured.receipt)
         await stored
         account = session.account
