@@ -10,7 +10,7 @@ export const FAULTS = [
   { name: "mirrored signatures taken", file: "Signed.sol", find: "uint256(s) > HALF_ORDER", put: "uint256(s) > type(uint256).max - 1" },
   // ---- CreditToken
   { name: "anyone mints", file: "CreditToken.sol", find: "msg.sender != SETTLEMENT && msg.sender != EMISSION", put: "msg.sender == address(0)" },
-  { name: "emission burns", file: "CreditToken.sol", find: "if (msg.sender != SETTLEMENT) revert", put: "if (msg.sender != SETTLEMENT && msg.sender != EMISSION && msg.sender.code.length == 0 && msg.sender != tx.origin) revert" },
+  { name: "emission burns", file: "CreditToken.sol", find: "if (msg.sender != SETTLEMENT) revert", put: "if (msg.sender != SETTLEMENT && msg.sender != EMISSION) revert" },
   // ---- SessionKeys
   { name: "a known key is set again", file: "SessionKeys.sol", find: "if (record.validUntil != 0) revert KeyKnown(key);", put: "" },
   { name: "no 90 days", file: "SessionKeys.sol", find: " || validUntil > latest", put: "" },

@@ -1,11 +1,16 @@
 #!/usr/bin/env node
-// The npm compiler behind solc's command line, as far as py-solc-x uses it: `--version` and `--standard-json`.
-import solc from "solc";
+// The npm compiler with the manners of the native one, for tools that call a `solc` binary:
+// `--version`, and `--standard-json` from stdin to stdout.
+import { createRequire } from "node:module";
 
+const solc = createRequire(import.meta.url)("solc");
 if (process.argv.includes("--version")) {
   console.log(`solc, the solidity compiler commandline interface\nVersion: ${solc.version()}`);
+} else if (process.argv.includes("--standard-json")) {
+  const chunks = [];
+  for await (const chunk of process.stdin) chunks.push(chunk);
+  process.stdout.write(solc.compile(Buffer.concat(chunks).toString("utf8")));
 } else {
-  let input = "";
-  for await (const chunk of process.stdin.setEncoding("utf8")) input += chunk;
-  process.stdout.write(solc.compile(input));
+  console.error("Only --version and --standard-json are understood.");
+  process.exit(2);
 }

@@ -37,6 +37,10 @@ contract CreditTokenTest is Kit {
         vm.expectRevert(abi.encodeWithSelector(ICreditToken.NotMinter.selector, caller));
         vm.prank(caller);
         token.burn(1);
+        give(address(emission), 5);
+        vm.expectRevert(abi.encodeWithSelector(ICreditToken.NotMinter.selector, address(emission)));
+        vm.prank(address(emission));
+        token.burn(1);
     }
 
     function test_P1_burnTakesTheCallersOwn() external {
