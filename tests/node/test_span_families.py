@@ -113,7 +113,8 @@ def spans(whole: Whole, request: pytest.FixtureRequest) -> list[Span]:
 
 
 def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(ours.cpu(), expected, rtol=2e-4, atol=2e-5)
+    slack = 5 if ours.is_cuda else 1  # the reference ran on the CPU
+    torch.testing.assert_close(ours.cpu(), expected, rtol=2e-4 * slack, atol=2e-5 * slack)
 
 
 def ids(seed: int, count: int = TOKENS) -> torch.Tensor:

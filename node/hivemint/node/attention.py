@@ -88,7 +88,7 @@ def attend(
         return _explicit(query.transpose(0, 1), keys[0], values[0], mask, scale, softcap, sinks).transpose(0, 1)
     if count == 1:  # the group of heads that shares a key head is the query length: nothing is repeated
         folded = query.reshape(1, kv_heads, heads // kv_heads, dim)
-        return sdpa(folded, keys, values, scale=scale).view(1, heads, -1)
+        return sdpa(folded, keys, values, scale=scale).reshape(1, heads, -1)
     rows = query.transpose(0, 1).unsqueeze(0)
     grouped = heads != kv_heads
     if part.start == 0 and not windowed:

@@ -98,7 +98,10 @@ class KvStore:
 
 
 class KvCache:
-    """One session's keys and values in every block of the span. `length` tokens are valid."""
+    """One session's keys and values in every block of the span. `length` tokens are valid.
+
+    Never evict or close it while a step of its session runs: the step writes to the memory that is given back.
+    """
 
     def __init__(self, store: KvStore, max_tokens: int) -> None:
         self.length = 0
