@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from hivemint.cli import account, chat, key, wallet
-from hivemint.client.wallet import ContractPort
+from hivemint.client.swarm_client import connect
+from hivemint.client.wallet import ContractPort, Identity
 from hivemint.contracts.bindings import Bindings, Donation
 from hivemint.contracts.chain import Transfer
 from hivemint.contracts.errors import BadInput, ChainError, ConfigError, HivemintError, WalletError
@@ -19,8 +20,10 @@ from hivemint.contracts.ids import ONE_CREDIT, PeerId
 from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.contracts.signature import Signer
 from hivemint.contracts.signed import peer_id_hash
+from hivemint.swarm import models
 from support.chain import EPOCH, TEST_MODEL, TestChain
 from support.sessions import countersign, make_session
+from support.tiny import tiny_model
 
 RUNNER = CliRunner()
 SECRET = "11" * 32
@@ -154,11 +157,42 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     told(account.app, "withdraw", node, *common)
     assert told(wallet.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
-    session_key = testchain.signers[9].address
-    told(key.app, "authorize", session_key, "--days", "3", *common)
-    assert "KeyKnown" in getattr(error_of(key.app, "authorize", session_key, *common), "error", "")
-    told(key.app, "revoke", session_key, *common)
     asyncio.run(check_port(testchain, client, node))
+
+
+async def joined_as(testchain: TestChain, folder: Path, **how: Any) -> Identity:
+    """Who signs for a client that has joined the network."""
+    client = await connect(models.resolve(folder), network=testchain.network, **how)
+    await client.close()
+    return client.payer.who
+
+
+def test_a_session_key_signs_while_its_wallet_stays_locked(tmp_path: Path, testchain: TestChain) -> None:
+    folder = tiny_model(tmp_path / "tiny")
+    wallet_key = testchain.signers[6]
+    Keystores().add("ann", wallet_key, "correct horse", n=CHEAP_SCRYPT_N)
+    hot = Keystores().create("hot", "correct horse", n=CHEAP_SCRYPT_N).address
+    common = ["--network", str(testchain.network.path), "--wallet", "ann"]
+    with pytest.raises(WalletError, match="may not sign"):
+        asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
+    told(key.app, "authorize", "hot", "--days", "3", *common)
+    assert "KeyKnown" in getattr(error_of(key.app, "authorize", "hot", *common), "error", "")
+    Keystores().find("ann").path.write_text(json.dumps({"version": 3, "address": wallet_key.address}))  # no key in it
+    who = asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
+    assert (who.client, who.key.address) == (wallet_key.address, hot)
+    assert who.valid_until
+    with pytest.raises(WalletError, match="damaged"):
+        asyncio.run(joined_as(testchain, folder, wallet="ann"))
+    Keystores().find("ann").path.unlink()
+    Keystores().add("ann", wallet_key, "correct horse", n=CHEAP_SCRYPT_N)
+    told(key.app, "revoke", "hot", *common)
+    with pytest.raises(WalletError, match="revoked"):
+        asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
+
+
+def test_without_a_wallet_there_is_the_free_lane(tmp_path: Path, testchain: TestChain) -> None:
+    who = asyncio.run(joined_as(testchain, tiny_model(tmp_path / "tiny")))
+    assert who.client == who.key.address
 
 
 async def check_port(testchain: TestChain, client: Signer, node: Any) -> None:

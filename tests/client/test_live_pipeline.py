@@ -10,9 +10,10 @@ import torch
 
 from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, Payer
 from hivemint.client.live_pipeline import LivePipeline
+from hivemint.client.nodes import Target
 from hivemint.client.pipeline import SessionLimit
 from hivemint.client.settings import Bid, ClientSettings
-from hivemint.client.swarm_client import SwarmClient, Target
+from hivemint.client.swarm_client import SwarmClient
 from hivemint.client.wallet import Identity
 from hivemint.contracts.errors import SwarmError
 from hivemint.contracts.signature import Signer
@@ -200,6 +201,21 @@ async def test_a_node_that_dies_is_named(world: World, node: int) -> None:
     assert caught.value.next_step
     other = world.nodes[1 - node]
     assert other.sessions[0].countersigned is not None
+
+
+async def test_who_lied_is_left_out_and_who_failed_is_tried_again(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK))
+    for fault, usable in (("die", True), ("forged", False)):
+        world.nodes[0].faults = {fault: 1}
+        pipeline = await world.client.open(60)
+        with pytest.raises((NodeGone, NodeLied)):
+            await forward_to_the_end(pipeline, 2)
+        if usable:
+            assert await world.client.plan(60)
+        else:
+            with pytest.raises(SwarmError, match="No node serves blocks 0:15"):
+                await world.client.plan(60)
+    await world.client.close()
 
 
 async def test_a_silent_node_costs_the_steps_in_flight(tmp_path: Path) -> None:
@@ -396,6 +412,6 @@ async def test_unregistered_nodes_are_left_out(world: World) -> None:
     with pytest.raises(SwarmError, match="No node serves blocks 15:30"):
         await world.client.plan(60)
     world.chain.peers.clear()
-    world.client._records = None
+    world.client.nodes.forget()
     with pytest.raises(SwarmError, match="registered"):
         await world.client.plan(60)

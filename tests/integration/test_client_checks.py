@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, Payer
 from hivemint.client.live_pipeline import LivePipeline
+from hivemint.client.nodes import Target
 from hivemint.client.settings import Bid, ClientSettings
-from hivemint.client.swarm_client import SwarmClient, Target
+from hivemint.client.swarm_client import SwarmClient
 from hivemint.client.wallet import Identity
 from hivemint.contracts.ids import Address, BlockIndex, ModelId, PeerId
 from hivemint.contracts.network import Contracts, Network
@@ -147,7 +148,7 @@ async def test_equal_to_the_library_and_all_work_is_countersigned(pair: Pair) ->
         book = node.kit.journal.book(CLIENT.address)
         assert book.owed == book.highest == 20 * ASK
         assert node.kit.journal.totals.paid.tokens_countersigned == 20
-        assert node.refusals.count == {}
+        assert node.counts.refusals == {}
 
 
 async def test_the_free_lane(pair: Pair) -> None:

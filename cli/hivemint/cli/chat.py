@@ -28,6 +28,9 @@ BidOption = Annotated[
     str | None, typer.Option(help="auto, free, ask, 2x (times the ask), or credits per token and block.")
 ]
 PriceOption = Annotated[str | None, typer.Option("--max-price", help="Ceiling: credits per token, all blocks.")]
+KeyOption = Annotated[
+    str | None, typer.Option("--session-key", help="A keystore that may sign for the wallet; the wallet stays locked.")
+]
 DryFlag = Annotated[bool, typer.Option("--dry-run", help="Show the route and its price, compute nothing.")]
 
 
@@ -44,6 +47,7 @@ def generate(
     dry_run: DryFlag = False,
     network: NetworkOption = None,
     wallet: WalletOption = None,
+    session_key: KeyOption = None,
     password_file: PasswordFileOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -52,7 +56,8 @@ def generate(
     if not text.strip():
         raise BadInput("The prompt is empty", next_step="write something to answer")
     sampling = _sampling(temperature, top_k, top_p)
-    with _joined(network, wallet, password_file, model, bid, max_price, quiet=as_json) as (swarm_model, tokenizer):
+    joining = _joined(network, wallet, session_key, password_file, model, quiet=as_json, bid=bid, max_price=max_price)
+    with joining as (swarm_model, tokenizer):
         ids = _encode(tokenizer, [{"role": "user", "content": text}], text if raw else None)
         if dry_run:
             _show_plan(swarm_model.dry_run(ids, max_new_tokens=max_tokens), as_json)
@@ -71,13 +76,15 @@ def chat(
     max_price: PriceOption = None,
     network: NetworkOption = None,
     wallet: WalletOption = None,
+    session_key: KeyOption = None,
     password_file: PasswordFileOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Talk with a model. Ctrl-C ends an answer, Ctrl-D (or an empty line) the talk. With --json: questions by line."""
     sampling = _sampling(temperature, top_k, top_p)
     turns = [{"role": "system", "content": system}] if system else []
-    with _joined(network, wallet, password_file, model, bid, max_price, quiet=as_json) as (swarm_model, tokenizer):
+    joining = _joined(network, wallet, session_key, password_file, model, quiet=as_json, bid=bid, max_price=max_price)
+    with joining as (swarm_model, tokenizer):
         for question in _questions(as_json):
             turns.append({"role": "user", "content": question})
             ids = _encode(tokenizer, turns, None)
@@ -90,12 +97,12 @@ def chat(
 def _joined(
     network: Path | None,
     wallet: str | None,
+    session_key: str | None,
     password_file: Path | None,
     model: str | None,
-    bid: str | None,
-    max_price: str | None,
     *,
     quiet: bool,
+    **settings: Any,
 ) -> "Iterator[tuple[SwarmModelForCausalLM, Any]]":
     """The model, joined to its network, and its tokenizer. Cheap checks come before the slow imports."""
     path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
@@ -105,15 +112,17 @@ def _joined(
     if place.models and not Path(name).is_dir() and "/" not in name:
         place.model(name)
     wallet = need(wallet, "No wallet", "pass --wallet NAME or set HIVEMINT_WALLET")
-    Keystores().find(wallet)
-    password = read_password(wallet, file=password_file)
+    signing = session_key or wallet
+    for needed in (wallet, signing):
+        Keystores().find(needed)
+    password = read_password(signing, file=password_file)
     with _spinner("joining the swarm", quiet):
         from transformers import AutoTokenizer
 
         from hivemint.client.generation import SwarmModelForCausalLM
 
         joined = SwarmModelForCausalLM.from_pretrained(
-            name, network=path, wallet=wallet, password=password, bid=bid, max_price=max_price
+            name, network=path, wallet=wallet, session_key=session_key, password=password, **settings
         )
     with joined:
         yield joined, AutoTokenizer.from_pretrained(joined.folder, local_files_only=True, trust_remote_code=False)

@@ -9,7 +9,6 @@ prefill as many as all nodes of the route take.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 
@@ -18,8 +17,9 @@ from hivemint.client.pipeline import Rows
 from hivemint.client.route import Speeds
 from hivemint.client.session import NodeSession
 from hivemint.client.settings import ClientSettings
+from hivemint.client.steps import Steps, StepState
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
-from hivemint.contracts.ids import Step, TensorHash
+from hivemint.contracts.ids import Step
 from hivemint.swarm.messages import (
     AnyMessage,
     Cancelled,
@@ -30,30 +30,13 @@ from hivemint.swarm.messages import (
     StepReceipt,
     Tensor,
 )
-from hivemint.swarm.rows import HASH_SIZE, from_wire, row_bytes, row_hashes, tensor_hash, to_wire
+from hivemint.swarm.rows import to_wire
 
 _LAST_WORDS = 2.5
 """Seconds that a closing pipeline waits for receipts that are still due."""
 _SECOND_HAND = 0.5
 """Seconds that a complaint about a neighbour waits for better news: the neighbour's own link may just have ended."""
 _ABOUT_A_NEIGHBOUR = (Code.MISSING, Code.INPUT)
-
-
-@dataclass(eq=False, slots=True)
-class _StepState:
-    """One step on its way. `hashes[i]` is the hash of hop i's input, as far as it is known."""
-
-    number: Step
-    start: int
-    count: int
-    rows: RowMode
-    data: bytes
-    output: "asyncio.Future[torch.Tensor] | None"
-    hashes: list[TensorHash]
-    sent: float
-    arrived: dict[int, StepReceipt] = field(default_factory=dict)
-    output_rows: bytes | None = None
-    times: list[float] = field(default_factory=list)
 
 
 class LivePipeline:
@@ -70,10 +53,9 @@ class LivePipeline:
         self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
         self._speeds, self._on_error = speeds, on_error
         self._wire = sessions[0].leg.wire
-        self._row_bytes = row_bytes(hidden_size, self._wire)
         self._position = 0
         self._last = Step(0)
-        self._steps: dict[Step, _StepState] = {}
+        self._steps = Steps(sessions, hidden_size, self._wire, speeds)
         self._ahead = min(one.terms.ahead for one in sessions)
         self._max_rows = min(one.terms.max_rows for one in sessions)
         self._error: HivemintError | None = None
@@ -164,17 +146,13 @@ class LivePipeline:
     async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
         """One step: vouchers signed for all hops, requests last hop first, the tensor with the first hop's."""
         step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
-        data = to_wire(hidden, self._wire)
-        output = self._loop.create_future() if rows != "none" else None
-        first_hash = tensor_hash(row_hashes(data, self._row_bytes))
-        state = _StepState(step, start, count, rows, data, output, [first_hash], self._loop.time())
+        state = self._steps.add(step, start, count, rows, to_wire(hidden, self._wire))
         self._last, self._position = step, start + count
-        self._steps[step] = state
         for hop in reversed(range(len(self._sessions))):
             await self._request(hop, state)
-        return output
+        return state.output
 
-    async def _request(self, hop: int, state: _StepState) -> None:
+    async def _request(self, hop: int, state: StepState) -> None:
         session, last = self._sessions[hop], hop == len(self._sessions) - 1
         request = session.prepare(state.number, state.start, state.count, first=hop == 0, last=last, rows=state.rows)
         try:
@@ -210,9 +188,10 @@ class LivePipeline:
             return  # nothing of this step can be proved any more
         match message:
             case StepReceipt():
-                self._take(hop, message)
+                self._steps.receipt(hop, message)
+                self._news.set()
             case Tensor():
-                self._take_output(hop, message)
+                self._steps.output(hop, message)
             case Refused():
                 await self._take_refusal(hop, message)
             case Cancelled():
@@ -226,52 +205,8 @@ class LivePipeline:
             case _:
                 raise ProtocolError(f"A node sent a {type(message).__name__} in a session")
 
-    def _take(self, hop: int, message: StepReceipt) -> None:
-        """Keep a receipt, then check all whose inputs are known: hop by hop, step by step."""
-        state = self._steps.get(message.receipt.receipt.step)
-        if state is None or hop in state.arrived or message.receipt.receipt.step not in self._sessions[hop].pending:
-            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.receipt.step}")
-        state.arrived[hop] = message
-        for one in list(self._steps.values()):
-            while (at := len(one.hashes) - 1) < len(self._sessions) and at in one.arrived:
-                if self._sessions[at].newest.receipt.step != one.number - 1:
-                    break
-                self._check(one, at)
-            if len(one.hashes) > len(self._sessions):
-                del self._steps[one.number]
-                for session in self._sessions:
-                    session.prove(one.number)
-                self._learn(one)
-        self._news.set()
-
-    def _check(self, state: _StepState, hop: int) -> None:
-        """One receipt of one step. A fault is this hop's or that of the one whose output it took."""
-        session, message = self._sessions[hop], state.arrived[hop]
-        try:
-            state.hashes.append(session.take(message, state.hashes[hop]))
-            if hop == len(self._sessions) - 1 and state.rows != "none":
-                expected = message.rows if state.rows == "all" else message.rows[-HASH_SIZE:]
-                if state.output_rows is None:
-                    raise ProofError("A receipt came without the output that was asked for")
-                if state.output_rows != expected:
-                    raise ProofError("The output is not the one that its node signed for", why=f"step {state.number}")
-        except ProofError as error:
-            raise session.lied(error, *self._sessions[max(0, hop - 1) : hop]) from None
-        state.times.append(self._loop.time())
-
-    def _take_output(self, hop: int, message: Tensor) -> None:
-        """The last hidden state: the caller may have it at once, its hash waits for the receipt."""
-        state = self._steps.get(message.head.step)
-        if hop != len(self._sessions) - 1 or state is None or state.output is None or state.output_rows is not None:
-            raise ProtocolError("A node sent a tensor that nobody asked for", why=f"step {message.head.step}")
-        count = state.count if state.rows == "all" else 1
-        tensor = from_wire(message.data, count, self._hidden_size, self._wire, torch.float32)
-        state.output_rows = row_hashes(message.data, self._row_bytes)
-        if not state.output.done():
-            state.output.set_result(tensor)
-
     async def _take_refusal(self, hop: int, message: Refused) -> None:
-        session, state = self._sessions[hop], self._steps.get(message.step)
+        session, state = self._sessions[hop], self._steps.open.get(message.step)
         error = session.refused(message)
         if error is None and state is not None:
             await self._request(hop, state)
@@ -283,11 +218,11 @@ class LivePipeline:
     async def _room(self, window: int) -> None:
         """Until fewer than `window` steps are in flight, all their receipts checked. Raises what broke the pipeline."""
         self._check_usable()
-        if len(self._steps) < window:
+        if len(self._steps.open) < window:
             return
         try:
             async with asyncio.timeout(self._settings.step_timeout):
-                while len(self._steps) >= window:
+                while len(self._steps.open) >= window:
                     self._news.clear()
                     await self._news.wait()
                     self._check_usable()
@@ -303,9 +238,7 @@ class LivePipeline:
 
     def _too_slow(self) -> HivemintError:
         """The first hop of the oldest step that has not answered is the one to blame."""
-        state = next(iter(self._steps.values()), None)
-        hop = min(len(state.hashes) - 1, len(self._sessions) - 1) if state else 0
-        leg = self._sessions[hop].leg
+        leg = self._steps.suspect().leg
         self._fail(NodeGone(leg, "does not answer", f"no receipt within {self._settings.step_timeout:g} s"))
         return self._error or SwarmError("The pipeline is broken")
 
@@ -328,20 +261,11 @@ class LivePipeline:
             return
         self._error = error
         self._on_error(error)
-        for state in self._steps.values():
+        for state in self._steps.open.values():
             if state.output is not None and not state.output.done():
                 state.output.set_exception(error)
                 state.output.exception()  # retrieved here, in case nobody waits for it any more
         self._news.set()
-
-    def _learn(self, state: _StepState) -> None:
-        """Times of decode steps, hop by hop: from one hop's receipt to the next one's."""
-        if state.count != 1:
-            return
-        before = state.sent
-        for session, at in zip(self._sessions, state.times, strict=True):
-            self._speeds.step(session.leg.peer, at - before, session.session.blocks)
-            before = at
 
     # ---- the end
 
@@ -355,9 +279,9 @@ class LivePipeline:
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
-        for state in self._steps.values():
+        for state in self._steps.open.values():
             if state.output is not None:
                 state.output.cancel()
-        self._steps.clear()
+        self._steps.open.clear()
         if isinstance(self._error, ProofError) and not self._told:
             raise self._error

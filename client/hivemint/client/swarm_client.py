@@ -1,34 +1,33 @@
 """The network as `SwarmModelForCausalLM` holds it: finds nodes, plans routes, opens sessions along them."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hivemint.client.handshake import Greeting, Payer, greet, neighbours, shake_hands, sign_session
 from hivemint.client.live_pipeline import LivePipeline
+from hivemint.client.nodes import Nodes, Target
 from hivemint.client.pipeline import Plan, SessionLimit
 from hivemint.client.route import Leg, MissingBlocks, Route, Speeds, Wish, plan_route
 from hivemint.client.session import NodeSession
 from hivemint.client.settings import Bid, ClientSettings
-from hivemint.client.wallet import ChainPort, ContractPort, Identity, unlock
-from hivemint.contracts.errors import ConfigError, HivemintError, Refusal, SwarmError
+from hivemint.client.wallet import ChainPort, ContractPort, Identity, sign_by_key, unlock
+from hivemint.contracts.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError
 from hivemint.contracts.home import Home
-from hivemint.contracts.ids import Address, ModelId, PeerId
+from hivemint.contracts.ids import Address
+from hivemint.contracts.keystore import Keystores
 from hivemint.contracts.network import Network
 from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import peer_id_hash
 from hivemint.ledger.vouchers import VoucherBook
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.messages import Code
 from hivemint.swarm.models import LocalModel
 from hivemint.swarm.records import CheckedRecord
 
-LOOK_UP_GOOD = 3.0
-"""Seconds that the directory's answer serves for further routes."""
 ATTEMPTS = 4
 """Routes tried for one pipeline, each without the nodes that failed before."""
 _TRY_LATER = (Code.BUSY, Code.RATE)
@@ -36,15 +35,6 @@ _UNFUNDED = (Code.FUNDS, Code.THAWING)
 _OUR_OWN = (*_UNFUNDED, Code.KEY, Code.REVOKED, Code.EXPIRY, Code.NETWORK)
 """Refusals that are not the node's fault: another one would say the same."""
 _LOOK_AGAIN = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The model whose blocks are looked for. `hidden` numbers a row."""
-
-    model_id: ModelId
-    blocks: int
-    hidden: int
 
 
 class SwarmClient:
@@ -56,10 +46,13 @@ class SwarmClient:
         self._host, self._target, self._payer, self._chain = host, target, payer, chain
         self.settings = settings
         self.speeds = Speeds()
-        self._aside: dict[PeerId, float] = {}
-        self._records: tuple[float, list[CheckedRecord]] | None = None
-        self._look_up = asyncio.Lock()
+        self.nodes = Nodes(host, target, chain)
         self._pipelines: set[LivePipeline] = set()
+
+    @property
+    def host(self) -> Host:
+        """This client's place in the swarm."""
+        return self._host
 
     @property
     def payer(self) -> Payer:
@@ -77,7 +70,7 @@ class SwarmClient:
         while True:
             route = await self._awaited_route(tokens, free_only)
             try:
-                pipeline = await self._along(route, tokens)
+                pipeline = await self.along(route, tokens)
             except Refusal as error:
                 if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
                     free_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
@@ -85,7 +78,7 @@ class SwarmClient:
                     raise
                 elif error.code not in _TRY_LATER or not await self._later(error, deadline):
                     failures = self._failed(error, failures)
-            except SwarmError as error:
+            except (SwarmError, ProofError) as error:
                 failures = self._failed(error, failures)
             else:
                 self._pipelines = {one for one in self._pipelines if one.open}
@@ -98,7 +91,7 @@ class SwarmClient:
 
     async def route(self, tokens: int, *, free_only: bool = False) -> Route:
         """The cheapest route by what is known now. Raises SwarmError that names what is missing."""
-        records = await self.nodes()
+        records = await self.nodes.usable()
         bid, ceiling = Bid("free") if free_only else self.settings.bid, self.settings.max_price
         wish = Wish(
             blocks=self._target.blocks,
@@ -119,18 +112,6 @@ class SwarmClient:
             except SwarmError:
                 pass  # not enough for a paid route: the free lane is what `auto` stands for then
         return plan_route(records, _with(wish, Bid("free"), None), self.speeds)
-
-    async def nodes(self) -> list[CheckedRecord]:
-        """Nodes of this model that are registered with the peer id that they show, and not set aside."""
-        async with self._look_up:
-            if self._records is None or time.monotonic() - self._records[0] > LOOK_UP_GOOD:
-                found = await self._host.find(self._target.model_id, range(self._target.blocks))
-                self._records = (time.monotonic(), await self._registered(found))
-        now = time.monotonic()
-        self._aside = {peer: until for peer, until in self._aside.items() if until > now}
-        alive = [one for one in self._records[1] if one.record.expires > time.time()]
-        usable = [one for one in alive if one.peer not in self._aside]
-        return usable if _covers(usable, self._target.blocks) else alive
 
     async def close(self) -> None:
         """Sign off everywhere, leave the swarm. Harmless when called again."""
@@ -153,29 +134,26 @@ class SwarmClient:
                 if time.monotonic() + _LOOK_AGAIN > deadline:
                     raise
                 await asyncio.sleep(_LOOK_AGAIN)
-                self._records = None
+                self.nodes.forget()
 
     async def _later(self, error: Refusal, deadline: float) -> bool:
         """After a `busy`: take another node meanwhile if there is one, else wait. False: there is no time left."""
-        now, wait = time.monotonic(), error.retry_after
-        if not wait or now + wait > deadline:
+        wait = error.retry_after
+        if not wait or time.monotonic() + wait > deadline:
             return False
         peers = set(getattr(error, "peers", ()))
-        others = [] if self._records is None else self._records[1]
-        if peers and _covers(
-            [one for one in others if one.peer not in peers | self._aside.keys()], self._target.blocks
-        ):
-            self._aside |= dict.fromkeys(peers, now + wait)
+        if peers and self.nodes.enough_without(peers):
+            self.nodes.set_aside(peers, wait)
         else:
             await asyncio.sleep(wait)
         return True
 
-    async def _along(self, route: Route, tokens: int) -> LivePipeline:
+    async def along(self, route: Route, tokens: int) -> LivePipeline:
         """Dial all hops at once, sign all sessions, then shake hands with all of them at once."""
         timeout = self.settings.open_timeout
         greetings = await self._greet_all(route, timeout)
         try:
-            expiry = await self._expiry()
+            expiry = await self.expiry()
             signed = [
                 sign_session(one, self._payer, tokens=tokens, margin=self.settings.margin, expiry=expiry)
                 for one in greetings
@@ -211,26 +189,13 @@ class SwarmClient:
             await _hang_up(done)
             raise
 
-    async def _expiry(self) -> int:
+    async def expiry(self) -> int:
         """By the later of the two clocks; never beyond a separate key's own end."""
         now = int(time.time())
         if self._chain is not None:
             now = max(now, await self._chain.time())
         expiry = now + int(self.settings.session_time)
         return min(expiry, self._payer.who.valid_until or expiry)
-
-    async def _registered(self, records: list[CheckedRecord]) -> list[CheckedRecord]:
-        if self._chain is None or not records:
-            return records
-        hashes = await self._chain.peer_hashes(sorted({one.record.operator for one in records}))
-        known = [one for one in records if hashes.get(one.record.operator) == peer_id_hash(one.peer)]
-        if not known:
-            raise SwarmError(
-                f"None of the {len(records)} nodes of this model is registered",
-                why="the registry on the chain does not hold their operators with these peer ids",
-                next_step="their owners register them with `hivemint node register`",
-            )
-        return known
 
     async def _funds(self, records: list[CheckedRecord]) -> dict[Address, int]:
         """What each node's account still admits: funded, less what is owed already."""
@@ -247,16 +212,14 @@ class SwarmClient:
         self._set_aside(error)
         failures += 1
         peers = set(getattr(error, "peers", ()))
-        others = [] if self._records is None else [one for one in self._records[1] if one.peer not in self._aside]
-        if not peers or failures >= ATTEMPTS or not _covers(others, self._target.blocks):
+        if not peers or failures >= ATTEMPTS or not self.nodes.enough_without(peers):
             raise error
         return failures
 
     def _set_aside(self, error: HivemintError) -> None:
-        if isinstance(error, SessionLimit):
-            return
-        until = time.monotonic() + self.settings.set_aside
-        self._aside |= dict.fromkeys(getattr(error, "peers", ()), until)
+        if not isinstance(error, SessionLimit):
+            peers, lied = getattr(error, "peers", ()), isinstance(error, ProofError)
+            self.nodes.set_aside(peers, self.settings.set_aside, lied=lied)
 
 
 async def connect(
@@ -264,36 +227,37 @@ async def connect(
     *,
     network: str | Path | Network,
     wallet: str | Signer | None = None,
+    session_key: str | Signer | None = None,
     password: str | None = None,
     home: Home | None = None,
     **settings: Any,
 ) -> SwarmClient:
     """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (free lane only).
 
-    Raises ConfigError (settings, network, model of another network), WalletError, ChainError, SwarmError.
+    With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
+    `password` then opens the key. Raises ConfigError (settings, network, model of another network), WalletError,
+    ChainError, SwarmError.
     """
     home = home or Home.open()
     chosen = ClientSettings.load(home, **settings)
     place = network if isinstance(network, Network) else Network.load(Path(network))
     _check_model(place, model)
     if wallet is None:
-        chosen, signer = chosen.model_copy(update={"bid": Bid("free")}), Signer(secrets.token_bytes(32))
-    elif isinstance(wallet, Signer):
-        signer = wallet
-    else:
-        signer = await asyncio.to_thread(unlock, wallet, password=password, home=home)
-    book = VoucherBook.open(home.client / "vouchers.db", place.domain, signer.address)
-    chain: ContractPort | None = None
-    try:
+        chosen, wallet = chosen.model_copy(update={"bid": Bid("free")}), Signer(secrets.token_bytes(32))
+    signing = session_key if session_key is not None else wallet
+    if isinstance(signing, str):
+        signing = await asyncio.to_thread(unlock, signing, password=password, home=home)
+    client = wallet.address if isinstance(wallet, Signer) else Keystores(home.keystores).find(wallet).address
+    async with contextlib.AsyncExitStack() as undo:
         chain = await ContractPort.connect(place)
+        undo.push_async_callback(chain.close)
+        who = Identity.own(signing) if session_key is None else await sign_by_key(chain, client, signing)
+        book = VoucherBook.open(home.client / "vouchers.db", place.domain, client)
+        undo.callback(book.close)
         host = await Host.start(HostSettings(network=place.name, listen=(), bootstrap=place.bootstrap))
-    except BaseException:
-        if chain is not None:
-            await chain.close()
-        book.close()
-        raise
+        undo.pop_all()
     target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)
-    return SwarmClient(host, target, Payer(Identity.own(signer), place.domain, book), chain, chosen)
+    return SwarmClient(host, target, Payer(who, place.domain, book), chain, chosen)
 
 
 def _check_model(network: Network, model: LocalModel) -> None:
@@ -309,10 +273,6 @@ def _check_model(network: Network, model: LocalModel) -> None:
 
 def _with(wish: Wish, bid: Bid, funds: Mapping[Address, int] | None) -> Wish:
     return Wish(wish.blocks, wish.tokens, bid, wish.ceiling, wish.seconds_per_credit, wish.margin, funds)
-
-
-def _covers(records: list[CheckedRecord], blocks: int) -> bool:
-    return len({block for one in records for block in one.record.blocks if block < blocks}) == blocks
 
 
 async def _all(work: list[Any]) -> list[Any]:

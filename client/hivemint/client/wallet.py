@@ -111,8 +111,25 @@ class ContractPort:
         found = await self._bindings.registry.nodes(nodes)
         return {one.node: one.peer_id_hash for one in found if one is not None and not one.retired}
 
+    async def key_until(self, client: Address, key: Address) -> int:
+        """Until when (seconds since 1970) `key` may sign for `client`; 0 if it never may, or was revoked."""
+        found = await self._bindings.settlement.session_key(client, key)
+        return found.valid_until if found.authorized and found.valid_until > await self._bindings.chain.time() else 0
+
     async def close(self) -> None:
         await self._bindings.close()
+
+
+async def sign_by_key(chain: ContractPort, client: Address, key: Signer) -> Identity:
+    """`key` for the wallet `client`, as `Settlement` knows it. Raises WalletError if it may not sign."""
+    until = await chain.key_until(client, key.address)
+    if not until:
+        raise WalletError(
+            f"The key {key.address} may not sign for {client}",
+            why="it was never authorized, its time is over, or it was revoked",
+            next_step="authorize a new one with `hivemint key authorize`",
+        )
+    return Identity.authorized(client, key, until)
 
 
 async def funded_nodes(bindings: Bindings, client: Address, first_block: int) -> dict[Address, Account]:
