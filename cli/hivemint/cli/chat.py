@@ -11,7 +11,7 @@ import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, emit, err, need, out, table
 from hivemint.contracts.credits import exact_credits, format_credits
-from hivemint.contracts.errors import BadInput
+from hivemint.contracts.errors import BadInput, HivemintError
 from hivemint.contracts.keystore import Keystores, read_password
 from hivemint.contracts.network import Network
 
@@ -140,7 +140,10 @@ def _answer(
         model.generate(ids, max_new_tokens=max_tokens, streamer=clock, **sampling)
     except KeyboardInterrupt:
         stopped = True
-        clock.streamer.end()
+        clock.end()
+    except HivemintError:
+        clock.end()  # what had come stays on the terminal, the error on lines of its own
+        raise
     first = (clock.times[0] - started) if clock.times else None
     several = len(clock.times) > 1
     return {
