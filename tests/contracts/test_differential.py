@@ -186,6 +186,7 @@ class Cast:
                 ("CreditToken", "totalSupply", ()),
                 ("Emission", "mintedTotal", ()),
                 ("Settlement", "feesBurned", (model.epoch,)),
+                ("Emission", "budget", (model.epoch,)),
             ],
         )
         for node, views in zip(nodes, accounts, strict=True):
@@ -199,7 +200,7 @@ class Cast:
         for place, (_, units, weight, minted) in zip(at, shares, strict=True):
             share = model.shares.get(place)
             assert (units, weight, minted) == ((share.units, share.weight, share.minted) if share else (0, 0, False))
-        assert sums == [model.supply, model.emitted, model.fees[model.epoch]]
+        assert sums == [model.supply, model.emitted, model.fees[model.epoch], model.budget(model.epoch)]
         held = sum(view[0] for views in accounts for view in views[:: KEYS + 1])
         assert sums[0] == sum(balances), "P1: a credit that nobody has"
         assert balances[list(parties).index("escrow")] >= held, "P1: the escrow holds less than the balances"
