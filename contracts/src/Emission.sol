@@ -2,7 +2,6 @@
 pragma solidity 0.8.37;
 
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
-import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {IBound} from "./interfaces/IBound.sol";
 import {ICreditToken} from "./interfaces/ICreditToken.sol";
 import {IDisputes} from "./interfaces/IDisputes.sol";
@@ -90,8 +89,8 @@ contract Emission is IEmission, Signed {
         uint256 weight = _weight(node, epoch, batch.units);
         totalWeight[epoch] = totalWeight[epoch] - record.weight + weight;
         record.lastSessionId = batch.lastSessionId;
-        record.units = uint128(batch.units);
-        record.weight = SafeCast.toUint120(weight);
+        record.units = uint120(batch.units);
+        record.weight = uint120(weight);
         emit Claimed(node, epoch, batch.counted, batch.units, weight);
     }
 
@@ -165,7 +164,7 @@ contract Emission is IEmission, Signed {
         // At most 64 + 32 + 64 bits, so neither product nor sum can overflow before it is cut off.
         unchecked {
             uint256 units = uint256(item.tokens) * (session.endBlock - session.firstBlock) * batch.rate;
-            batch.units = Math.min(batch.units + units, type(uint128).max);
+            batch.units = Math.min(batch.units + units, type(uint120).max);
             ++batch.counted;
         }
         batch.lastSessionId = sessionId;

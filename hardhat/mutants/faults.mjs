@@ -98,7 +98,7 @@ export const FAULTS = [
   { name: "slashes void nothing", file: "Emission.sol", find: "return DISPUTES.struck(node, epoch) || REGISTRY.slashedSince(node, epoch);", put: "return DISPUTES.struck(node, epoch);" },
   { name: "old weight stays in the sum", file: "Emission.sol", find: "totalWeight[epoch] - record.weight + weight", put: "totalWeight[epoch] + weight" },
   { name: "rate of another model", file: "Emission.sol", find: "if (session.modelId != batch.modelId) {", put: "if (batch.rate == 0) {" },
-  { name: "units wrap", file: "Emission.sol", find: "Math.min(batch.units + units, type(uint128).max)", put: "uint128(batch.units + units)" },
+  { name: "units wrap", file: "Emission.sol", find: "Math.min(batch.units + units, type(uint120).max)", put: "uint120(batch.units + units)" },
   // ---- Parameters
   { name: "no timelock", file: "Parameters.sol", find: "return (block.timestamp + _fixed.delay) / _fixed.epoch + 1;", put: "return block.timestamp / _fixed.epoch + 1;" },
   { name: "timelock an epoch short", file: "Parameters.sol", find: "_fixed.delay) / _fixed.epoch + 1;", put: "_fixed.delay) / _fixed.epoch;" },

@@ -201,7 +201,7 @@ contract EmissionTest is Kit {
         toEpoch(epoch + 1);
         s.expiry = uint64(epoch * EPOCH);
         claimAs(node, one(claimItem(OPERATOR_KEY, s, type(uint64).max)));
-        eq(emission.claimOf(node, epoch).units, type(uint128).max, "saturated");
+        eq(emission.claimOf(node, epoch).units, type(uint120).max, "saturated");
         eq(emission.claimOf(node, epoch).weight, 10 * UNITS_PER_COIN, "and bounded");
     }
 

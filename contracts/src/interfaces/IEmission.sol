@@ -20,9 +20,9 @@ struct ClaimItem {
 struct ClaimRecord {
     /// The highest session counted so far.
     bytes32 lastSessionId;
-    /// Work, in units of mega-FLOP.
-    uint128 units;
-    /// Work bounded by stake; what shares the emission.
+    /// Work, in units of mega-FLOP; what does not fit is cut off.
+    uint120 units;
+    /// Work bounded by stake, so never more than `units`; what shares the emission.
     uint120 weight;
     bool minted;
 }

@@ -16,8 +16,6 @@ contract Actors is World {
     mapping(bytes32 sessionId => bool) private _counted;
     mapping(address node => mapping(uint256 epoch => uint256)) public unitsOf;
     mapping(uint256 epoch => uint256) public mintedOf;
-    mapping(address node => mapping(uint256 epoch => uint256)) public mintOf;
-    mapping(address node => uint256[]) private _struckEpochs;
     uint256[] private _epochs;
     uint256 private _nonce;
     uint256 public coinIn;
@@ -55,10 +53,11 @@ contract Actors is World {
         book[client_][node_].thawEnd = 0;
     }
 
-    /// @dev P6: a withdrawal works exactly when a thaw has ended.
-    function withdraw(uint256 c, uint256 n) external {
+    /// @dev P6: a withdrawal works exactly when a thaw has ended. Often tried in its last second or just after it.
+    function withdraw(uint256 c, uint256 n, uint256 when) external {
         (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
         uint256 end = book[client_][node_].thawEnd;
+        if (when % 3 != 0 && end > vm.getBlockTimestamp()) vm.warp(end + when % 3 - 1);
         bool allowed = end != 0 && vm.getBlockTimestamp() > end;
         uint256 before = token.balanceOf(client_);
         act(client_, address(settlement), abi.encodeCall(settlement.withdraw, (node_)), allowed, "P6: withdraw");
@@ -197,10 +196,19 @@ contract Actors is World {
         return _recover(receipt, it.receiptR, it.receiptVs) == node_;
     }
 
-    function mintShare(uint256 n, uint256 back) external {
+    /// @dev Works, waits for the next epoch, and claims.
+    function donate(uint256 n, uint64 tokens) external {
+        this.work(n, tokens, 0);
+        this.work(n, tokens / 2, 4);
+        toEpoch(today() + 1);
+        this.claim(n, 1);
+    }
+
+    function mintShare(uint256 n, uint256 back, bool patient) external {
         address node_ = nodes[n % NODES];
         if (_epochs.length == 0) return;
-        uint256 epoch = _epochs[back % _epochs.length];
+        uint256 epoch = _epochs[back % 4 == 0 ? back % _epochs.length : _epochs.length - 1];
+        if (patient && today() < epoch + 2) toEpoch(epoch + 2);
         ClaimRecord memory record = emission.claimOf(node_, epoch);
         Node memory state = registry.nodeOf(node_);
         bool allowed = today() >= epoch + 2 && record.weight != 0 && !record.minted
@@ -210,7 +218,6 @@ contract Actors is World {
         if (!allowed) return;
         uint256 amount = token.totalSupply() - before;
         emitted += amount;
-        mintOf[node_][epoch] = amount;
         mintedOf[epoch] += amount;
         atMost(amount, MAX_PER_UNIT * record.weight / 1e18, "P7: a node's mint is bounded");
     }
@@ -244,24 +251,25 @@ contract Actors is World {
         eq(registry.stakeFor(node_, today()), 0, "P8: no weight while it leaves");
     }
 
-    function withdrawStake(uint256 n, bool toHostile) external {
+    function withdrawStake(uint256 n, bool toHostile, uint256 when) external {
         (address node_, address owner_) = (nodes[n % NODES], owners[n % NODES]);
         address to = toHostile ? clients[4] : clients[0];
         Node memory state = registry.nodeOf(node_);
+        if (when % 3 != 0 && state.unbondEnd > vm.getBlockTimestamp()) vm.warp(state.unbondEnd + when % 3 - 1);
         bool allowed = state.unbonding != 0 && vm.getBlockTimestamp() > state.unbondEnd && !toHostile;
         bytes memory call_ = abi.encodeCall(registry.withdrawStake, (node_, to));
         act(owner_, address(registry), call_, allowed, "P8: stake leaves when its time is over");
         if (allowed) coinOut += state.unbonding;
     }
 
-    function strike(uint256 n, bool last) external {
+    function strike(uint256 n, bool last, uint256 rarely) external {
+        if (rarely % 2 != 0) return;
         (address node_, uint256 epoch) = (nodes[n % NODES], last ? today() - 1 : today());
         bool allowed = disputes.strikeOf(node_, epoch).evidence == 0;
         bytes32 hash = strikeDigest(node_, uint64(epoch), PEER, admin);
         bytes memory data =
             abi.encodeCall(disputes.strike, (node_, epoch, PEER, admin, signAll(three(0, 1, 2), hash)));
         act(clients[0], address(disputes), data, allowed, "strike");
-        if (allowed) _struckEpochs[node_].push(epoch);
     }
 
     function pardon(uint256 n) external {
@@ -273,8 +281,8 @@ contract Actors is World {
     }
 
     /// @dev P8: a slash reaches bonded and unbonding stake alike.
-    function equivocate(uint256 n, uint64 step) external {
-        if (step % 4 != 0) return;
+    function equivocate(uint256 n, uint64 step, uint256 rarely) external {
+        if (rarely % 3 != 0) return;
         uint256 key = NODE_KEY + n % NODES;
         address node_ = nodes[n % NODES];
         Statement memory a = statement(key, PEER, step, client, 1, PEER);

@@ -38,7 +38,7 @@ contract InvariantsTest is Check {
 
     /// @dev Frequent moves stand in the list more than once.
     function targetSelectors() external view returns (FuzzSelector[] memory list) {
-        bytes4[] memory s = new bytes4[](26);
+        bytes4[] memory s = new bytes4[](29);
         s[0] = s[1] = Actors.fund.selector;
         s[2] = s[3] = s[4] = Actors.settle.selector;
         s[5] = s[6] = Actors.replay.selector;
@@ -49,7 +49,8 @@ contract InvariantsTest is Check {
         s[11] = Actors.revoke.selector;
         s[12] = s[13] = Actors.work.selector;
         s[14] = s[15] = Actors.claim.selector;
-        s[16] = Actors.mintShare.selector;
+        s[16] = s[26] = Actors.mintShare.selector;
+        s[27] = s[28] = Actors.donate.selector;
         s[17] = Actors.bond.selector;
         s[18] = Actors.unbond.selector;
         s[19] = Actors.withdrawStake.selector;
