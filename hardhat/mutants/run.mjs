@@ -1,5 +1,5 @@
 // Seeds one fault at a time into a copy of the contracts and runs the Solidity suite on it: each must be caught.
-// Usage: node mutants/run.mjs [part of a name ...]      (`make mutants` runs all)
+// Usage: node mutants/run.mjs [part of a name or file ...]      (`make mutants` runs all)
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -40,7 +40,7 @@ function seed({ file, find, put }) {
 }
 
 const wanted = process.argv.slice(2);
-const faults = FAULTS.filter(({ name }) => !wanted.length || wanted.some((part) => name.includes(part)));
+const faults = FAULTS.filter(({ name, file }) => !wanted.length || wanted.some((part) => `${name} ${file}`.includes(part)));
 prepare();
 const first = judge(suite());
 if (first.verdict !== "MISSED") {

@@ -1,17 +1,15 @@
-// Writes the committed artifacts, one JSON per contract, from Hardhat's build; `--check` only compares.
-// Run after `hardhat build --no-tests`.
+// Compiles the contracts and writes the committed artifacts, one JSON per contract; `--check` only compares.
 import { readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { hardhat, ROOT } from "./hardhat.mjs";
 
-export const CONTRACTS = ["Parameters", "CreditToken", "NodeRegistry", "Settlement", "Disputes", "Emission"];
-const root = fileURLToPath(new URL("..", import.meta.url));
-const target = join(root, "../contracts/hivemint/contracts/artifacts");
+const CONTRACTS = ["Parameters", "CreditToken", "NodeRegistry", "Settlement", "Disputes", "Emission"];
+const target = join(ROOT, "../contracts/hivemint/contracts/artifacts");
 const check = process.argv.includes("--check");
 
 // An immutable's key in the build is a number that depends on what was compiled with it; here it is its name.
 function named(built) {
-  const info = JSON.parse(readFileSync(join(root, "artifacts/build-info", `${built.buildInfoId}.output.json`), "utf8"));
+  const info = JSON.parse(readFileSync(join(ROOT, "artifacts/build-info", `${built.buildInfoId}.output.json`), "utf8"));
   const names = {};
   const visit = (node) => {
     if (node?.nodeType === "VariableDeclaration" && node.mutability === "immutable") names[node.id] = node.name;
@@ -22,10 +20,11 @@ function named(built) {
   return Object.fromEntries(entries.sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
+hardhat("build", "--no-tests");
 const stale = [];
 const known = new Set(CONTRACTS.map((name) => `${name}.json`));
 for (const name of CONTRACTS) {
-  const built = JSON.parse(readFileSync(join(root, "artifacts/src", `${name}.sol`, `${name}.json`), "utf8"));
+  const built = JSON.parse(readFileSync(join(ROOT, "artifacts/src", `${name}.sol`, `${name}.json`), "utf8"));
   const { contractName, abi, bytecode, deployedBytecode } = built;
   const immutableReferences = named(built);
   const text = JSON.stringify({ contractName, abi, bytecode, deployedBytecode, immutableReferences }, null, 1) + "\n";
@@ -41,7 +40,7 @@ for (const file of readdirSync(target).filter((f) => f.endsWith(".json") && !kno
 }
 if (check && stale.length) {
   console.error(`Committed artifacts differ from the build: ${stale.join(", ")}.`);
-  console.error("The Solidity sources changed. Run `npm run build` in hardhat/ and commit the artifacts.");
+  console.error("The Solidity sources changed. Run `make contracts` and commit what it writes.");
   process.exit(1);
 }
 console.log(stale.length ? `wrote ${stale.join(", ")}` : "artifacts are up to date");

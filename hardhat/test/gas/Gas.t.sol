@@ -43,40 +43,40 @@ contract GasTest is Kit {
         atMost(gas, most, name);
     }
 
-    function test_settleFirst() external {
+    function testGas_settleFirst() external {
         Item[] memory items = batch(0xCAFE, 1, 1 ether, true);
         settlement.settle(node, items);
         measured("settle one client, first", 1, 90_000);
     }
 
-    function test_settleRepeat() external {
+    function testGas_settleRepeat() external {
         settleClients(0xCAFE, 1, 1 ether);
         Item[] memory items = batch(0xCAFE, 1, 2 ether, false);
         settlement.settle(node, items);
         measured("settle one client, repeat", 1, 90_000);
     }
 
-    function test_settleInNewEpoch() external {
+    function testGas_settleInNewEpoch() external {
         Item[] memory items = batch(0xCAFE, 1, 1 ether, true);
         toEpoch(today() + 1);
         settlement.settle(node, items);
         measured("settle one client, first of its epoch", 1, 110_000);
     }
 
-    function test_settle50First() external {
+    function testGas_settle50First() external {
         Item[] memory items = batch(0xCAFE, 50, 1 ether, true);
         settlement.settle(node, items);
         measured("settle 50 clients, first", 50, 27_000);
     }
 
-    function test_settle50Repeat() external {
+    function testGas_settle50Repeat() external {
         settleClients(0xCAFE, 50, 1 ether);
         Item[] memory items = batch(0xCAFE, 50, 3 ether, false);
         settlement.settle(node, items);
         measured("settle 50 clients, repeat", 50, 27_000);
     }
 
-    function test_claim50() external {
+    function testGas_claim50() external {
         uint256 epoch = today() + 1;
         toEpoch(epoch + 1);
         ClaimItem[] memory items = claimItems(OPERATOR_KEY, epoch, 50, 123_456, 1);
@@ -85,7 +85,7 @@ contract GasTest is Kit {
         measured("claim 50 sessions", 50, 22_000);
     }
 
-    function test_mint() external {
+    function testGas_mint() external {
         uint256 epoch = today() + 1;
         toEpoch(epoch + 1);
         ClaimItem[] memory items = claimItems(OPERATOR_KEY, epoch, 1, 123_456, 1);
@@ -96,7 +96,7 @@ contract GasTest is Kit {
         measured("mint an epoch's share", 1, 130_000);
     }
 
-    function test_equivocation() external {
+    function testGas_equivocation() external {
         bytes32 id = keccak256("session");
         Statement memory a = statement(OPERATOR_KEY, id, 400, client, 1000, keccak256("one"));
         Statement memory b = statement(OPERATOR_KEY, id, 400, client, 1000, keccak256("two"));
@@ -105,7 +105,7 @@ contract GasTest is Kit {
         measured("equivocation proof", 1, 90_000);
     }
 
-    function test_fundFourNodes() external {
+    function testGas_fundFourNodes() external {
         (address[] memory nodes, uint96[] memory amounts) = (new address[](4), new uint96[](4));
         for (uint256 i; i < 4; ++i) {
             (nodes[i], amounts[i]) = (address(uint160(0x10000 + i)), 5 ether);
