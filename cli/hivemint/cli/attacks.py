@@ -31,7 +31,7 @@ from hivemint.ledger.journal import Journal
 from hivemint.ledger.store import database_url
 from hivemint.node.metering import Input, Measured, ReceiptMeter
 from hivemint.node.server import Kit, Node
-from hivemint.node.settings import NodeSettings
+from hivemint.node.settings import node_settings
 from hivemint.node.span import Span
 from hivemint.node.threads import Worker
 from hivemint.swarm.host import Host, HostSettings
@@ -95,11 +95,13 @@ class Attacker:
     # --- at a node's door
 
     async def _foreign_session(self, swarm: SwarmClient) -> Attack:
+        """Fresh nonce, real signature, but the session names another node."""
         first, second = (await swarm.route(ROWS)).legs[:2]
-        other = await greet(swarm.host, first, TIMEOUT)
-        signed = sign_session(other, swarm.payer, tokens=ROWS, margin=1.25, expiry=await swarm.expiry())
-        await other.link.close()
         greeting = await greet(swarm.host, second, TIMEOUT)
+        own = sign_session(greeting, swarm.payer, tokens=ROWS, margin=1.25, expiry=await swarm.expiry())
+        session = msgspec.structs.replace(own.session, node=first.operator)
+        signature = session.sign(swarm.payer.domain, swarm.payer.who.key)
+        signed = SignedSession(session, session.session_id(swarm.payer.domain), signature)
         return await self._knock("foreign session", swarm, greeting, signed)
 
     async def _empty_escrow(self, swarm: SwarmClient) -> Attack:
@@ -174,12 +176,12 @@ class DoctoringNode:
         await self._bindings.registry.register(owner, operator, host.peer_id, network.domain, stake=STAKE)
         span = await asyncio.to_thread(Span.load, net.model.folder, BlockIndex(plan.first), BlockIndex(plan.end))
         journal = Journal.open(database_url(folder / "journal.db"), network.domain, operator.address)
-        chain = await ContractView.connect(network, operator.address)
+        chain = ContractView(self._bindings, operator.address, network.confirmations)
         worker = Worker("doctor")
         meter = DoctoringMeter(network.domain, operator, worker)
         kit = Kit(network, net.model.model_id, span, operator, host, journal, chain, meter)
-        self._node = await Node.start(kit, NodeSettings(kv_bytes=64 << 20, threads=1))
-        self._closers = [self._node.close, host.close, journal.close, chain.close]
+        self._node = await Node.start(kit, node_settings(kv_bytes=64 << 20, threads=1))
+        self._closers = [self._node.close, host.close, journal.close]
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -5,25 +5,26 @@ nothing is assumed. The chain's clock is moved where an epoch has to pass, and e
 """
 
 import asyncio
-import statistics
+import re
 import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from hivemint.cli.attacks import Attacker
 from hivemint.cli.console import emit
 from hivemint.cli.localnet import Layout, LocalNet, NodePlan
-from hivemint.cli.story import Figures, LaneFigures, Story, Typist
+from hivemint.cli.race import Crowd, race
+from hivemint.cli.story import Figures, Story, Typist
 from hivemint.client.settings import Bid
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.credits import format_credits
-from hivemint.contracts.errors import HivemintError, Refusal
+from hivemint.contracts.errors import HivemintError
 from hivemint.contracts.ids import Address, Credits
 from hivemint.swarm.models import LocalModel
 
@@ -31,12 +32,10 @@ QUESTION = "Explain in two sentences why the sky is blue."
 ANSWER_TOKENS = 48
 ROUNDS = 5
 ROUND_TOKENS = 16
-CROWD = ("dave", "erin")
-CROWD_PROMPTS, CROWD_LENGTH = 6, 200
-RAISE = "4x"
-"""Alice's bid while the nodes are busy: four times the ask."""
+RAISE = "2x"
+"""Alice's bid while the nodes are busy: twice the ask."""
 CHAIN_PATIENCE = 60.0
-TENSORS = "hivemint_node_outputs_sent_total"
+TENSORS = re.compile(r'^hivemint_node_outputs_sent_total\{to="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
 async def run_demo(model: LocalModel, *, as_json: bool) -> None:
@@ -116,7 +115,7 @@ class _Demo:
     async def _chat(self, bob: Any) -> None:
         with self.story.act("chat", "1  Bob has no credits; he asks on the free lane"):
             tokenizer, ids = self._prompt(bob)
-            before = await self._tensors()
+            before = Counter(await self._tensors())
             typist = Typist(self.story, tokenizer, f"[dim]Bob:[/] {QUESTION}\n[dim]Swarm:[/] ")
             await asyncio.to_thread(bob.generate, ids, max_new_tokens=ANSWER_TOKENS, do_sample=False, streamer=typist)
             figures = self.figures
@@ -124,9 +123,10 @@ class _Demo:
             figures.tokens = len(typist.ids)
             with self.story.waiting("the same question to plain transformers ..."):
                 figures.equal_to_reference = await asyncio.to_thread(self._reference, ids, typist.ids)
-            sent, after = len(typist.ids), await self._tensors()
-            figures.hops_per_token = round((after - before + sent) / sent, 3)
+            sent = Counter(await self._tensors()) - before
             signed = await self._receipts(figures)
+            steps = figures.receipts_signed / len(self.nodes)  # each began with one tensor from the client
+            figures.hops_per_token = round(1 + sent["next"] / steps + sent["client"] / figures.tokens, 3)
             self.story.tell(
                 f"{figures.tokens} tokens, equal to plain transformers: {_yes(figures.equal_to_reference)}   "
                 f"hops a token: {figures.hops_per_token:g} (S nodes, S + 1 hops)"
@@ -160,8 +160,9 @@ class _Demo:
             self.story.tell(
                 f"her plan: {plan.lane} lane, {plan.tokens} tokens for {format_credits(plan.cost, digits=9)}"
             )
-            with self._crowd():
-                await asyncio.to_thread(self._rounds, alice, bob, ids)
+            alice.swarm.settings = alice.swarm.settings.model_copy(update={"bid": Bid.parse(RAISE)})
+            with self.story.waiting("the race ..."), Crowd(self.net, bob):
+                self.figures.priority = await asyncio.to_thread(race, alice, bob, ids, ROUNDS, ROUND_TOKENS)
             paid, free = self.figures.priority["paid"], self.figures.priority["free"]
             rows = [
                 ("Alice, paid", f"{paid.wait_ms_p50:,.0f} ms", f"{paid.tokens_per_s:.1f}"),
@@ -204,40 +205,6 @@ class _Demo:
             mark = "[green]refused[/]" if attack.refused else "[red]NOT REFUSED[/]"
             self.story.tell(f"{mark}  [bold]{attack.name}[/]\n         [dim]{attack.reason}[/]")
 
-    # --- the crowd and the race
-
-    def _crowd(self) -> Any:
-        """Free clients that keep both nodes busy with long prompts."""
-        return Crowd([self._client(person, bid="free") for person in CROWD])
-
-    def _rounds(self, alice: Any, bob: Any, ids: Any) -> None:
-        """Alice and Bob ask the same at the same moment, several times."""
-        alice.swarm.settings = alice.swarm.settings.model_copy(update={"bid": Bid.parse(RAISE)})
-        lanes: dict[str, list[tuple[float, float]]] = {"paid": [], "free": []}
-
-        def ask(lane: str, client: Any, gate: threading.Barrier) -> None:
-            watch, exactly = Watch(), {"max_new_tokens": ROUND_TOKENS, "min_new_tokens": ROUND_TOKENS}
-            gate.wait()
-            began = time.monotonic()
-            client.generate(ids, do_sample=False, streamer=watch, **exactly)
-            lanes[lane].append((watch.times[0] - began, watch.tokens_per_s))
-
-        for _ in range(ROUNDS):
-            gate = threading.Barrier(2)
-            race = (("paid", alice), ("free", bob))
-            threads = [threading.Thread(target=ask, args=(lane, who, gate)) for lane, who in race]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        for lane, seen in lanes.items():
-            if len(seen) < ROUNDS:
-                raise HivemintError(f"Requests of the {lane} lane failed", next_step="look at the lines above")
-            waits, speeds = zip(*seen, strict=True)
-            self.figures.priority[lane] = LaneFigures(
-                round(statistics.median(waits) * 1000, 1), round(statistics.median(speeds), 2)
-            )
-
     # --- questions to chain and ledger
 
     def _prompt(self, client: Any) -> tuple[Any, Any]:
@@ -245,7 +212,9 @@ class _Demo:
 
         tokenizer = AutoTokenizer.from_pretrained(client.folder)
         chat = [{"role": "user", "content": QUESTION}]
-        encoded = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        encoded: Any = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         return tokenizer, encoded["input_ids"]
 
     def _reference(self, ids: Any, answer: list[int]) -> bool:
@@ -253,17 +222,18 @@ class _Demo:
         import torch
         from transformers import AutoModelForCausalLM
 
-        plain = AutoModelForCausalLM.from_pretrained(self.net.model.folder, dtype=torch.float32).eval()
-        said: list[int] = plain.generate(ids, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0, ids.shape[1] :].tolist()
-        return said == answer
+        plain: Any = AutoModelForCausalLM.from_pretrained(self.net.model.folder, dtype=torch.float32)
+        said = plain.generate(ids, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0, ids.shape[1] :]
+        return bool(said.tolist() == answer)
 
-    async def _tensors(self) -> int:
-        """How many outputs the nodes have sent, by their own metrics."""
-        sent = 0
+    async def _tensors(self) -> dict[str, int]:
+        """How many outputs the nodes have sent to the `next` node and to the `client`, by their own metrics."""
+        sent: Counter[str] = Counter()
         async with httpx.AsyncClient(trust_env=False) as http:
             for plan in self.nodes:
                 text = (await http.get(str(self.net.child(plan.operator).ready["metrics"]))).raise_for_status().text
-                sent += sum(int(float(line.split()[-1])) for line in text.splitlines() if line.startswith(TENSORS))
+                for to, number in TENSORS.findall(text):
+                    sent[to] += int(float(number))
         return sent
 
     async def _receipts(self, figures: Figures) -> list[tuple[str, ...]]:
@@ -326,57 +296,6 @@ class _Demo:
                 if time.monotonic() > deadline:
                     raise HivemintError(f"No {what} within {CHAIN_PATIENCE:.0f} s", why="the nodes' logs tell more")
                 await asyncio.sleep(0.2)
-
-
-class Watch:
-    """A streamer that only keeps when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self._prompt_seen = False
-
-    def put(self, _: Any) -> None:
-        if self._prompt_seen:
-            self.times.append(time.monotonic())
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        pass
-
-    @property
-    def tokens_per_s(self) -> float:
-        return (len(self.times) - 1) / (self.times[-1] - self.times[0])
-
-
-class Crowd:
-    """Free clients that ask again and again while the context lasts; each keeps several sessions busy."""
-
-    def __init__(self, clients: list[Any]) -> None:
-        self._clients, self._stop = clients, threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(client, seed)) for seed, client in enumerate(clients)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        for client in self._clients:
-            client.close()
-
-    def _ask(self, client: Any, seed: int) -> None:
-        import torch
-
-        numbers = torch.Generator().manual_seed(seed)
-        while not self._stop.is_set():
-            ids = torch.randint(1000, 40_000, (CROWD_PROMPTS, CROWD_LENGTH), generator=numbers)
-            try:
-                client.generate(ids, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(ids))
-            except Refusal:
-                self._stop.wait(0.2)  # the free lane is full: come again
 
 
 def _yes(fine: bool) -> str:

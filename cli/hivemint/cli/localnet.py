@@ -85,8 +85,10 @@ class LocalNet:
         self.network_file = folder / "network.toml"
         self.home = Home.open(folder / "home")
         self.logs = private_folder(folder / "logs")
+        self.plans: list[NodePlan] = []
         self._children: list[Child] = []
         self._layout = Layout()
+        self._ask = 0
 
     # --- up
 
@@ -112,7 +114,7 @@ class LocalNet:
         tell("contracts")
         deployment = await self._deploy(chain.url)
         tell("wallets")
-        plans = self._plans()
+        plans = self.plans = self._share_out()
         await asyncio.to_thread(self._make_wallets, plans)
         tell("bootstrap peer")
         bootstrap = await self._start("bootstrap", hivemint(
@@ -144,12 +146,13 @@ class LocalNet:
 
     async def _deploy(self, url: str) -> Deployment:
         numbers = load_numbers(from_checkout() / "contracts" / "networks" / "dev.toml")
+        self._ask = numbers.ask
         rates = {**numbers.rates, self.model.model_id: mega_flop(self.model)}
         record = self.folder / "deployed.toml"
         deployer = dev_signers(1)[DEPLOYER]
         return await deploy(url, deployer, replace(numbers, rates=rates), record, chain_id=CHAIN_ID)
 
-    def _plans(self) -> list[NodePlan]:
+    def _share_out(self) -> list[NodePlan]:
         blocks, count = self.model.anatomy.num_blocks, self._layout.nodes
         if not 1 <= count <= min(blocks, len(PEOPLE) - 2):
             raise ConfigError(f"{count} nodes are not possible", why=f"1 to {min(blocks, len(PEOPLE) - 2)} are")
@@ -190,7 +193,7 @@ class LocalNet:
         command = hivemint(
             "node", "start", self._model_argument(), "--blocks", plan.blocks, "--wallet", plan.operator,
             "--name", plan.operator, "--network", str(self.network_file),
-            "--password-file", str(self.folder / "password"),
+            "--password-file", str(self.folder / "password"), "--metrics-port", "0",
         )  # fmt: skip
         return await self._start(plan.operator, command, NODE_START)
 
@@ -210,7 +213,12 @@ class LocalNet:
     async def _start(self, name: str, command: list[str], within: float) -> Child:
         log = self.logs / f"{name}.log"
         log.unlink(missing_ok=True)
-        settings = {"HIVEMINT_HOME": str(self.home.root), **QUICK, **dict(self._layout.settings)}
+        settings = {
+            "HIVEMINT_HOME": str(self.home.root),
+            "HIVEMINT_ASK": f"{self._ask} wei",
+            **QUICK,
+            **dict(self._layout.settings),
+        }
         child = launch(name, command, log, settings)
         self._children.append(child)
         ready = await asyncio.to_thread(wait_ready, child, within)

@@ -1,7 +1,7 @@
 """How the demo tells what happens: acts with rules, streamed text, tables; or nothing, when JSON alone is wanted."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ class Attack(msgspec.Struct):
 
 
 class Figures(msgspec.Struct):
-    """What `testnet demo --json` prints. Amounts in wei as decimal integers, times in seconds unless named otherwise."""
+    """What `testnet demo --json` prints. Amounts in wei, times in seconds unless named otherwise."""
 
     text: str = ""
     equal_to_reference: bool = False
@@ -84,7 +84,7 @@ class Story:
         with self.console.status(what) as status:
             yield status
 
-    def table(self, *columns: str, rows: list[tuple[str, ...]]) -> None:
+    def table(self, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
         view = Table(box=None, header_style="dim", pad_edge=False)
         for column in columns:
             view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")

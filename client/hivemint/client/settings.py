@@ -131,7 +131,7 @@ class ClientSettings(BaseSettings):
     @classmethod
     def load(cls, home: Home | None = None, **flags: Any) -> Self:
         """Flags that are None are left to the other sources. Raises ConfigError that names the setting."""
-        _file.update(_read_file((home or Home.open()).root / "config.toml"))
+        _file.update(read_config_file((home or Home.open()).root / "config.toml"))
         try:
             return cls(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
@@ -160,7 +160,8 @@ class ClientSettings(BaseSettings):
 _file: dict[str, Any] = {}  # what `load` has read; the sources are built by the class, which knows no home
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The table [client] of config.toml; empty without a file. Raises ConfigError."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

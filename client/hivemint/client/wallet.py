@@ -84,9 +84,9 @@ class ChainPort(Protocol):
 
 
 class ContractPort:
-    """The contracts of one network. `time` follows the chain with the clock in between, asking every 30 s."""
+    """The contracts of one network. `time` is asked of the chain once a second at most."""
 
-    _TIME_GOOD = 30.0
+    _TIME_GOOD = 1.0
 
     def __init__(self, bindings: Bindings) -> None:
         self._bindings = bindings
