@@ -7,10 +7,14 @@ end token off, fp32, one torch thread a process; all tokens over (last end - fir
 """
 
 import statistics
+from typing import Any
 
+import torch
 from crowd import crowd, nodes_cpu_s
 from harness import Bound, alternate, bars, finish, generate, median_ratio, options, plain_model, prompt, swarm
 from paying import CHEAP, funded_wallets, open_client
+
+from hivemint.contracts.signature import Signer
 
 SESSIONS, PROCESSES = 16, 4
 
@@ -19,7 +23,7 @@ def main() -> None:
     args = options(__doc__ or "", new_tokens=128, prompt_tokens=64)
     plain, ids = plain_model(), prompt(args.prompt_tokens)
     cpu: list[float] = []
-    with swarm(**CHEAP) as net:
+    with swarm(CHEAP) as net:
         wallets = funded_wallets(net, SESSIONS + 1)
         single = _one_session(net, wallets.pop(), ids, args.new_tokens)
         with crowd(net, wallets, PROCESSES) as clients:
@@ -28,7 +32,7 @@ def main() -> None:
                 before = nodes_cpu_s(net)
                 seconds = clients.run(args.prompt_tokens, args.new_tokens)
                 cpu.append((nodes_cpu_s(net) - before) / (SESSIONS * (args.prompt_tokens + args.new_tokens)))
-                return SESSIONS * args.new_tokens / seconds
+                return float(SESSIONS * args.new_tokens / seconds)
 
             pairs = alternate(ours, lambda: generate(plain, ids, args.new_tokens)[1].tokens_per_s, args.pairs)
     ours_median, reference = (statistics.median(side) for side in zip(*pairs, strict=True))
@@ -45,13 +49,13 @@ def main() -> None:
     finish("concurrency", figures, {"ratio_to_plain": Bound(least=3.0)}, args.json, chart)
 
 
-def _one_session(net: object, wallet: object, ids: object, new_tokens: int) -> float:
+def _one_session(net: Any, wallet: Signer, ids: torch.Tensor, new_tokens: int) -> float:
     """CPU seconds of both nodes for each computed token of one session alone."""
-    with open_client(net, wallet, bid="ask") as model:  # type: ignore[arg-type]
+    with open_client(net, wallet, bid="ask") as model:
         generate(model, ids, 8)
         before = nodes_cpu_s(net)
         generate(model, ids, new_tokens)
-        return (nodes_cpu_s(net) - before) / (ids.shape[1] + new_tokens)  # type: ignore[attr-defined]
+        return (nodes_cpu_s(net) - before) / (ids.shape[1] + new_tokens)
 
 
 if __name__ == "__main__":

@@ -152,14 +152,14 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, unit: str) 
 
 
 @contextmanager
-def swarm(nodes: int = 2, ledger: bool = False, **settings: str) -> Iterator[Any]:
+def swarm(settings: Mapping[str, str] | None = None) -> Iterator[Any]:
     """A `LocalNet` on loopback with the demo model: real chain, real nodes, started here and ended here."""
     from hivemint.cli.localnet import Layout, LocalNet
     from hivemint.swarm import models
 
     with tempfile.TemporaryDirectory(prefix="hivemint-bench-") as folder:
         net = LocalNet(Path(folder) / "net", models.pull())
-        layout = Layout(nodes=nodes, ledger=ledger, settings=tuple(settings.items()))
+        layout = Layout(ledger=False, settings=tuple((settings or {}).items()))
         try:
             asyncio.run(net.up(layout, lambda what: Console(stderr=True).print(f"[dim]{what} ...[/]")))
             yield net
@@ -170,12 +170,13 @@ def swarm(nodes: int = 2, ledger: bool = False, **settings: str) -> Iterator[Any
 def plain_model() -> Any:
     """Plain transformers: the whole model in this process, fp32, sdpa, its own cache, one thread."""
     import torch
-    from hivemint.swarm import models
     from transformers import AutoModelForCausalLM
+
+    from hivemint.swarm import models
 
     torch.set_num_threads(1)
     folder = models.pull().folder
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
 
 
 def prompt(tokens: int, seed: int = 0) -> Any:

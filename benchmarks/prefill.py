@@ -23,7 +23,7 @@ def first_token_s(model: Any, ids: Any) -> float:
 def main() -> None:
     args = options(__doc__ or "", prompt_tokens=512)
     ids, plain = prompt(args.prompt_tokens), plain_model()
-    with swarm(**CHEAP) as net, paying_client(net) as model:
+    with swarm(CHEAP) as net, paying_client(net) as model:
         if generate(model, ids, 4)[0].tolist() != generate(plain, ids, 4)[0].tolist():
             raise SystemExit("the text differs from plain transformers'")
         pairs = alternate(lambda: first_token_s(model, ids), lambda: first_token_s(plain, ids), args.pairs)

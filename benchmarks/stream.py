@@ -15,7 +15,7 @@ from paying import CHEAP, paying_client
 def main() -> None:
     args = options(__doc__ or "", new_tokens=256)
     ids, plain = prompt(64), plain_model()
-    with swarm(**CHEAP) as net, paying_client(net) as model:
+    with swarm(CHEAP) as net, paying_client(net) as model:
         if generate(model, ids, 32)[0].tolist() != generate(plain, ids, 32)[0].tolist():
             raise SystemExit("the text differs from plain transformers'")
         pairs = alternate(
