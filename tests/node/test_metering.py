@@ -40,7 +40,7 @@ async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], 
         rows, output = torch.randn(count, 8), torch.randn(count, 8)
         data = to_wire(rows, wire)
         measured = await meter.measure(mine, ask(number, count), Input(data), output, wire)
-        receipt = await meter.sign(measured.receipt)
+        receipt = measured.receipt
         mine = receipt.receipt
         given_rows = row_hashes(data, row_bytes(8, wire))
         leaf = Leaf(theirs.head, Step(number), 0, 0, count, tensor_hash(given_rows), tensor_hash(measured.rows))
@@ -58,7 +58,7 @@ async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_st
     measured = await meter.measure(
         first, ask(1, 2), Input(to_wire(torch.randn(2, 8), "fp32")), torch.randn(2, 8), "fp32"
     )
-    signed = (await meter.sign(measured.receipt)).signed
+    signed = measured.receipt.signed
     good = Source(NODE.address, SESSION, Step(1))
     await meter.check_hop(good, measured.leaf, signed)
     other = Leaf(*(getattr(measured.leaf, name) for name in Leaf.__struct_fields__[:-1]), tensor_hash(b"\x01" * 32))

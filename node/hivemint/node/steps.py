@@ -3,9 +3,9 @@
     input    from the client, or pushed by the previous node and compared with its leaf
     compute  in a batch with others
     confirm  the previous node's receipt, which followed its tensor
-    measure  rows hashed, leaf chained; from here on the step's number is used up
-    tensor   leaves first, to the next node and, if asked for, to the client
-    receipt  signed; leaves when the journal has the voucher that came with the request (P11)
+    measure  rows hashed, leaf chained, receipt signed; from here on the step's number is used up
+    tensor   leaves for the next node and, if asked for, for the client
+    receipt  leaves when the journal has the voucher that came with the request (P11)
 
 A step that fails before it is measured costs nothing and takes the steps behind it along.
 """
@@ -262,33 +262,39 @@ class Steps:
             raise StepFailed(Code.INPUT, error.what, error.why, "set aside both ends of that link") from None
 
     async def _answer(self, step: TakenStep, rows: Input, output: torch.Tensor, stored: "asyncio.Task[None]") -> None:
-        session, request = self.session, step.request
+        """Tensor and receipt leave in one write where the journal has the voucher already, else the tensor first."""
+        session, request, shop = self.session, step.request, self._shop
         session.seal(step)
-        measured = await self._shop.meter.measure(session.receipt.receipt, request, rows, output, self._wire)
+        measured = await shop.meter.measure(session.receipt.receipt, request, rows, output, self._wire)
         step.input_hash = measured.leaf.input_hash
         head = TensorHead(step.number, session.session_id, measured.leaf)
-        if request.push:
-            await self._push(Tensor(head, measured.data))
-            self._shop.stats.sent("next")
+        onward: list[Tensor | HopReceipt] = [Tensor(head, measured.data)] if request.push else []
+        back: list[Tensor | StepReceipt] = []
         if request.rows != "none":
             data = measured.data if request.rows == "all" else memoryview(measured.data)[-self._row_bytes :]
             step.tensor = Tensor(head, data)
-            await self._link.send(step.tensor)
-            self._shop.stats.sent("client")
-        receipt = await self._shop.meter.sign(measured.receipt)
-        await stored
+            back.append(step.tensor)
+        if not stored.done():
+            await self._push(*onward)
+            await self._link.send(*back)
+            onward, back = [], []
+            await stored
+        stored.result()
         account = session.account
-        answer = StepReceipt(receipt.signed, measured.rows, account.highest, account.owed)
-        session.answer(step, receipt, answer)
+        answer = StepReceipt(measured.receipt.signed, measured.rows, account.highest, account.owed)
+        session.answer(step, measured.receipt, answer)
         if request.push:
-            await self._push(HopReceipt(receipt.signed))
-        await self._link.send(answer)
+            await self._push(*onward, HopReceipt(measured.receipt.signed))
+            shop.stats.sent("next")
+        await self._link.send(*back, answer)
+        if request.rows != "none":
+            shop.stats.sent("client")
 
-    async def _push(self, message: Tensor | HopReceipt) -> None:
+    async def _push(self, *messages: Tensor | HopReceipt) -> None:
         """A broken link to the next node is the client's to replace: it gets this node's receipt all the same."""
         try:
-            if self.next is not None:
-                await self._shop.outlets.send(self.next, message)
+            if self.next is not None and messages:
+                await self._shop.outlets.send(self.next, *messages)
         except SwarmError as error:
             log.info("the next node is gone", reason=str(error))
             self.next = None
