@@ -1,5 +1,6 @@
 """`hivemint contracts`: compiled, deployed, verified and shown on a real Hardhat node."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -138,6 +139,30 @@ def test_another_fee_inside_the_same_code_is_noticed(testchain: TestChain) -> No
     assert isinstance(result.exception, ChainError)
     (difference,) = json.loads(result.stdout)["differences"]
     assert "FEE in the code of Settlement" in difference
+
+
+def test_a_premint_by_a_foreign_constructor_is_noticed(
+    testchain: TestChain, wallet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code left on the chain is right to the last byte; the constructor has written a supply of 255 wei."""
+    chain, before = testchain.devchain, testchain.devchain.snapshot()
+    honest = told(deploying(testchain, wallet, tmp_path / "honest.toml", "--json"))
+    runtime = bytes.fromhex(str(chain.rpc("eth_getCode", honest["contracts"]["token"], "latest"))[2:])
+    chain.revert(before)
+    supply_slot, size = "02", len(runtime).to_bytes(2, "big").hex()
+    writes = bytes.fromhex(f"60ff60{supply_slot}55" + f"61{size}6013600039" + f"61{size}6000f3")
+    assert len(writes) == 0x13  # SSTORE, CODECOPY from behind itself, RETURN
+    foreign = dataclasses.replace(load("CreditToken"), bytecode=writes + runtime)
+    monkeypatch.setattr(deployment, "load", lambda name: foreign if name == "CreditToken" else load(name))
+    file = tmp_path / "foreign.toml"
+    assert told(deploying(testchain, wallet, file, "--json"))["contracts"] == honest["contracts"]
+    supply = {"to": honest["contracts"]["token"], "data": "0x18160ddd"}  # totalSupply()
+    assert int(str(chain.rpc("eth_call", supply, "latest")), 16) == 255
+    result = RUNNER.invoke(app, ["verify", "--network", str(file), "--json"])
+    assert isinstance(result.exception, ChainError)
+    (difference,) = json.loads(result.stdout)["differences"]
+    assert "CreditToken" in difference
+    assert "created by other code" in difference
 
 
 def test_compile_says_which_artifact_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def deploy(
 
 @app.command()
 def verify(network: NetworkOption = None, numbers: NumbersOption = None, as_json: JsonFlag = False) -> None:
-    """Compare the code on the chain, what its constructors wrote into it, and (with --numbers) all numbers."""
+    """Compare the code on the chain, what created it and wrote into it, and (with --numbers) all numbers."""
     from hivemint.contracts.deploy import load_numbers
 
     place = load_network(network)
@@ -186,7 +186,7 @@ async def _verified(network: Network, numbers: "Numbers | None") -> list[str]:
     from hivemint.contracts.verify import verify as compare
 
     async with await Bindings.connect(network) as contracts:
-        return await compare(contracts, numbers)
+        return await compare(contracts, numbers, first_block=network.deployed_block)
 
 
 async def _params(network: Network) -> dict[str, Any]:

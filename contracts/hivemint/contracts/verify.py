@@ -1,17 +1,24 @@
 """Is what stands on a chain what this package carries? Code and numbers against the artifacts."""
 
+from web3.utils import get_create_address
+
 from hivemint.contracts.artifacts import Artifact, load
 from hivemint.contracts.bindings import Bindings, Setting
 from hivemint.contracts.deploy import Numbers, check
+from hivemint.contracts.ids import Address
 from hivemint.contracts.keccak import keccak
 
+_BLOCKS_SEARCHED = 5_000
+"""After the deployment's first block, for the transactions that created the contracts."""
 
-async def verify(bindings: Bindings, numbers: Numbers | None = None) -> list[str]:
+
+async def verify(bindings: Bindings, numbers: Numbers | None = None, *, first_block: int | None = None) -> list[str]:
     """What differs, one sentence each; empty if nothing does.
 
     The contracts must name each other (else ChainError), their code must be that of the artifacts, and each immutable
     in it what this deployment's constructors write: the same code with another fee inside is another contract.
-    numbers: also compare the fixed ones and today's settings.
+    numbers: also compare the fixed ones and today's settings. first_block: also find the transactions that created the
+    contracts, from there on, and compare the code that they ran.
     """
     await check(bindings)
     found, immutables = [], await _immutables(bindings)
@@ -24,6 +31,8 @@ async def verify(bindings: Bindings, numbers: Numbers | None = None) -> list[str
             expected = immutables[binding.NAME][name]
             if any(code[start : start + length] != expected for start, length in places):
                 found.append(f"{name} in the code of {binding.NAME} at {address} is not 0x{expected.hex()}")
+    if first_block is not None:
+        found += await _wrong_creations(bindings, first_block)
     return found + (await _wrong_numbers(bindings, numbers) if numbers else [])
 
 
@@ -34,6 +43,28 @@ def without_immutables(artifact: Artifact, code: bytes) -> bytes:
         for start, length in places:
             blank[start : start + length] = bytes(len(blank[start : start + length]))
     return bytes(blank)
+
+
+async def _wrong_creations(bindings: Bindings, first_block: int) -> list[str]:
+    """A foreign constructor can leave the right code and still write what no getter shows, e.g. a premint."""
+    chain, found = bindings.chain, []
+    waiting = dict(bindings.by_address)
+    for number in range(first_block, min(await chain.block_number(), first_block + _BLOCKS_SEARCHED) + 1):
+        if not waiting:
+            break
+        async with chain.explained("Reading a block"):
+            block = await chain.w3.eth.get_block(number, full_transactions=True)
+        for transaction in block["transactions"]:
+            if isinstance(transaction, bytes) or transaction.get("to") is not None:
+                continue
+            address = Address(get_create_address(transaction["from"], transaction["nonce"]))
+            binding = waiting.pop(address, None)
+            if binding and not bytes(transaction["input"]).startswith(load(binding.NAME).bytecode):
+                found.append(f"{binding.NAME} at {address} was created by other code than its artifact's")
+    return found + [
+        f"no transaction from block {first_block} on created {binding.NAME} at {address}"
+        for address, binding in waiting.items()
+    ]
 
 
 async def _immutables(bindings: Bindings) -> dict[str, dict[str, bytes]]:
