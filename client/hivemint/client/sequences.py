@@ -1,7 +1,6 @@
 """The sequences of one `generate` call: a pipeline each, no padding sent, none for a sequence that has ended."""
 
 import asyncio
-from contextlib import suppress
 
 import torch
 
@@ -117,19 +116,28 @@ class Sequences:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raises what a pipeline's closing raises (a lie about the last step), unless another error is on its way."""
         interrupted = kind is not None and not issubclass(kind, Exception)
-        self._loop.run(self._end(cancel=interrupted))
+        failed = self._loop.run(self._end(cancel=interrupted))
+        if failed is not None and error is None:
+            raise failed
 
-    async def _end(self, *, cancel: bool) -> None:
+    async def _end(self, *, cancel: bool) -> BaseException | None:
+        """Close all rows. Gives the first error that came of it."""
+
         async def one(row: Sequence) -> None:
             if cancel:
                 await row.cancel()
             await row.close()
 
         rows, self._rows = [row for row in self._rows if row is not None], []
-        endings = asyncio.gather(*(one(row) for row in rows), return_exceptions=True)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(endings, GOODBYE)
+        if not rows:
+            return None
+        ended, late = await asyncio.wait([asyncio.create_task(one(row)) for row in rows], timeout=GOODBYE)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        return next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
 
 
 def padding(mask: torch.Tensor, batch: int, length: int) -> list[int]:
