@@ -11,7 +11,7 @@ machine, so one run is exact.
 import asyncio
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,21 +220,22 @@ def show_per_token(rates: Mapping[str, Mapping[str, float]]) -> None:
     Console().print(table)
 
 
-def plot(figures: Mapping[str, Any]) -> Any:
+def plot(figures: Mapping[str, Any]) -> Callable[[Any], None]:
+    """Gas of one client's payment by the number of clients in a call; the peers' as lines."""
+    sizes = (1, 2, 5, 10, 20, BATCH)
+    each = [figures["single_repeat" if size == 1 else f"batch{size}_clients_each"] for size in sizes]
+
     def draw(axes: Any) -> None:
-        for name, row in figures["gas_per_token"].items():
-            ours = name.startswith("hivemint")
-            axes.plot(
-                [int(size) for size in row],
-                list(row.values()),
-                marker="o",
-                label=name,
-                color=None if ours else "#94a3b8",
-                linestyle="-" if ours else "--",
-            )
-        axes.set(xscale="log", yscale="log", xlabel="tokens in the account when it settles", ylabel="gas per token")
-        axes.set_title("One settlement, whatever the number of tokens")
-        axes.legend(fontsize=7)
+        for name, gas in PEERS.items():
+            axes.axhline(gas / 1000, color="#94a3b8", linestyle="--", linewidth=1)
+            axes.text(BATCH, gas / 1000 + 1.5, name, ha="right", fontsize=8, color="#475569")
+        axes.plot(sizes, [gas / 1000 for gas in each], marker="o", color="#0f766e")
+        for size, gas in zip(sizes, each, strict=True):
+            axes.annotate(f"{gas / 1000:.1f}", (size, gas / 1000), (0, -13), textcoords="offset points", ha="center")
+        axes.set(xscale="log", xlabel="clients in one settlement", ylabel="thousand gas each", ylim=(0, 150))
+        axes.set_xticks(sizes, labels=[str(size) for size in sizes], minor=False)
+        axes.minorticks_off()
+        axes.set_title("Settling a client's account, whatever the number of its tokens")
 
     return draw
 
