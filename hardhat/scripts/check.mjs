@@ -9,7 +9,11 @@ if (!["default", "deep"].includes(profile)) {
   console.error(`HIVEMINT_PROFILE is "${profile}"; it can be "default" or "deep".`);
   process.exit(2);
 }
-const { status } = spawnSync(process.execPath, [join(ROOT, "scripts/artifacts.mjs"), "--check"], { stdio: "inherit" });
-if (status !== 0) process.exit(status ?? 1);
+run("artifacts.mjs", "--check");
 hardhat("test", "solidity", "--test-profile", profile, "--grep-exclude", "testGas_");
-hardhat("test", "solidity", "--test-profile", "gas", "--snapshot-check", "test/gas/Gas.t.sol");
+run("gas.mjs");
+
+function run(script, ...args) {
+  const { status } = spawnSync(process.execPath, [join(ROOT, "scripts", script), ...args], { stdio: "inherit" });
+  if (status !== 0) process.exit(status ?? 1);
+}

@@ -12,11 +12,10 @@ import {Statement} from "../../src/interfaces/IDisputes.sol";
 import {Fixed} from "../../src/interfaces/IParameters.sol";
 import {Item, Permit} from "../../src/interfaces/ISettlement.sol";
 import {Session, Signature} from "../../src/Signed.sol";
-import {Check} from "./Check.sol";
+import {Digests} from "./Digests.sol";
 
-/// @dev A whole deployment, and the signatures that go with it. The digests are built here from the spec's type
-/// strings, not asked of the contracts: so every test that signs compares the two.
-abstract contract Kit is Check {
+/// @dev A whole deployment, and the usual moves of its actors.
+abstract contract Kit is Digests {
     uint256 internal constant EPOCH = 1 days;
     uint256 internal constant THAW = 3 days;
     uint256 internal constant UNBOND = 14 days;
@@ -99,6 +98,10 @@ abstract contract Kit is Check {
         emission = new Emission(parameters, settlementAt, token, registry, disputes);
     }
 
+    function domainContract() internal view override returns (address) {
+        return address(settlement);
+    }
+
     // ---- time
 
     function today() internal view returns (uint256) {
@@ -109,85 +112,7 @@ abstract contract Kit is Check {
         vm.warp(epoch * EPOCH + 1 hours);
     }
 
-    // ---- digests, from the spec
-
-    function digest(bytes32 structHash) internal view returns (bytes32) {
-        bytes32 domain = keccak256(
-            abi.encode(
-                keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
-                keccak256("Hivemint"),
-                keccak256("1"),
-                block.chainid,
-                address(settlement)
-            )
-        );
-        return keccak256(abi.encodePacked(hex"1901", domain, structHash));
-    }
-
-    function sessionId(Session memory s) internal view returns (bytes32) {
-        bytes32 typeHash = keccak256(
-            bytes.concat(
-                "Session(address client,address sessionKey,address node,bytes32 peerIdHash,bytes32 modelId,",
-                "bytes32 numerics,uint32 firstBlock,uint32 endBlock,uint96 price,uint96 maxAmount,",
-                "uint64 maxTokens,uint64 expiry,bytes32 nonce)"
-            )
-        );
-        bytes memory head = abi.encode(
-            typeHash, s.client, s.sessionKey, s.node, s.peerIdHash, s.modelId, s.numerics, uint256(s.firstBlock)
-        );
-        bytes memory tail = abi.encode(s.endBlock, s.price, s.maxAmount, s.maxTokens, s.expiry, s.nonce);
-        return digest(keccak256(bytes.concat(head, tail)));
-    }
-
-    function receiptDigest(address node_, address client_, bytes32 id, uint64 step, uint64 tokens, bytes32 head)
-        internal
-        view
-        returns (bytes32)
-    {
-        bytes32 typeHash = keccak256(
-            "Receipt(address node,address client,bytes32 sessionId,uint64 step,uint64 tokens,bytes32 head)"
-        );
-        return digest(keccak256(abi.encode(typeHash, node_, client_, id, step, tokens, head)));
-    }
-
-    function voucherDigest(bytes32 receipt, uint96 total) internal view returns (bytes32) {
-        return digest(keccak256(abi.encode(keccak256("Voucher(bytes32 receipt,uint96 total)"), receipt, total)));
-    }
-
-    function delegationDigest(address client_, address key, uint64 validUntil) internal view returns (bytes32) {
-        bytes32 typeHash = keccak256("Delegation(address client,address sessionKey,uint64 validUntil)");
-        return digest(keccak256(abi.encode(typeHash, client_, key, validUntil)));
-    }
-
-    function operatorDigest(address owner_, address operator, bytes32 peer) internal view returns (bytes32) {
-        bytes32 typeHash = keccak256("Operator(address owner,address operator,bytes32 peerIdHash)");
-        return digest(keccak256(abi.encode(typeHash, owner_, operator, peer)));
-    }
-
-    function strikeDigest(address node_, uint64 epoch, bytes32 evidence, address accuser)
-        internal
-        view
-        returns (bytes32)
-    {
-        bytes32 typeHash = keccak256("Strike(address node,uint64 epoch,bytes32 evidence,address accuser)");
-        return digest(keccak256(abi.encode(typeHash, node_, epoch, evidence, accuser)));
-    }
-
-    function pardonDigest(address node_, uint64 epoch, bytes32 evidence) internal view returns (bytes32) {
-        bytes32 typeHash = keccak256("Pardon(address node,uint64 epoch,bytes32 evidence)");
-        return digest(keccak256(abi.encode(typeHash, node_, epoch, evidence)));
-    }
-
-    // ---- signatures
-
-    function sign(uint256 key, bytes32 hash) internal pure returns (Signature memory) {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, hash);
-        return Signature(r, v == 28 ? s | bytes32(uint256(1) << 255) : s);
-    }
-
-    function packed(Signature memory s) internal pure returns (bytes memory) {
-        return bytes.concat(s.r, s.vs);
-    }
+    // ---- actors' usual moves
 
     /// @dev Signatures of the auditors with these numbers, in the order of their addresses.
     function signAll(uint256[] memory numbers, bytes32 hash) internal pure returns (Signature[] memory list) {
@@ -198,23 +123,6 @@ abstract contract Kit is Check {
         }
         return signSorted(keys, hash);
     }
-
-    function signSorted(uint256[] memory keys, bytes32 hash) internal pure returns (Signature[] memory list) {
-        list = new Signature[](keys.length);
-        for (uint256 i; i < keys.length; ++i) {
-            for (uint256 j = i + 1; j < keys.length; ++j) {
-                if (vm.addr(keys[j]) < vm.addr(keys[i])) (keys[i], keys[j]) = (keys[j], keys[i]);
-            }
-            list[i] = sign(keys[i], hash);
-        }
-    }
-
-    function three(uint256 a, uint256 b, uint256 c) internal pure returns (uint256[] memory list) {
-        list = new uint256[](3);
-        (list[0], list[1], list[2]) = (a, b, c);
-    }
-
-    // ---- actors' usual moves
 
     function register(uint256 operatorKey, address owner_, address payout_, uint256 stake) internal returns (address a) {
         a = vm.addr(operatorKey);
