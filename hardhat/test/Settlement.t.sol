@@ -521,6 +521,33 @@ contract SettlementTest is Kit {
         eq(minted, expected, "the others");
     }
 
+    /// @dev P5: nor does it cost more than its own checks, even where the client is a contract that burns all gas.
+    function testFuzz_P5_aBadItemCostsItsOwnChecksOnly(uint8 kind, bool hostile) external {
+        fill(client, node, 100);
+        Item[] memory items = new Item[](2);
+        items[0] = badItem(kind % 5);
+        if (hostile) {
+            HostileWallet wallet = new HostileWallet();
+            wallet.setBurnsGas(true);
+            fill(address(wallet), node, 100);
+            items[0] = item(OPERATOR_KEY, address(wallet), SESSION_KEY, 50);
+        }
+        fill(owner, node, 100);
+        vm.prank(owner);
+        settlement.authorize(vm.addr(0xB1), uint64(vm.getBlockTimestamp() + 1 days));
+        items[1] = item(OPERATOR_KEY, owner, 0xB1, 60);
+        uint256 id = vm.snapshotState();
+        uint256 before = gasleft();
+        settleOne(items[1]);
+        uint256 alone = before - gasleft();
+        vm.revertToState(id);
+        before = gasleft();
+        (uint256 burned,) = settlement.settle(node, items);
+        uint256 both = before - gasleft();
+        eq(burned, 60, "the good one settles");
+        atMost(both, alone + 25_000, "gas");
+    }
+
     function badItem(uint256 kind) private returns (Item memory it) {
         it = item(OPERATOR_KEY, client, CLIENT_KEY, 60);
         if (kind == 0) it.total = 0;
