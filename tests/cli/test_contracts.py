@@ -1,5 +1,6 @@
 """`hivemint contracts`: compiled, deployed, verified and shown on a real Hardhat node."""
 
+import asyncio
 import dataclasses
 import json
 import subprocess
@@ -15,6 +16,7 @@ from hivemint.cli.contracts import app
 from hivemint.contracts import compile as compiling
 from hivemint.contracts import deploy as deployment
 from hivemint.contracts.artifacts import NAMES, load
+from hivemint.contracts.bindings import Bindings, Setting
 from hivemint.contracts.errors import ChainError, ConfigError, WalletError
 from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.contracts.network import Network
@@ -66,12 +68,33 @@ def test_deployed_verified_and_shown(testchain: TestChain, wallet: list[str], tm
     assert all(word in shown for word in ("5 %", "3 days", "10,000 HMC", "0.00000005 HMC", "4 in 20"))
 
 
+async def schedule(testchain: TestChain, auditor: str) -> None:
+    async with await Bindings.connect(testchain.network) as contracts:
+        for name, arguments in (
+            ("schedule", (Setting.STRIKE_LIMIT.value, 5)),
+            ("scheduleRate", (bytes(TEST_MODEL), 9)),
+            ("scheduleAuditor", (auditor, True)),
+        ):
+            call = contracts.parameters.function(name, *arguments)
+            await contracts.chain.send(testchain.signers[0], call, doing="Scheduling")
+
+
 def test_rates_and_scheduled_changes_are_listed(testchain: TestChain) -> None:
-    assert testchain.network.path is not None
-    told_now = told(RUNNER.invoke(app, ["params", "--network", str(testchain.network.path), "--json"]))
-    assert told_now["rates"] == {"0x" + TEST_MODEL.hex(): 7}
-    assert told_now["paused"] is False
-    assert told_now["next_change"] > told_now["epoch"]
+    before, auditor = testchain.devchain.snapshot(), testchain.signers[7].address
+    options = ["params", "--network", str(testchain.network.path)]
+    try:
+        asyncio.run(schedule(testchain, auditor))
+        params, shown = told(RUNNER.invoke(app, [*options, "--json"])), RUNNER.invoke(app, options).stdout
+    finally:
+        testchain.devchain.revert(before)
+    assert params["rates"] == {"0x" + TEST_MODEL.hex(): 7}
+    assert params["settings"]["strike_limit"] == 4
+    assert auditor not in params["auditors"]
+    expected = {"strike_limit": 5, f"rate of 0x{TEST_MODEL.hex()}": 9, f"auditor {auditor}": True}
+    assert {change["what"]: change["value"] for change in params["scheduled"]} == expected
+    assert {change["epoch"] for change in params["scheduled"]} == {params["next_change"]}
+    assert params["next_change"] > params["epoch"]
+    assert f"from epoch {params['next_change']}: strike_limit = 5" in shown
 
 
 def test_a_deployment_that_died_goes_on(

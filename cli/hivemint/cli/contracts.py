@@ -197,7 +197,6 @@ async def _params(network: Network) -> dict[str, Any]:
         epoch = await contracts.settlement.current_epoch()
         next_change = int(await parameters.read("nextChange"))
         settings = {setting.name.lower(): await parameters.value(setting, epoch) for setting in Setting}
-        scheduled = await _events(contracts, "Scheduled", network)
         return {
             "network": network.name,
             "chain_id": network.chain_id,
@@ -209,11 +208,7 @@ async def _params(network: Network) -> dict[str, Any]:
             "settings": settings,
             "rates": await _rates(contracts, epoch, network),
             "auditors": await _auditors(contracts, epoch, network),
-            "scheduled": [
-                {"setting": Setting(event["setting"]).name.lower(), "value": event["value"], "epoch": event["epoch"]}
-                for event in scheduled
-                if event["epoch"] > epoch
-            ],
+            "scheduled": await _scheduled(contracts, epoch, network),
             "owner": await parameters.owner(),
             "pending_owner": await parameters.read("pendingOwner"),
             "paused": await parameters.paused(),
@@ -225,6 +220,21 @@ async def _events(contracts: "Bindings", name: str, network: Network) -> list[di
     async with contracts.chain.explained("Reading the parameters' history"):
         logs = await contracts.parameters.contract.events[name]().get_logs(from_block=network.deployed_block)
     return [dict(entry["args"]) for entry in logs]
+
+
+async def _scheduled(contracts: "Bindings", epoch: int, network: Network) -> list[dict[str, Any]]:
+    """Changes that are made and don't count yet."""
+    from hivemint.contracts.bindings import Setting
+
+    found = [
+        (Setting(event["setting"]).name.lower(), event["value"], event["epoch"])
+        for event in await _events(contracts, "Scheduled", network)
+    ]
+    for event in await _events(contracts, "RateScheduled", network):
+        found.append((f"rate of 0x{bytes(event['modelId']).hex()}", event["rate"], event["epoch"]))
+    for event in await _events(contracts, "AuditorScheduled", network):
+        found.append((f"auditor {event['auditor']}", event["active"], event["epoch"]))
+    return [{"what": what, "value": value, "epoch": when} for what, value, when in found if when > epoch]
 
 
 async def _rates(contracts: "Bindings", epoch: int, network: Network) -> dict[str, int]:
@@ -250,8 +260,8 @@ def _show_params(network: Network, told: dict[str, Any]) -> None:
     rows = [
         ("fee", f"{fixed['fee'] / 100:g} %", "of what a settlement burns, never minted again"),
         *((name, _duration(fixed[name]), why) for name, why in _TIMES.items()),
-        ("halving", f"{fixed['halving']} epochs", "after which the bootstrap is half as large"),
-        ("minimum stake", f"{exact_credits(fixed['min_stake'])} coins", "of a node that bonds"),
+        ("halving", _count(fixed["halving"], "epoch"), "after which the bootstrap is half as large"),
+        ("minimum stake", f"{exact_credits(fixed['min_stake'])} of the coin", "of a node that bonds"),
         ("cap", format_credits(fixed["cap"]), "most that one epoch of donated work mints"),
         ("bootstrap", format_credits(fixed["bootstrap"]), f"a first epoch's, from epoch {told['genesis']} on"),
     ]
@@ -261,7 +271,7 @@ def _show_params(network: Network, told: dict[str, Any]) -> None:
         ("max per unit", _per_unit(settings["max_per_unit"]), "most that a mega-FLOP of donated work mints"),
         ("quorum", str(settings["quorum"]), "auditors' signatures for a strike"),
         ("strikes", f"{settings['strike_limit']} in {settings['strike_window']}", "epochs: a fifth of the stake"),
-        ("appeal", f"{settings['appeal']} epochs", "in which a strike can be pardoned"),
+        ("appeal", _count(settings["appeal"], "epoch"), "in which a strike can be pardoned"),
         *(
             (f"rate of {names.get(model, model[:12] + '...')}", str(rate), "mega-FLOP per token and block")
             for model, rate in told["rates"].items()
@@ -269,7 +279,7 @@ def _show_params(network: Network, told: dict[str, Any]) -> None:
     ]
     table(f"\nIn epoch {told['epoch']}", "number", ">value", "meaning", rows=rows)
     for change in told["scheduled"]:
-        out.print(f"  from epoch {change['epoch']}: {change['setting']} = {change['value']}", highlight=False)
+        out.print(f"  from epoch {change['epoch']}: {change['what']} = {change['value']}", highlight=False)
     out.print(f"\nowner      {_owner(told)}", highlight=False, soft_wrap=True)
     out.print(f"auditors   {', '.join(told['auditors']) or 'none'}", highlight=False, soft_wrap=True)
     out.print(f"changes    made now count from epoch {told['next_change']} on", highlight=False)
@@ -298,5 +308,9 @@ def _per_unit(max_per_unit: int) -> str:
 def _duration(seconds: int) -> str:
     for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
         if seconds % unit == 0 and seconds:
-            return f"{seconds // unit} {name}" + ("s" if seconds != unit else "")
-    return f"{seconds} seconds"
+            return _count(seconds // unit, name)
+    return _count(seconds, "second")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
