@@ -156,6 +156,9 @@ async def _load(plan: Plan, stack: AsyncExitStack, tell: Progress) -> tuple["Hos
 
 def _load_span(plan: Plan, tell: Progress) -> "Span":
     """The span's tensors are checked against the manifest, then read."""
+    from hivemint.node import memory
+
+    memory.spare()
     import torch
 
     from hivemint.node.server import torch_dtype
@@ -166,10 +169,12 @@ def _load_span(plan: Plan, tell: Progress) -> "Span":
     first, end = BlockIndex(plan.first), BlockIndex(plan.end)
     names = [entry.name for block in range(first, end) for entry in anatomy.block_tensors(BlockIndex(block))]
     plan.model.manifest.check_tensors(plan.model.folder, names, tell)
-    return Span.load(
+    span = Span.load(
         plan.model.folder, first, end, dtype=torch_dtype(plan.settings.precision), device=plan.settings.device,
         on_progress=lambda done, total: tell("load", done, total),
     )  # fmt: skip
+    memory.trim()
+    return span
 
 
 async def _check_registration(contracts: "Bindings", plan: Plan, host: "Host") -> None:
