@@ -58,8 +58,13 @@ class Desk:
         return Session(**fields | changes)
 
     async def admit(
-        self, *, by: Signer = CLIENT, domain: Domain = DOMAIN, delegation: SignedDelegation | None = None, **changes: Any
-    ) -> Admitted | Code:  # fmt: skip
+        self,
+        *,
+        by: Signer = CLIENT,
+        domain: Domain = DOMAIN,
+        delegation: SignedDelegation | None = None,
+        **changes: Any,
+    ) -> Admitted | Code:
         session = self.session(**changes)
         answer = await self.admission.admit(PEER, Open(session, session.sign(domain, by), delegation))
         return answer.code if isinstance(answer, Refused) else answer
