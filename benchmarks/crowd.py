@@ -13,8 +13,6 @@ import psutil
 
 from hivemint.contracts.signature import Signer
 
-NEEDED = ("began", "ended")
-
 
 @dataclass
 class Crowd:
@@ -35,13 +33,16 @@ class Crowd:
 
 
 @contextmanager
-def crowd(net: Any, wallets: Sequence[Signer], processes: int) -> Iterator[Crowd]:
-    """The wallets shared out over client processes, which are ready when this returns."""
+def crowd(
+    net: Any, wallets: Sequence[Signer], processes: int, script: Sequence[str] = ("client_process.py",)
+) -> Iterator[Crowd]:
+    """The wallets shared out over client processes, which are ready when this returns. `script`: and its arguments."""
     started = []
+    path = Path(__file__).parent / script[0]
     try:
         for index in range(processes):
             process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("client_process.py"))],
+                [sys.executable, str(path), *script[1:]],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             started.append(process)

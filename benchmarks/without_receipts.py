@@ -1,0 +1,89 @@
+"""The *off* side of `receipts.py`: the product with its metering replaced by nothing, in this process only.
+
+    python benchmarks/without_receipts.py node start ...      a node: any verb of the `hivemint` command
+    python benchmarks/without_receipts.py client_process      a client process of `crowd.py`
+
+Gone: row hashes, heads, digests, signing and checking of receipts and vouchers, the journal's and the voucher book's
+transactions. What stays is what a swarm without payment would need too: links, sessions, batches, the same messages.
+There is no such switch in the product; the functions are replaced here before anything else imports them.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import hivemint.contracts.receipt as receipts
+import hivemint.contracts.signed as signed
+import hivemint.ledger.vouchers as vouchers
+import hivemint.ledger.writer as writer
+import hivemint.swarm.rows as rows
+from hivemint.contracts.ids import Credits
+
+NO_HASH, NO_SIGNATURE = bytes(32), bytes(64)
+
+
+def strip() -> None:
+    """Replace the metering in this process."""
+    signed.Receipt.digest = _digest  # type: ignore[method-assign]
+    receipts.Leaf.head = lambda self: NO_HASH  # type: ignore[method-assign,assignment,return-value]
+    receipts.following = _following
+    receipts.sign_receipt = _sign_receipt
+    receipts.check_receipt = _check_receipt  # type: ignore[assignment]
+    receipts.sign_voucher = _sign_voucher
+    receipts.check_voucher = _check_voucher  # type: ignore[assignment]
+    rows.row_hashes = lambda data, row_bytes: bytes(len(data) // row_bytes * len(NO_HASH))
+    rows.tensor_hash = lambda hashes: NO_HASH  # type: ignore[assignment,return-value]
+    writer.GroupWriter.commit = _commit  # type: ignore[method-assign]
+    vouchers.VoucherBook._change = _change  # type: ignore[method-assign]
+
+
+def _digest(self: Any, domain: Any) -> Any:
+    """Distinct for each step, as sessions look receipts up by it."""
+    return self.session_id[:24] + self.step.to_bytes(8, "big")
+
+
+def _following(previous: Any, leaf: Any) -> Any:
+    return signed.Receipt(
+        previous.node, previous.client, previous.session_id, leaf.step, previous.tokens + leaf.tokens, previous.head
+    )
+
+
+def _sign_receipt(domain: Any, receipt: Any, signer: Any) -> Any:
+    return receipts.CheckedReceipt(receipt, NO_SIGNATURE, receipt.digest(domain))  # type: ignore[arg-type]
+
+
+def _check_receipt(domain: Any, given: Any, expected: Any) -> Any:
+    return receipts.CheckedReceipt(given.receipt, NO_SIGNATURE, given.receipt.digest(domain))  # type: ignore[arg-type]
+
+
+def _sign_voucher(domain: Any, receipt: Any, total: Any, signer: Any) -> Any:
+    voucher = signed.Voucher(receipt.digest, total)
+    return receipts.CheckedVoucher(voucher, NO_SIGNATURE, signer.address)  # type: ignore[arg-type]
+
+
+def _check_voucher(domain: Any, given: Any, receipt: Any, key: Any) -> Any:
+    return receipts.CheckedVoucher(given.voucher, NO_SIGNATURE, key)  # type: ignore[arg-type]
+
+
+async def _commit(self: Any, *changes: Any) -> None:
+    return None
+
+
+_books: dict[tuple[int, str], tuple[int, int]] = {}
+
+
+def _change(self: Any, node: Any, rule: Any) -> Any:
+    total, owed = rule(*_books.get((id(self), node), (0, 0)))
+    _books[id(self), node] = total, owed
+    return Credits(total), Credits(owed)
+
+
+if __name__ == "__main__":
+    strip()
+    if sys.argv[1:] == ["client_process"]:
+        runpy.run_path(str(Path(__file__).with_name("client_process.py")), run_name="__main__")
+    else:
+        from hivemint.cli.main import run
+
+        run()
