@@ -105,6 +105,8 @@ def _joined(
     **settings: Any,
 ) -> "Iterator[tuple[SwarmModelForCausalLM, Any]]":
     """The model, joined to its network, and its tokenizer. Cheap checks come before the slow imports."""
+    from hivemint.client.settings import ClientSettings
+
     path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
     place = Network.load(path)
     name = model or (place.models[0].name if place.models else None)
@@ -115,6 +117,7 @@ def _joined(
     signing = session_key or wallet
     for needed in (wallet, signing):
         Keystores().find(needed)
+    ClientSettings.load(**settings)
     password = read_password(signing, file=password_file)
     with _spinner("joining the swarm", quiet):
         from transformers import AutoTokenizer
@@ -142,7 +145,8 @@ def _answer(
         stopped = True
         clock.end()
     except HivemintError:
-        clock.end()  # what had come stays on the terminal, the error on lines of its own
+        if clock.ids:
+            clock.end()  # what had come stays on the terminal, the error on lines of its own
         raise
     first = (clock.times[0] - started) if clock.times else None
     several = len(clock.times) > 1

@@ -55,11 +55,13 @@ def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
 
 def show_error(error: HivemintError) -> None:
     """What, why, next step: three short lines at most, never a traceback."""
-    err.print(f"[bold red]error[/] {_escape(error.what)}")
+    lines = [f"[bold red]error[/] {_escape(error.what)}"]
     if error.why:
-        err.print(f"  [dim]why[/]   {_escape(error.why)}")
+        lines.append(f"  [dim]why[/]   {_escape(error.why)}")
     if error.next_step:
-        err.print(f"  [dim]next[/]  {_escape(error.next_step)}")
+        lines.append(f"  [dim]next[/]  {_escape(error.next_step)}")
+    for line in lines:  # unbroken, so that a path can be copied and a log has one line for each
+        err.print(" ".join(line.splitlines()), soft_wrap=True, highlight=False)
 
 
 def need(value: Any, what: str, next_step: str) -> Any:

@@ -61,14 +61,17 @@ def status(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def down() -> None:
+def down(as_json: JsonFlag = False) -> None:
     """End what `testnet up` started: nodes first, so that they drain and settle; then ledger, bootstrap peer, chain."""
     folder = default_folder()
     state = running(folder)
     with out.status("ending ..."):
         stop(state.children)
     (folder / "state.json").unlink(missing_ok=True)
-    out.print("testnet is down")
+    if as_json:
+        emit({"ended": [child.name for child in state.children]})
+    else:
+        out.print("testnet is down")
 
 
 @app.command()
