@@ -21,7 +21,6 @@ from hivemint.cli.console import emit
 from hivemint.cli.localnet import Layout, LocalNet, NodePlan
 from hivemint.cli.race import Crowd, race
 from hivemint.cli.story import Figures, Story, Typist
-from hivemint.client.settings import Bid
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.credits import format_credits
 from hivemint.contracts.errors import HivemintError
@@ -30,10 +29,11 @@ from hivemint.swarm.models import LocalModel
 
 QUESTION = "Explain in two sentences why the sky is blue."
 ANSWER_TOKENS = 48
-ROUNDS = 5
-ROUND_TOKENS = 16
-RAISE = "2x"
-"""Alice's bid while the nodes are busy: twice the ask."""
+ROUNDS = 4
+PAID_TOKENS, FREE_TOKENS = 40, 12
+"""Alice's answers are longer, so that she is still there while Bob gets his."""
+LAYOUT = Layout(settings=(("HIVEMINT_BATCH_ROWS", "16"),))
+"""Small batches: on two shared cores four guests then fill a node, as forty would fill a larger one."""
 CHAIN_PATIENCE = 60.0
 TENSORS = re.compile(r'^hivemint_node_outputs_sent_total\{to="(\w+)"\} (\S+)$', re.MULTILINE)
 
@@ -86,7 +86,7 @@ class _Demo:
     async def _start(self) -> None:
         with self.story.act("start", "Testnet: a chain, six contracts, a bootstrap peer, two nodes, a ledger"):
             with self.story.waiting("starting ...") as status:
-                state = await self.net.up(Layout(), lambda what: status.update(f"starting: {what} ..."))
+                state = await self.net.up(LAYOUT, lambda what: status.update(f"starting: {what} ..."))
             self.nodes, self.ledger_url = state.nodes, state.ledger_url
             rows = [(plan.owner.title(), plan.operator, plan.blocks, "100 coins bonded") for plan in state.nodes]
             self.story.table("owner", "node", "blocks", "stake", rows=rows)
@@ -156,13 +156,14 @@ class _Demo:
             self.story.tell(f"Alice funds an account at each node with {format_credits(share, digits=9)}")
             await self._confirmed()
             _, ids = self._prompt(alice)
-            plan = alice.dry_run(ids, max_new_tokens=ROUND_TOKENS)
+            plan = alice.dry_run(ids, max_new_tokens=PAID_TOKENS)
             self.story.tell(
                 f"her plan: {plan.lane} lane, {plan.tokens} tokens for {format_credits(plan.cost, digits=9)}"
             )
-            alice.swarm.settings = alice.swarm.settings.model_copy(update={"bid": Bid.parse(RAISE)})
             with self.story.waiting("the race ..."), Crowd(self.net, bob):
-                self.figures.priority = await asyncio.to_thread(race, alice, bob, ids, ROUNDS, ROUND_TOKENS)
+                self.figures.priority = await asyncio.to_thread(
+                    race, [("paid", alice, PAID_TOKENS), ("free", bob, FREE_TOKENS)], ids, ROUNDS
+                )
             paid, free = self.figures.priority["paid"], self.figures.priority["free"]
             rows = [
                 ("Alice, paid", f"{paid.wait_ms_p50:,.0f} ms", f"{paid.tokens_per_s:.1f}"),

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -16,16 +17,19 @@ from hivemint.client.swarm_client import SwarmClient, connect
 from hivemint.contracts.errors import HivemintError, Refusal
 
 GUESTS = ("dave", "erin", "frank", "grace")
-SESSIONS, LENGTH, STEPS = 4, 160, 8
-"""Of each guest: sessions at once, prompt tokens, decode steps."""
+SESSIONS, LENGTH = 2, 256
+"""Of each guest: sessions at once, and the tokens of a prompt."""
 VOCABULARY = 40_000
 
 
-def race(alice: Any, bob: Any, ids: Any, rounds: int, tokens: int) -> dict[str, LaneFigures]:
-    """`rounds` times `ids` from both at once; the medians of the first token's wait and of tokens a second."""
-    lanes: dict[str, list[tuple[float, float]]] = {"paid": [], "free": []}
+def race(runners: Sequence[tuple[str, Any, int]], ids: Any, rounds: int) -> dict[str, LaneFigures]:
+    """`rounds` times `ids` from all at once; the medians of the first token's wait and of tokens a second.
 
-    def ask(lane: str, client: Any, gate: threading.Barrier) -> None:
+    A runner is a lane's name, a client, and how many tokens it asks for.
+    """
+    lanes: dict[str, list[tuple[float, float]]] = {lane: [] for lane, _, _ in runners}
+
+    def ask(lane: str, client: Any, tokens: int, gate: threading.Barrier) -> None:
         watch, exactly = Watch(), {"max_new_tokens": tokens, "min_new_tokens": tokens}
         gate.wait()
         began = time.monotonic()
@@ -33,9 +37,8 @@ def race(alice: Any, bob: Any, ids: Any, rounds: int, tokens: int) -> dict[str, 
         lanes[lane].append((watch.times[0] - began, watch.tokens_per_s))
 
     for _ in range(rounds):
-        gate = threading.Barrier(2)
-        runners = (("paid", alice), ("free", bob))
-        threads = [threading.Thread(target=ask, args=(lane, who, gate)) for lane, who in runners]
+        gate = threading.Barrier(len(runners))
+        threads = [threading.Thread(target=ask, args=(*runner, gate)) for runner in runners]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -73,7 +76,7 @@ class Watch:
 class Crowd:
     """Free clients of several people, each with a place of its own in the swarm and several sessions, until left.
 
-    They send embedded prompts and then single positions, as `generate` does; what comes back is not read.
+    They send one embedded prompt after the other, each in a new session; what comes back is not read.
     """
 
     def __init__(self, net: LocalNet, reader: Any) -> None:
@@ -112,13 +115,11 @@ class Crowd:
     async def _ask(self, client: SwarmClient) -> None:
         while not self._stopped:
             try:
-                pipeline = await client.open(LENGTH + STEPS)
+                pipeline = await client.open(LENGTH)
             except Refusal:
                 await asyncio.sleep(0.2)  # the free lane is full: come again
                 continue
             try:
                 await pipeline.forward(self._reader.embed(torch.randint(1000, VOCABULARY, (LENGTH,))))
-                for _ in range(STEPS):
-                    await pipeline.forward(self._reader.embed(torch.randint(1000, VOCABULARY, (1,))))
             finally:
                 await pipeline.close()
