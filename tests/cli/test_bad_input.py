@@ -1,0 +1,293 @@
+"""Bad input to the real command: exit code 1, one to three plain lines (what, why, next), and never a traceback.
+
+place   a home with the demo model and Bob's wallet, and a network file of a real chain with a bootstrap peer; one
+        registered node serves blocks 0:2 of the model's 30
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from hivemint.cli.children import hivemint, launch, wait_ready
+from hivemint.cli.main import GROUPS, build
+from hivemint.contracts.home import Home
+from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.contracts.network import Model, Network
+from hivemint.swarm.models import LocalModel
+from support.chain import TestChain
+
+pytest_plugins = ["support.models"]
+
+PASSWORD = "correct horse"
+BLOCKS = "0:2"
+HIVEMINT = str(Path(sys.executable).with_name("hivemint"))
+
+
+@dataclass
+class Place:
+    """Where the commands run. `network`, `model`, `node`: words to put on a command line."""
+
+    home: Home
+    network: Path
+    model: str
+    node: str
+
+    def run(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`hivemint WORDS`, in a process of its own."""
+        base = {name: value for name, value in os.environ.items() if not name.startswith("HIVEMINT_")}
+        base |= {"HIVEMINT_HOME": str(self.home.root), "HIVEMINT_PASSWORD": PASSWORD, "HIVEMINT_THREADS": "1"}
+        return subprocess.run(
+            [HIVEMINT, *map(str, words)], env=base | environment, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def refusal(self, *words: object, **environment: str) -> str:
+        """What a refused command tells; its form is checked here."""
+        done = self.run(*words, **environment)
+        lines = done.stderr.splitlines()
+        assert done.returncode == 1, done
+        assert 1 <= len(lines) <= 3, done
+        assert lines[0].startswith("error "), done
+        assert [line.split()[0] for line in lines[1:]] in ([], ["why"], ["next"], ["why", "next"]), done
+        assert "Traceback" not in done.stderr + done.stdout
+        assert PASSWORD not in done.stderr
+        assert all("level" in json.loads(line) for line in done.stdout.splitlines()), done  # a node's log, if anything
+        return done.stderr
+
+    def told(self, *words: object) -> object:
+        """The JSON document of a command; nothing else may be on stdout."""
+        done = self.run(*words, "--json")
+        assert done.returncode == 0, done
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def place(testchain: TestChain, smollm2: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("place")
+    home = Home.open(folder / "home")
+    (home.root / "models").symlink_to(smollm2.home.models, target_is_directory=True)
+    keystores = Keystores(home.keystores)
+    keystores.create("bob", PASSWORD, n=CHEAP_SCRYPT_N)
+    keystores.add("dave", testchain.signers[10], PASSWORD, n=CHEAP_SCRYPT_N)
+    environment = {"HIVEMINT_HOME": str(home.root), "HIVEMINT_PASSWORD": PASSWORD, "HIVEMINT_THREADS": "1"}
+    children = [launch("bootstrap", hivemint("swarm", "bootstrap", "--name", "test"), folder / "boot.log", environment)]
+    try:
+        children[0] = wait_ready(children[0], 60)
+        (folder / "model.manifest").write_bytes(smollm2.manifest.to_bytes())
+        network = replace(
+            testchain.network,
+            bootstrap=tuple(children[0].ready["addresses"]),
+            models=(Model(smollm2.name, smollm2.model_id, "model.manifest"),),
+        ).save(folder / "network.toml")
+        found = Place(home, network.path or folder, smollm2.name, testchain.signers[10].address)
+        found.told("node", "register", "--wallet", "dave", "--network", found.network)
+        words = ("node", "start", found.model, "--blocks", BLOCKS, "--wallet", "dave", "--network", str(found.network))
+        children.append(launch("node", hivemint(*words), folder / "node.log", environment))
+        children[1] = wait_ready(children[1], 90)
+        yield found
+    finally:
+        for child in reversed(children):
+            child.stop()
+
+
+@pytest.fixture
+def edited(place: Place, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the network file with something changed."""
+
+    def edit(**changes: object) -> Path:
+        assert place.network
+        shutil.copy(place.network.parent / "model.manifest", tmp_path / "model.manifest")
+        changed = replace(Network.load(place.network), **changes)  # type: ignore[arg-type]
+        return changed.save(tmp_path / "network.toml").path or tmp_path
+
+    return edit
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port at which somebody listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield server.getsockname()[1]
+
+
+# --- the issue's list
+
+
+def test_an_unknown_model(place: Place) -> None:
+    start = ("--blocks", "0:1", "--wallet", "bob", "--network", place.network)
+    for words in (("model", "info", "nosuch"), ("model", "pull", "nosuch"), ("node", "start", "nosuch", *start)):
+        told = place.refusal(*words)
+        assert "'nosuch'" in told
+        assert "model pull" in told
+    told = place.refusal("generate", "hi", "--model", "nosuch", "--wallet", "bob", "--network", place.network)
+    assert "nosuch" in told
+    assert place.model in told  # what the network has instead
+
+
+@pytest.mark.parametrize("span", ["0:31", "30:31", "5:5", "9:3", "x:3", "7"])
+def test_a_span_outside_the_model(place: Place, span: str) -> None:
+    words = ("node", "start", place.model, "--blocks", span, "--wallet", "bob", "--network", place.network)
+    assert span.partition(":")[0] in place.refusal(*words)
+
+
+def test_a_taken_port(place: Place, taken: int) -> None:
+    assert str(taken) in place.refusal("ledger", "serve", "--network", place.network, "--port", taken, "--no-swarm")
+    node = ("node", "start", place.model, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
+    assert str(taken) in place.refusal(*node, "--listen", f"/ip4/127.0.0.1/tcp/{taken}")
+    assert str(taken) in place.refusal(*node, "--metrics-port", taken)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [("generate", "hi"), ("chat",), ("node", "start", "x", "--blocks", "0:1"), ("account", "list"), ("swarm", "status"),
+     ("ledger", "serve"), ("key", "revoke", "0x" + "11" * 20)],
+)  # fmt: skip
+def test_no_network_file(place: Place, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    wallet = {"HIVEMINT_WALLET": "bob"}
+    assert "--network" in place.refusal(*verb, **wallet)
+    assert str(tmp_path / "none.toml") in place.refusal(*verb, "--network", tmp_path / "none.toml", **wallet)
+    (tmp_path / "bad.toml").write_text("name = [")
+    assert str(tmp_path / "bad.toml") in place.refusal(*verb, "--network", tmp_path / "bad.toml", **wallet)
+
+
+def test_a_wrong_password(place: Place) -> None:
+    common = ("--wallet", "bob", "--network", place.network)
+    for words in (
+        ("account", "thaw", place.node),
+        ("generate", "hi"),
+        ("node", "start", place.model, "--blocks", "0:1"),
+    ):
+        told = place.refusal(*words, *common, HIVEMINT_PASSWORD="battery staple")
+        assert "password" in told
+        assert "bob" in told
+        assert "battery" not in told
+
+
+def test_a_chain_out_of_reach(place: Place, edited: Callable[..., Path]) -> None:
+    network = edited(rpc_url="http://127.0.0.1:9")
+    common = ("--wallet", "bob", "--network", network)
+    for words in (("account", "list"), ("generate", "hi"), ("node", "start", place.model, "--blocks", "0:1")):
+        assert "127.0.0.1:9" in place.refusal(*words, *common)
+
+
+def test_another_chain(place: Place, edited: Callable[..., Path]) -> None:
+    common = ("--wallet", "bob", "--network", edited(chain_id=99))
+    for words in (("account", "list"), ("generate", "hi"), ("node", "start", place.model, "--blocks", "0:1")):
+        told = place.refusal(*words, *common)
+        assert "99" in told
+        assert "31337" in told
+
+
+def test_missing_blocks_are_named(place: Place) -> None:
+    told = place.refusal("generate", "hi", "--bid", "free", "--wallet", "bob", "--network", place.network)
+    assert "blocks 2:30" in told
+
+
+def test_a_prompt_beyond_the_context(place: Place) -> None:
+    common = ("--raw", "--bid", "free", "--wallet", "bob", "--network", place.network)
+    told = place.refusal("generate", "word " * 9000, *common)
+    assert "8192" in told
+    assert "shorten" in told
+    assert "empty" in place.refusal("generate", " ", *common)
+
+
+@pytest.mark.parametrize("harm", ["cut", "no config", "no weights", "config"])
+def test_a_damaged_model_folder(place: Place, smollm2: LocalModel, tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in smollm2.folder.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    weights = smollm2.folder / "model.safetensors"
+    if harm == "cut":
+        with weights.open("rb") as source:
+            (folder / weights.name).write_bytes(source.read(1 << 20))
+    elif harm != "no weights":
+        (folder / weights.name).symlink_to(weights)
+    if harm == "no config":
+        (folder / "config.json").unlink()
+    elif harm == "config":
+        (folder / "config.json").write_text("{")
+    start = ("node", "start", folder, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
+    for words in (("model", "info", folder), start):
+        assert str(folder) in place.refusal(*words)
+
+
+# --- and a few more
+
+
+def test_no_wallet(place: Place) -> None:
+    common = ("--network", place.network)
+    for verb in (("generate", "hi"), ("account", "list"), ("node", "start", place.model, "--blocks", "0:1")):
+        assert "--wallet" in place.refusal(*verb, *common)
+        assert "wallet create" in place.refusal(*verb, *common, "--wallet", "eve")
+
+
+@pytest.mark.parametrize("bid", ["lots", "-1", "17x"])
+def test_a_bad_bid(place: Place, bid: str) -> None:
+    assert bid in place.refusal("generate", "hi", f"--bid={bid}", "--wallet", "bob", "--network", place.network)
+
+
+def test_a_bad_setting_is_named(place: Place) -> None:
+    start = ("node", "start", place.model, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
+    assert "HIVEMINT_AHEAD" in place.refusal(*start, HIVEMINT_AHEAD="none")
+    asked = ("generate", "hi", "--wallet", "bob", "--network", place.network)
+    assert "HIVEMINT_MARGIN" in place.refusal(*asked, HIVEMINT_MARGIN="0")
+
+
+@pytest.mark.parametrize("words", [("frobnicate",), ("node", "frobnicate"), ("generate",), ("model", "--frobnicate")])
+def test_words_that_are_no_command(place: Place, words: tuple[str, ...]) -> None:
+    """Typer's own words: a usage line and the reason."""
+    done = place.run(*words)
+    assert done.returncode == 2
+    assert "Usage: hivemint" in done.stderr
+    assert words[-1] in done.stderr or "PROMPT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- the other side: help and JSON
+
+
+def test_every_verb_helps_and_lists_its_words(place: Place) -> None:
+    assert all(name in place.run("--help").stdout for name in GROUPS)
+    assert "--max-tokens" in place.run("generate", "--help").stdout
+    paths = [(group, *path) for group in GROUPS for path in below(get_command(build(group)).commands[group])]  # type: ignore[attr-defined]
+    assert len(paths) > 30
+    for path in paths:
+        result = CliRunner().invoke(build(path[0]), [*path, "--help"])
+        assert result.exit_code == 0, path
+        assert f"{' '.join(path)} [OPTIONS]" in result.stdout, path
+        assert "--help" in result.stdout, path
+
+
+def below(command: Any) -> list[tuple[str, ...]]:
+    """Paths of all verbs under a command; of one without verbs the empty path."""
+    verbs = getattr(command, "commands", None)
+    return [(name, *path) for name, verb in verbs.items() for path in below(verb)] if verbs else [()]
+
+
+def test_json_is_alone_on_stdout(place: Place) -> None:
+    network = ("--network", place.network)
+    for words in (
+        ("model", "list"), ("model", "info"), ("wallet", "list"), ("wallet", "show", "bob", *network),
+        ("account", "list", "--wallet", "bob", *network), ("node", "status", "--wallet", "dave", *network),
+        ("swarm", "status", *network), ("config", "show"), ("contracts", "params", *network),
+        ("wallet", "create", "fresh", "--weak"),
+    ):  # fmt: skip
+        assert isinstance(place.told(*words), list | dict), words
+    sick = place.run("doctor", *network, "--json")  # the swarm lacks blocks, so this says that something is wrong
+    assert sick.returncode == 1
+    assert "2:30" in json.dumps(json.loads(sick.stdout))
+    assert not sick.stderr
