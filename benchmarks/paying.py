@@ -17,7 +17,7 @@ from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.ids import Credits
 from hivemint.contracts.signature import Signer
 
-CHEAP = {"HIVEMINT_ASK": "1 wei", "HIVEMINT_SETTLE_EVERY": "3600"}
+CHEAP = {"HIVEMINT_ASK": "1 wei", "HIVEMINT_SETTLE_MIN": "1000", "HIVEMINT_SETTLE_EVERY": "3600"}
 PATIENCE = 60.0
 
 

@@ -231,7 +231,8 @@ def test_a_dry_run_prices_what_generate_asks_for(model: Any, tokenizer: Any, swa
 def test_logits_and_scores_come_as_in_transformers(model: Any, plain: Any, tokenizer: Any) -> None:
     ids = ids_of(tokenizer, TEXTS[2])
     settings = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
-    torch.testing.assert_close(model.generate(ids, **settings).logits, plain.generate(ids, **settings).logits)
+    ours, theirs = model.generate(ids, **settings).logits, plain.generate(ids, **settings).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # another order of the same fp32 sums
 
 
 def test_a_closed_model_says_so(smollm2: LocalModel, shared: Any, swarm: LocalSwarm) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +17,10 @@ from hivemint.node.room import Room, Seat
 from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
 
 _SMOOTH = 0.2
+GATHER = 0.3
+"""Longest wait for company, in steps."""
+AT_WORK = 0.25
+"""Seconds for which a session counts as one that will be back soon."""
 _LARGE = 256
 """Rows of a batch whose activations (45 MB for 512 rows of SmolLM2) are worth giving back when nobody waits."""
 Output = torch.Tensor | Exception
@@ -53,6 +58,8 @@ class Gauge:
 
     wait_s: dict[Lane, float] = field(default_factory=lambda: dict.fromkeys(Lane, 0.0))
     rows_per_s: float = 0.0
+    step_s: float = 0.0
+    """A batch's time."""
     rows_done: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     batches: int = 0
     batch_rows: float = 0.0
@@ -67,6 +74,7 @@ class Gauge:
         for part in batch:
             self.rows_done[part.job.lane] += part.rows
         speed = rows / max(seconds, 1e-6)
+        self.step_s += _SMOOTH * (seconds - self.step_s)
         self.rows_per_s += _SMOOTH * (speed - self.rows_per_s)
         self.batch_rows += _SMOOTH * (rows - self.batch_rows)
         self.batches += 1
@@ -80,6 +88,7 @@ class Engine:
         self._span, self.scheduler, self.room = span, scheduler, room
         self.gauge = Gauge()
         self._jobs: dict[Job, StepJob] = {}
+        self._seen: dict[Seat, float] = {}
         self._running: list[Seat] = []
         self._leaving: list[Seat] = []
         self._arrived = asyncio.Event()
@@ -90,6 +99,7 @@ class Engine:
         """Queue rows `[count, hidden]` for positions `start ..`. Steps of one session must come in their order."""
         step = StepJob(job, seat, start, hidden, self._loop.create_future())
         self._jobs[job] = step
+        self._seen[seat] = self._loop.time()
         self.scheduler.add(job)
         self._arrived.set()
         return step
@@ -148,6 +158,7 @@ class Engine:
             while not self.scheduler:
                 self._arrived.clear()
                 await self._arrived.wait()
+            await self._gather()
             batch = []
             for part in self.scheduler.pick():
                 if (step := self._jobs.get(part.job)) is None or step.output.done():
@@ -163,6 +174,26 @@ class Engine:
                 batch.append((part, step))
             if batch:
                 return batch
+
+    async def _gather(self) -> None:
+        """Wait a moment for company, where half of the sessions that are at work here have not come back yet.
+
+        A step costs a fixed part and a small one for each row, so few large batches carry more than many small ones:
+        sixteen sessions over two nodes settle into two groups that take turns. One or two sessions never wait, and
+        nobody waits longer than `GATHER` of a step.
+        """
+        deadline = self._loop.time() + GATHER * self.gauge.step_s
+        while self.scheduler.jobs * 2 < self._at_work() and (left := deadline - self._loop.time()) > 0:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+
+    def _at_work(self) -> int:
+        """Sessions that had a step within the last moments."""
+        since = self._loop.time() - AT_WORK
+        self._seen = {seat: at for seat, at in self._seen.items() if at > since}
+        return len(self._seen)
 
     async def _run(self, batch: list[tuple[Slice, StepJob]]) -> list[Output]:
         works = [

@@ -113,6 +113,11 @@ class Scheduler:
         """Token rows that wait in a lane."""
         return sum(job.rows - job.done for flow in self._flows[lane].values() for job in flow.jobs)
 
+    @property
+    def jobs(self) -> int:
+        """Steps that wait, in both lanes."""
+        return sum(len(flow.jobs) for flows in self._flows.values() for flow in flows.values())
+
     def __bool__(self) -> bool:
         return any(flow.jobs for flows in self._flows.values() for flow in flows.values())
 
