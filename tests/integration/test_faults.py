@@ -246,7 +246,8 @@ def test_a_killed_ledger_equals_a_fresh_replay(localnet: RealNet, tmp_path: Path
     localnet.payer()
     killed.kill()
     localnet.payer()
-    localnet.devchain.mine_every(0)
+    localnet.devchain.mine_every(0)  # and no node's transaction is mined while two indexes are compared
+    localnet.devchain.rpc("evm_setAutomine", False)
     try:
         log.unlink()
         ledger = wait_ready(launch("ledger", command, log, home), 60)
@@ -256,6 +257,7 @@ def test_a_killed_ledger_equals_a_fresh_replay(localnet: RealNet, tmp_path: Path
         assert found["escrows"]
         assert found == tables(localnet.chain(lambda bindings: replay(localnet, bindings, tmp_path / "fresh.db")))
     finally:
+        localnet.devchain.rpc("evm_setAutomine", True)
         localnet.devchain.mine_every(1)
 
 
