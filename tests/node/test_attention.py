@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from hivemint.node.attention import packed_attention
 from hivemint.node.batch import Packing, Work
 from hivemint.node.kv_cache import KvCache, KvShape, KvStore
 
-CPU = torch.device("cpu")
+PLACES = [("cpu", False), ("cpu", True)] + [("cuda", True)] * torch.cuda.is_available()
+"""Device, and whether memory is paged."""
 
 
 class Layer(torch.nn.Module):
@@ -24,7 +26,7 @@ def definition(
     """Softmax attention row by row in fp64: query `[heads, count, d]` at positions from `start`, keys from 0."""
     heads, count, dim = query.shape
     group = heads // keys.shape[0]
-    out = torch.empty(count, heads, values.shape[2], dtype=torch.float64)
+    out = torch.empty(count, heads, values.shape[2], dtype=torch.float64, device=query.device)
     for row in range(count):
         low = max(0, start + row + 1 - window) if window else 0
         for head in range(heads):
@@ -39,6 +41,7 @@ def definition(
     return out
 
 
+@pytest.mark.parametrize(("place", "paged"), PLACES)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=4),
     kv_heads=st.integers(1, 3), group=st.integers(1, 3), dims=st.sampled_from([(8, 8), (16, 8)]),
@@ -47,14 +50,15 @@ def definition(
 @settings(max_examples=80, deadline=None)
 def test_equals_the_definition(
     steps: list[tuple[int, int]], kv_heads: int, group: int, dims: tuple[int, int], window: int, cap: float | None,
-    sunk: bool,
+    sunk: bool, place: str, paged: bool,
 ) -> None:  # fmt: skip
+    device = torch.device(place)
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device)
 
-    store = KvStore([KvShape(kv_heads, *dims)], torch.float32, CPU, 1 << 22)
+    store = KvStore([KvShape(kv_heads, *dims)], torch.float32, device, 1 << 20, paged)
     heads, caches = kv_heads * group, [store.open(64) for _ in steps]
     histories = [(noise(kv_heads, a + n, dims[0]), noise(kv_heads, a + n, dims[1])) for a, n in steps]
     for cache, (keys, values), (start, count) in zip(caches, histories, steps, strict=True):
@@ -62,7 +66,7 @@ def test_equals_the_definition(
         cache.reserve(start + count)
     sinks = noise(heads) if sunk else None
     packing = Packing(
-        [Work(cache, a, torch.empty(n, 4)) for cache, (a, n) in zip(caches, steps, strict=True)], torch.float32, CPU
+        [Work(cache, a, torch.empty(n, 4)) for cache, (a, n) in zip(caches, steps, strict=True)], torch.float32, device
     )
     query = noise(1, heads, sum(n for _, n in steps), dims[0])
     key = torch.cat([keys[:, a:] for (keys, _), (a, _) in zip(histories, steps, strict=True)], dim=1).unsqueeze(0)
@@ -82,10 +86,5 @@ def _write(cache: KvCache, keys: torch.Tensor, values: torch.Tensor) -> None:
     if not (count := keys.shape[1]):
         return
     cache.reserve(count)
-    view = cache.view(0, count)
-    if view.new_values is None:
-        view.new[0].copy_(torch.stack((keys, values)))
-    else:
-        view.new[0].copy_(keys)
-        view.new_values[0].copy_(values)
+    cache.view(0, count).write(0, keys, values)
     cache.length = count

@@ -7,24 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hivemint.node.kv_cache import PAGE, KvCache, KvShape, KvStore, OutOfRoom, free_share, pages_for
+from hivemint.node.kv_cache import KvCache, KvShape, KvStore, OutOfRoom, free_share, pages_for
+from hivemint.node.pages import PAGE
 
 SHAPES = (KvShape(2, 16, 16),) * 3
 UNLIKE = (KvShape(2, 24, 16), KvShape(1, 8, 8))
 CPU = torch.device("cpu")
 
 
-def store(pages: int, shapes: tuple[KvShape, ...] = SHAPES, device: torch.device = CPU) -> KvStore:
+def store(pages: int, shapes: tuple[KvShape, ...] = SHAPES, paged: bool = False) -> KvStore:
     per_token = sum(shape.elements for shape in shapes) * 4
-    return KvStore(shapes, torch.float32, device, pages * PAGE * per_token)
+    return KvStore(shapes, torch.float32, CPU, pages * PAGE * per_token, paged)
 
 
 class StoreMachine(RuleBasedStateMachine):
     """Random sessions against a plain count of pages: (length, pages) of each open session."""
 
+    paged = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.store = store(12)
+        self.store = store(12, paged=self.paged)
         self.sessions: list[tuple[KvCache, list[int]]] = []
 
     @rule(tokens=st.integers(1, 20 * PAGE))
@@ -80,51 +83,63 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.bytes_used == taken * PAGE * self.store.bytes_per_token
         assert all(cache.length == model[0] for cache, model in self.sessions)
 
+    @invariant()
+    def no_page_has_two_owners(self) -> None:
+        if self.paged:
+            owned = [page for cache, _ in self.sessions for page in cache.table.tolist()]
+            assert len(owned) == len(set(owned)) == sum(model[1] for _, model in self.sessions)
+            assert set(owned) <= set(range(1, 13))
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+class PagedMachine(StoreMachine):
+    paged = True
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.booleans())
-@settings(max_examples=30, deadline=None)
-def test_memory_is_the_sessions_own(lengths: list[int], alike: bool) -> None:
+TestStore, TestPagedStore = StoreMachine.TestCase, PagedMachine.TestCase
+TestStore.settings = TestPagedStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.booleans(), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_memory_is_the_sessions_own(lengths: list[int], alike: bool, paged: bool) -> None:
     """What one session writes is what it reads, whatever the others write, grow or give back."""
     shapes = SHAPES if alike else UNLIKE
-    room = store(64, shapes)
+    room = store(64, shapes, paged)
     caches = [room.open(400) for _ in lengths]
     for mark, (cache, length) in enumerate(zip(caches, lengths, strict=True), start=1):
         cache.reserve(length)
         view = cache.view(0, length)
-        for block in range(len(shapes)):
-            view.new[block].fill_(mark * 10 + block)
-            if view.new_values is not None:
-                view.new_values[block].fill_(mark * 10 + block)
+        for block, shape in enumerate(shapes):
+            rows = [torch.full((shape.heads, length, d), mark * 10.0 + block) for d in (shape.key_dim, shape.value_dim)]
+            view.write(block, *rows)
         cache.length = length
     caches[0].evict()
     for mark, (cache, length) in enumerate(zip(caches, lengths, strict=True), start=1):
         if mark > 1:
             view = cache.view(length - 1, length)
             for block, shape in enumerate(shapes):
-                assert view.keys[block].shape == (1, shape.heads, length, shape.key_dim)
-                assert view.values[block].shape == (1, shape.heads, length, shape.value_dim)
-                assert (view.keys[block] == mark * 10 + block).all()
-                assert (view.values[block] == mark * 10 + block).all()
+                keys, values = view.read(block)
+                assert keys.shape == (1, shape.heads, length, shape.key_dim)
+                assert values.shape == (1, shape.heads, length, shape.value_dim)
+                assert (keys == mark * 10 + block).all()
+                assert (values == mark * 10 + block).all()
 
 
-def test_devices_without_lazy_memory_keep_their_rows_when_growing() -> None:
-    room = store(8)
-    cache = room.open(7 * PAGE)
-    cache._mapping = None  # as on a GPU: buffers are allocated and copied as the session grows
-    cache._forget()
+def test_a_growing_session_keeps_its_rows_whatever_pages_it_gets() -> None:
+    room = store(8, paged=True)
+    cache, other = room.open(7 * PAGE), room.open(PAGE)
     cache.reserve(3)
-    cache.view(0, 3).new[1].fill_(5)
+    cache.view(0, 3).write(1, *[torch.full((2, 3, 16), 5.0)] * 2)
     cache.length = 3
-    cache.reserve(PAGE + 1)
-    assert cache.pages == 2
+    other.reserve(1)
     cache.reserve(2 * PAGE + 1)
-    assert cache.pages == 4
+    assert cache.pages == 3
     assert room.tokens_free == 4 * PAGE
-    assert (cache.view(2, 3).keys[1] == 5).all()
+    cache.view(PAGE, 2 * PAGE + 1).write(1, *[torch.full((2, PAGE + 1, 16), 6.0)] * 2)
+    keys, values = cache.view(2 * PAGE, 2 * PAGE + 1).read(1)
+    for kept in (keys, values):
+        assert (kept[:, :, :3] == 5).all()
+        assert (kept[:, :, PAGE:] == 6).all()
 
 
 def test_memory_is_committed_as_tokens_come_and_given_back() -> None:
@@ -136,8 +151,11 @@ def test_memory_is_committed_as_tokens_come_and_given_back() -> None:
     cache = room.open(1_000_000)
     assert process.memory_info().rss - before < 8 << 20
     cache.reserve(4096)
-    for block in cache.view(0, 4096).new:
-        block.fill_(1.0)
+    ones = torch.ones(4, PAGE, 64)
+    for start in range(0, 4096, PAGE):
+        view = cache.view(start, start + PAGE)
+        for block in range(4):
+            view.write(block, ones, ones)
     written = process.memory_info().rss - before
     assert room.bytes_used == 4096 * room.bytes_per_token
     assert 0.9 * room.bytes_used < written < 1.3 * room.bytes_used
@@ -146,8 +164,9 @@ def test_memory_is_committed_as_tokens_come_and_given_back() -> None:
     assert room.bytes_used == 0
 
 
-def test_ten_thousand_sessions_leave_nothing_behind() -> None:
-    room = store(40)
+@pytest.mark.parametrize("paged", [False, True])
+def test_ten_thousand_sessions_leave_nothing_behind(paged: bool) -> None:
+    room = store(40, paged=paged)
     generator = torch.Generator().manual_seed(3)
     live: list[KvCache] = []
     for _ in range(10_000):

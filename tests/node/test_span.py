@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hivemint.contracts.errors import ModelError
 from hivemint.contracts.ids import BlockIndex
 from hivemint.node.batch import BadWork
-from hivemint.node.kv_cache import PAGE, OutOfRoom
+from hivemint.node.kv_cache import OutOfRoom
+from hivemint.node.pages import PAGE
 from hivemint.node.span import Span, Work
 from hivemint.swarm.manifest import build
 

@@ -21,12 +21,8 @@ class SessionCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new rows `[1, kv_heads, count, d]` and hand back the whole history."""
         kv = self._part.kv
-        if kv.new_values is None:
-            kv.new[layer_idx].copy_(torch.cat((key_states, value_states)))
-        else:
-            kv.new[layer_idx].copy_(key_states[0])
-            kv.new_values[layer_idx].copy_(value_states[0])
-        return kv.keys[layer_idx], kv.values[layer_idx]
+        kv.write(layer_idx, key_states[0], value_states[0])
+        return kv.read(layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._part.start

@@ -13,8 +13,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface, PreTrainedConfig
 
+from hivemint.node import kernels
 from hivemint.node.batch import Packing, Part
-from hivemint.node.kv_cache import KvShape
+from hivemint.node.kv_cache import KvShape, KvView
 
 NAME = "hivemint_packed"
 """The attention implementation's name. It has no mask function, so transformers builds no masks for it."""
@@ -41,28 +42,53 @@ def packed_attention(
     window = sliding_window or 0
     if packing is None:
         return _whole(query, key, value, scale, window, softcap, s_aux).transpose(1, 2), None
-    layer = module.layer_idx
-    write(packing, layer, key[0], value[0])
-    outputs = [
-        attend(packing, part, rows, part.kv.keys[layer], part.kv.values[layer], scale, window, softcap, s_aux)
-        for part, rows in zip(packing.parts, torch.split(query[0].transpose(0, 1), packing.counts), strict=True)
-    ]
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return joined.unsqueeze(0), None
+    write(packing, module.layer_idx, key[0], value[0])
+    rows = query[0].transpose(0, 1)
+    return attend_all(packing, module.layer_idx, rows, scale, window, softcap, s_aux).unsqueeze(0), None
+
+
+def attend_all(
+    packing: Packing,
+    layer: int,
+    query: torch.Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Packed queries `[T, heads, d]`, each over its own session's history -> `[T, heads, d_value]`."""
+    paged = packing.paged
+    if paged is not None and paged.short is paged.plan:
+        return kernels.attend(paged.pool, layer, paged.plan, query, scale, window, softcap, sinks)
+    pieces = list(zip(packing.parts, torch.split(query, packing.counts), packing.counts, strict=True))
+    if paged is None or paged.short is None:
+        outputs = [
+            attend(packing, part, rows, *part.kv.read(layer), scale, window, softcap, sinks) for part, rows, _ in pieces
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    short = kernels.attend(paged.pool, layer, paged.short, query[paged.short_rows], scale, window, softcap, sinks)
+    joined = short.new_empty(query.shape[0], *short.shape[1:])
+    joined[paged.short_rows] = short
+    for (part, rows, count), out in zip(pieces, torch.split(joined, packing.counts), strict=True):
+        if count > kernels.SHORT:
+            out.copy_(attend(packing, part, rows, *part.kv.read(layer), scale, window, softcap, sinks))
+    return joined
 
 
 def write(packing: Packing, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
     """Copy the packed rows `[kv_heads, T, d]` of one layer to the sessions' own memory."""
-    if packing.joint:
+    if packing.paged is not None:
+        kernels.write(packing.paged.pool, layer, packing.paged.plan, key, value)
+        return
+    if packing.joint:  # then every part's memory is a KvView
         rows = torch.split(torch.stack((key, value)), packing.counts, dim=2)
-        torch._foreach_copy_([part.kv.new[layer] for part in packing.parts], list(rows))
+        news = [part.kv.new[layer] for part in packing.parts if isinstance(part.kv, KvView)]
+        torch._foreach_copy_(news, list(rows))
         return
     for part, keys, values in zip(
         packing.parts, torch.split(key, packing.counts, dim=1), torch.split(value, packing.counts, dim=1), strict=True
     ):
-        part.kv.new[layer].copy_(keys)
-        if part.kv.new_values is not None:
-            part.kv.new_values[layer].copy_(values)
+        part.kv.write(layer, keys, values)
 
 
 def attend(

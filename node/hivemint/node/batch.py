@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
 from hivemint.contracts.errors import HivemintError
+from hivemint.node import kernels
 from hivemint.node.kv_cache import KvCache, KvView
+from hivemint.node.pages import EMPTY, PagedView, PagePool, Plan, Table, plan_numbers
 
 
 class BadWork(HivemintError):
@@ -24,13 +28,13 @@ class Work:
     start: int
     hidden: torch.Tensor
 
-    @property
+    @cached_property
     def count(self) -> int:
         return self.hidden.shape[0]
 
-    @property
+    @cached_property
     def end(self) -> int:
-        return self.start + self.hidden.shape[0]
+        return self.start + self.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,21 +43,47 @@ class Part:
 
     start: int
     end: int
-    kv: KvView
+    kv: KvView | PagedView
+
+    @property
+    def table(self) -> Table:
+        """The session's pages. Only where memory is paged."""
+        return self.kv.table if isinstance(self.kv, PagedView) else EMPTY
+
+
+@dataclass(frozen=True, eq=False)
+class Paged:
+    """A step as the kernels see it: where all rows belong, and the rows that attend one by one.
+
+    `short` is `plan` if all do, None if none does; else `short_rows` are their numbers.
+    """
+
+    pool: PagePool
+    plan: Plan
+    short: Plan | None
+    short_rows: torch.Tensor | None = None
 
 
 class Packing:
     """The layout of one packed forward: parts in the order of the rows, and masks that layers share."""
 
-    def __init__(self, batch: Sequence[Work], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, batch: Sequence[Work], dtype: torch.dtype, device: torch.device,
+        fixed: tuple[PagePool, Plan] | None = None,
+    ) -> None:  # fmt: skip
+        """`fixed`: the pool and the plan of a step that is being captured, in place of a batch."""
         self.parts = [Part(work.start, work.end, work.cache.view(work.start, work.end)) for work in batch]
         self.counts = [work.count for work in batch]
-        self.joint = all(part.kv.new_values is None for part in self.parts)
+        self.joint = all(isinstance(part.kv, KvView) and part.kv.new_values is None for part in self.parts)
         """Whether each part's keys and values are written by one copy."""
         self.angles: torch.Tensor | None = None
         """Rope's complex factors, kept by the first layer for the others."""
         self._dtype, self._device = dtype, device
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
+        self.paged = fixed and Paged(*fixed, fixed[1])
+        """How the kernels see the step, on devices that have them; None: each part is written and read by itself."""
+        if batch and batch[0].cache.pool is not None and kernels.available(device):
+            self.paged = self._pages(batch[0].cache.pool)
 
     def positions(self) -> torch.Tensor:
         """Position ids `[1, T]`."""
@@ -61,6 +91,24 @@ class Packing:
             return torch.tensor([[part.start for part in self.parts]], device=self._device)
         ranges = [torch.arange(part.start, part.end, device=self._device) for part in self.parts]
         return torch.cat(ranges).unsqueeze(0)
+
+    def _pages(self, pool: PagePool) -> "Paged":
+        plan = self._plan(self.parts)
+        if max(self.counts) <= kernels.SHORT:
+            return Paged(pool, plan, plan)
+        if not (short := [part for part in self.parts if part.end - part.start <= kernels.SHORT]):
+            return Paged(pool, plan, None)
+        rows = [
+            row
+            for end, count in zip(accumulate(self.counts), self.counts, strict=True)
+            for row in range(end - count, end)
+            if count <= kernels.SHORT
+        ]
+        return Paged(pool, plan, self._plan(short), torch.tensor(rows, device=self._device))
+
+    def _plan(self, parts: Sequence[Part]) -> Plan:
+        numbers = plan_numbers([(part.start, part.end, part.table) for part in parts])
+        return Plan(torch.from_numpy(numbers).to(self._device), sum(part.end - part.start for part in parts))
 
     def mask(self, part: Part, first_key: int, window: int) -> torch.Tensor:
         """Additive causal mask `[count, end - first_key]` for one part, 0 or -inf, kept for the other layers.
@@ -82,11 +130,13 @@ class Packing:
 def check(batch: Sequence[Work], hidden_size: int, max_positions: int) -> None:
     """Refuse work that can't be run, before anything is changed. Raises BadWork."""
     seen: set[int] = set()
+    pool = batch[0].cache.pool
     for work in batch:
-        shape = tuple(work.hidden.shape)
-        if work.hidden.dim() != 2 or shape[1] != hidden_size or shape[0] < 1 or not work.hidden.is_floating_point():
+        hidden = work.hidden
+        shape = hidden.shape
+        if len(shape) != 2 or shape[1] != hidden_size or shape[0] < 1 or not hidden.dtype.is_floating_point:
             raise BadWork(
-                f"hidden states of shape {shape}, {work.hidden.dtype}, can't be run",
+                f"hidden states of shape {tuple(shape)}, {hidden.dtype}, can't be run",
                 why=f"expected [count >= 1, {hidden_size}] of floats",
             )
         if not 0 <= work.start <= work.cache.length:
@@ -99,4 +149,6 @@ def check(batch: Sequence[Work], hidden_size: int, max_positions: int) -> None:
             raise BadWork(f"position {work.end - 1} can't be run", why=f"the model has {max_positions} positions")
         if id(work.cache) in seen:
             raise BadWork("one session can't be twice in a batch", next_step="run its steps one after the other")
+        if work.cache.pool is not pool:
+            raise BadWork("sessions of two stores can't be in one batch")
         seen.add(id(work.cache))

@@ -1,8 +1,8 @@
-"""The K/V store: one budget in bytes, pages taken as tokens come, each session's history in one piece.
+"""The K/V store: one budget in bytes, pages taken as tokens come.
 
-Attention is fastest over a plain slice, so a session's keys and values lie contiguous for each head. Room for
-`max_tokens` is only addressed when a session opens; the system commits memory as pages are written (CPU), or the
-buffers grow by doubling (other devices). The store counts pages, not addresses: `bytes_used` is what is taken.
+On a CPU a session's keys and values lie contiguous for each head, as attention is fastest over a plain slice: room
+for `max_tokens` is only addressed when a session opens, and the system commits memory as pages are written. On other
+devices all pages are allocated at once (`pages.py`). Either way the store counts pages: `bytes_used` is what is taken.
 """
 
 import mmap
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import psutil
 import torch
 
 from hivemint.contracts.errors import HivemintError
-
-PAGE = 64
-"""Tokens a page. 64 tokens of one head (64 x 32 fp32 at least) fill whole 4 KiB pages of the system."""
+from hivemint.node.pages import EMPTY, PAGE, PagedView, PagePool, Table
 
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _CPU_SHARE, _GPU_SHARE = 0.5, 0.8
@@ -44,8 +43,10 @@ class KvStore:
     """A node's room for keys and values. Counting is thread-safe; writing is the compute thread's alone."""
 
     def __init__(
-        self, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device, budget_bytes: int | None = None
-    ) -> None:
+        self, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device, budget_bytes: int | None = None,
+        paged: bool | None = None,
+    ) -> None:  # fmt: skip
+        """`paged`: whether memory is one pool of pages; None: everywhere but on CPUs."""
         self.shapes = tuple(shapes)
         self.dtype, self.device = dtype, device
         self.bytes_per_token = sum(shape.elements for shape in self.shapes) * dtype.itemsize
@@ -54,6 +55,13 @@ class KvStore:
         self._pages_total = budget // self._page_bytes
         self._pages_taken = 0
         self._lock = Lock()
+        self.pool: PagePool | None = None
+        if device.type != "cpu" if paged is None else paged:
+            try:
+                self.pool = PagePool(self.shapes, self._pages_total, dtype, device)
+            except torch.OutOfMemoryError as problem:
+                why, next_step = str(problem)[:200], "set a smaller budget"
+                raise OutOfRoom(f"{budget} bytes of K/V don't fit {device}", why=why, next_step=next_step) from problem
 
     @property
     def tokens_total(self) -> int:
@@ -82,7 +90,7 @@ class KvStore:
             raise OutOfRoom("no room for another session", why="every K/V page is taken", next_step="try again later")
         return KvCache(self, max_tokens)
 
-    def _take(self, pages: int) -> None:
+    def _take(self, pages: int) -> Table:
         with self._lock:
             if pages > self._pages_total - self._pages_taken:
                 raise OutOfRoom(
@@ -91,10 +99,13 @@ class KvStore:
                     next_step="try again when a session has closed",
                 )
             self._pages_taken += pages
+            return EMPTY if self.pool is None else self.pool.take(pages)
 
-    def _give_back(self, pages: int) -> None:
+    def _give_back(self, pages: int, table: Table) -> None:
         with self._lock:
             self._pages_taken -= pages
+            if self.pool is not None:
+                self.pool.give_back(table)
 
 
 class KvCache:
@@ -110,10 +121,13 @@ class KvCache:
         self._keys: list[torch.Tensor] = []  # per block [1, heads, capacity, key_dim]
         self._values: list[torch.Tensor] = []
         self._all: torch.Tensor | None = None  # where all blocks are alike: [blocks, 2, 1, heads, capacity, dim]
+        self.pool = store.pool
+        self.table = EMPTY
+        """Page numbers, where memory is one pool of pages."""
         self._store = store
         self._mapping: mmap.mmap | None = None
         self._open = True
-        if store.device.type == "cpu":
+        if self.pool is None:
             self._map()
 
     def __len__(self) -> int:
@@ -131,15 +145,15 @@ class KvCache:
         needed = pages_for(length)
         if needed <= self.pages:
             return
-        if self._mapping is None:  # no lazy memory on this device: grow by doubling, so that copies stay linear
-            needed = min(pages_for(self.max_tokens), max(needed, 2 * self.pages))
-        self._store._take(needed - self.pages)
+        fresh = self._store._take(needed - self.pages)
+        if len(fresh):
+            self.table = np.concatenate((self.table, fresh))
         self.pages = needed
-        if self._mapping is None:
-            self._grow(needed * PAGE)
 
-    def view(self, start: int, end: int) -> "KvView":
-        """Tensors over the memory itself: positions `start .. end - 1` to write, `0 .. end - 1` to read."""
+    def view(self, start: int, end: int) -> "KvView | PagedView":
+        """The memory for one step: positions `start .. end - 1` to write, `0 .. end - 1` to read."""
+        if self.pool is not None:
+            return PagedView(self.pool, self.table, start, end)
         if self._all is not None:  # a handful of operations for all blocks together
             pairs = self._all[:, :, :, :, :end].unbind(1)
             return KvView(self._all[:, :, 0, :, start:end].unbind(0), None, pairs[0].unbind(0), pairs[1].unbind(0))
@@ -156,12 +170,10 @@ class KvCache:
     def evict(self) -> None:
         """Forget everything and give the room back; the session may fill it again later."""
         self.length = 0
-        self._store._give_back(self.pages)
-        self.pages = 0
+        self._store._give_back(self.pages, self.table)
+        self.pages, self.table = 0, EMPTY
         if self._mapping is not None:
             self._mapping.madvise(mmap.MADV_DONTNEED)
-        else:
-            self._forget()
 
     def close(self) -> None:
         """Give the room back for good. Closing twice is harmless."""
@@ -198,14 +210,6 @@ class KvCache:
     def _forget(self) -> None:
         self._keys, self._values, self._all = [], [], None
 
-    def _grow(self, capacity: int) -> None:
-        old = self._keys, self._values
-        elements = capacity * self._store.bytes_per_token // self._store.dtype.itemsize
-        self._carve(torch.empty(elements, dtype=self._store.dtype, device=self._store.device), capacity)
-        for before, after in zip(old, (self._keys, self._values), strict=True):
-            for source, target in zip(before, after, strict=False):
-                target[:, :, : self.length] = source[:, :, : self.length]
-
 
 @dataclass(frozen=True, eq=False)
 class KvView:
@@ -219,6 +223,18 @@ class KvView:
     new_values: Sequence[torch.Tensor] | None
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep the step's rows `[heads, count, dim]` of one block."""
+        if self.new_values is None:
+            self.new[layer].copy_(torch.stack((keys, values)))
+        else:
+            self.new[layer].copy_(keys)
+            self.new_values[layer].copy_(values)
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of positions `0 .. end - 1`: `[1, heads, end, dim]` each."""
+        return self.keys[layer], self.values[layer]
 
 
 def pages_for(tokens: int) -> int:

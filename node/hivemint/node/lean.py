@@ -1,31 +1,44 @@
-"""A leaner layer for the Llama layout on CPUs, in the place of the library's, inside the library's decoder.
+"""A leaner layer for the Llama layout, in the place of the library's, inside the library's decoder.
 
 A third of a small model's step is dispatch: 7 linears, 9 operations for rope, 12 for two norms. Here q, k and v are
 one linear, gate and up another, the residual is added in the linear's own kernel, and rope is one complex product:
 the rows of q and k are interleaved at load so that the two halves of a rotated pair are neighbours (scores don't
-change, as both sides of each dot product are permuted alike). Proven equal to the library's layer by test and, at
+change, as both sides of each dot product are permuted alike). On a GPU rope and the K/V write are one kernel of
+ours, and so is the gated SiLU. Proven equal to the library's layer by test and, at
 load, on random input.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hivemint.node.attention import packed_attention
-from hivemint.node.batch import Packing
+from hivemint.node import kernels
+from hivemint.node.attention import attend_all, packed_attention
+from hivemint.node.batch import Packing, Paged
 from hivemint.node.linear import PackedLinear, trim
 
 _LAYOUT = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """How far a lean layer may be from the library's, as a share of the largest output."""
+
+
+class FastLinear(Protocol):
+    """A linear that can add a residual: `added(x, other)` is `self(x) + other`."""
+
+    in_features: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def added(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor: ...
 
 
 class LeanLayer(nn.Module):
     """Norm, grouped-query attention with rope, norm, gated SiLU: `[B, T, hidden]` -> the same."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, linear: Callable[[nn.Linear], FastLinear]) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.layer_idx: int = attention.layer_idx
@@ -37,10 +50,10 @@ class LeanLayer(nn.Module):
         self.heads = attention.q_proj.out_features // self.head_dim
         pairs = torch.arange(self.head_dim).view(2, -1).T.flatten()
         q, k = (_reordered(p, pairs) for p in (attention.q_proj, attention.k_proj))
-        self.qkv = PackedLinear(_joined(q, k, attention.v_proj))
-        self.o = PackedLinear(attention.o_proj)
-        self.gate_up = PackedLinear(_joined(mlp.gate_proj, mlp.up_proj))
-        self.down = PackedLinear(mlp.down_proj)
+        self.qkv = linear(_joined(q, k, attention.v_proj))
+        self.o = linear(attention.o_proj)
+        self.gate_up = linear(_joined(mlp.gate_proj, mlp.up_proj))
+        self.down = linear(mlp.down_proj)
         self.norms = (layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach())
         self.eps: float = layer.input_layernorm.variance_epsilon
         self.head_norms: torch.Tensor | None = None
@@ -59,8 +72,10 @@ class LeanLayer(nn.Module):
         **_: Any,
     ) -> torch.Tensor:
         """Called by the library's decoder with the library's cos and sin, `[1, T, head_dim]`."""
-        batch, count, width = hidden_states.shape
-        x = functional.rms_norm(hidden_states, (width,), self.norms[0], self.eps)
+        batch, count, _width = hidden_states.shape
+        if packing is not None and packing.paged is not None:
+            return self._paged(hidden_states, position_embeddings, packing, packing.paged)
+        x = functional.rms_norm(hidden_states, hidden_states.shape[-1:], self.norms[0], self.eps)
         qkv = self.qkv(x).view(batch, count, -1, self.head_dim)
         turned = self._turn(qkv[:, :, : self.heads + self.kv_heads], position_embeddings, packing)
         query, key = turned[:, :, : self.heads].transpose(1, 2), turned[:, :, self.heads :].transpose(1, 2)
@@ -69,9 +84,23 @@ class LeanLayer(nn.Module):
             self, query, key, value, None, self.scaling, self.sliding_window, packing=packing
         )
         hidden_states = self.o.added(mixed.reshape(batch, count, -1), hidden_states)
-        x = functional.rms_norm(hidden_states, (width,), self.norms[1], self.eps)
+        x = functional.rms_norm(hidden_states, hidden_states.shape[-1:], self.norms[1], self.eps)
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down.added(functional.silu(gate) * up, hidden_states)
+
+    def _paged(
+        self, rows: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], packing: Packing, paged: Paged
+    ) -> torch.Tensor:
+        """The same by the kernels, keys and values in pages."""
+        qkv = self.qkv(kernels.norm(rows, self.norms[0], self.eps)).view(rows.shape[1], -1, self.head_dim)
+        if self.head_norms is not None:
+            turned = qkv[:, : self.heads + self.kv_heads]
+            turned.copy_(functional.rms_norm(turned, (self.head_dim,), None, self.eps) * self.head_norms)
+        kernels.place(paged.pool, self.layer_idx, paged.plan, qkv, self.heads, angles)
+        query = qkv[:, : self.heads]
+        mixed = attend_all(packing, self.layer_idx, query, self.scaling, self.sliding_window or 0)
+        rows, x = kernels.add_norm(self.o(mixed.reshape(1, rows.shape[1], -1)), rows, self.norms[1], self.eps)
+        return self.down.added(kernels.gated(self.gate_up(x)[0]).unsqueeze(0), rows)
 
     def _turn(
         self, rows: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], packing: Packing | None
@@ -89,11 +118,14 @@ class LeanLayer(nn.Module):
         return torch.view_as_real(pairs * angles).flatten(-2).to(rows.dtype)
 
 
-def lean_layers(layers: nn.ModuleList) -> None:
-    """Replace each layer of the known layout in place, one at a time, so that weights are never held twice."""
+def lean_layers(layers: nn.ModuleList, linear: Callable[[nn.Linear], FastLinear] = PackedLinear) -> None:
+    """Replace each layer of the known layout in place, one at a time, so that weights are never held twice.
+
+    `linear` makes the lean layer's linears from plain ones.
+    """
     for index, layer in enumerate(layers):
         if _fits(layer):
-            lean = LeanLayer(layer)
+            lean = LeanLayer(layer, linear)
             if _agree(layer, lean):
                 layers[index] = lean
                 del layer
@@ -103,10 +135,10 @@ def lean_layers(layers: nn.ModuleList) -> None:
 def _agree(layer: nn.Module, lean: LeanLayer) -> bool:
     """Whether both give the same for three tokens of noise, but for rounding."""
     generator = torch.Generator().manual_seed(0)
-    dtype = lean.norms[0].dtype
-    rows = torch.randn(1, 3, lean.qkv.in_features, generator=generator).to(dtype)
+    dtype, device = lean.norms[0].dtype, lean.norms[0].device
+    rows = torch.randn(1, 3, lean.qkv.in_features, generator=generator).to(device, dtype)
     angles = torch.randn(1, 3, lean.head_dim // 2, generator=generator).repeat(1, 1, 2)
-    embeddings = angles.cos().to(dtype), angles.sin().to(dtype)
+    embeddings = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
     with torch.inference_mode():
         ours = lean(rows, position_embeddings=embeddings)
         theirs = layer(rows, position_embeddings=embeddings, attention_mask=None)

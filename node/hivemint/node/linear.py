@@ -7,6 +7,7 @@ plain weight, one module at a time, so no second copy of the weights stays.
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,23 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class PlainLinear(nn.Module):
+    """The same face over a plain weight, for GPUs."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight.detach()
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def added(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """`linear(x) + other`."""
+        return self.forward(x) + other
+
+
 def _linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return product
@@ -62,17 +80,20 @@ class _Through(torch.autograd.Function):
         return grads[0] @ ctx.packed.to_dense(), None, None
 
 
-def pack_linears(decoder: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every plain linear of a CPU decoder by its packed form, in place, freeing weight after weight."""
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this CPU's oneDNN computes in `dtype`."""
     if dtype not in _PACKED_DTYPES or not torch._C._has_mkldnn:
-        return
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pack_linears(decoder: nn.Module, make: Callable[[nn.Linear], nn.Module] = PackedLinear) -> None:
+    """Replace every plain linear of a CPU decoder by its packed form, in place, freeing weight after weight."""
     names = [name for name, module in decoder.named_modules() if type(module) is nn.Linear]
     freed = 0
     for name in names:  # by name: a list of the modules would keep every plain weight alive until the end
         linear = cast(nn.Linear, decoder.get_submodule(name))
-        decoder.set_submodule(name, PackedLinear(linear))
+        decoder.set_submodule(name, make(linear))
         freed += linear.weight.nbytes
         del linear
         if freed > _TRIM_BYTES:

@@ -18,11 +18,12 @@ from transformers.utils import logging as transformers_logging
 
 from hivemint.contracts.errors import ModelError
 from hivemint.contracts.ids import BlockIndex
-from hivemint.node import attention
+from hivemint.node import attention, int8, kernels
 from hivemint.node.alone import ShapeCache
 from hivemint.node.kv_cache import KvShape
 from hivemint.node.lean import lean_layers
-from hivemint.node.linear import pack_linears
+from hivemint.node.linear import PackedLinear, PlainLinear, can_pack, pack_linears
+from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, LazyTensor, Progress, Reader
 from hivemint.swarm.anatomy import Anatomy
 
@@ -34,6 +35,7 @@ FAMILIES = frozenset(
 )  # fmt: skip
 """Families with a passing test in tests/node/test_span_families.py. All others are refused by name."""
 
+_PLAIN_SHARE = 0.05
 _STATEFUL_ROPE = {"dynamic", "longrope"}
 _ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "use_cache", "shapes"}
 
@@ -41,7 +43,7 @@ _ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux"
 def load_decoder(
     anatomy: Anatomy,
     span: tuple[BlockIndex, BlockIndex],
-    dtype: torch.dtype,
+    precision: Precision,
     device: str,
     on_progress: Progress | None,
     check: Check | None,
@@ -52,6 +54,7 @@ def load_decoder(
     """
     first, end = span
     anatomy.check_span(first, end)
+    precision.check_device(torch.device(device))
     config = read_config(anatomy)
     attention.register()
     families: Any = MODEL_MAPPING
@@ -69,17 +72,25 @@ def load_decoder(
         for entry in anatomy.block_tensors(BlockIndex(block))
     }
     options: dict[str, Any] = {
-        "config": config_copy(config), "state_dict": weights, "dtype": dtype, "attn_implementation": implementation,
+        "config": config_copy(config), "state_dict": weights, "dtype": precision.dtype,
+        "attn_implementation": implementation,
         "output_loading_info": True, "ignore_mismatched_sizes": True,  # the report below refuses them
         "device_map": None if device == "cpu" else {"": device},
     }  # fmt: skip
+    if precision.quantised and device != "cpu":
+        options["quantization_config"] = precision.bitsandbytes()
     try:
         with _quiet():
             loaded: Any = kind.from_pretrained(None, **options)
+    except ImportError as problem:
+        why, next_step = str(problem)[:300], "install bitsandbytes, or choose bf16"
+        raise ModelError(f"{precision.weights} weights need bitsandbytes", why=why, next_step=next_step) from problem
     except RuntimeError as problem:  # the library's word for weights that it can't convert
         raise ModelError(f"{anatomy.folder} doesn't fit its config.json", why=str(problem)[:500]) from problem
     decoder: PreTrainedModel = loaded[0]
     _check_report(loaded[1], anatomy)
+    if precision.quantised:
+        _check_linear_share(decoder, precision)
     decoder.requires_grad_(False)
     decoder.train(False)
     return decoder
@@ -206,10 +217,38 @@ def packs(decoder: PreTrainedModel) -> bool:
     return bool(decoder.config._attn_implementation == attention.NAME)
 
 
-def quicken(decoder: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Swap modules of a checked decoder for ones that compute the same faster on a CPU, in place."""
-    lean_layers(find_layers(decoder, decoder.config.num_hidden_layers)[1])
-    pack_linears(decoder, dtype)
+def quicken(decoder: PreTrainedModel, precision: Precision, device: torch.device) -> None:
+    """Swap modules of a checked decoder for ones that compute the same faster, in place.
+
+    On a CPU this is where int8 weights are made; raises ModelError if they are wrong or not faster there.
+    """
+    layers = find_layers(decoder, decoder.config.num_hidden_layers)[1]
+    if kernels.available(device) and not precision.quantised:
+        lean_layers(layers, PlainLinear)
+    elif device.type == "cpu" and precision.weights == "int8":
+        int8.prove([module for module in layers[0].modules() if type(module) is nn.Linear])
+        lean_layers(layers, int8.Int8Linear)
+        pack_linears(decoder, int8.Int8Linear)
+    elif device.type == "cpu" and can_pack(precision.dtype):
+        lean_layers(layers, PackedLinear)
+        pack_linears(decoder)
+
+
+def _check_linear_share(decoder: PreTrainedModel, precision: Precision) -> None:
+    """Refuse to call a span quantised if much of it stays as it is (experts that are no linears, Conv1D on a CPU)."""
+    plain = quantised = 0
+    for module in decoder.modules():
+        elements = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+        if isinstance(module, nn.Linear):  # bitsandbytes' are linears too
+            quantised += module.in_features * module.out_features
+        else:
+            plain += elements
+    if plain > _PLAIN_SHARE * quantised:
+        raise ModelError(
+            f"{decoder.config.model_type} can't be served with {precision.weights} weights",
+            why=f"{plain / (plain + quantised):.0%} of its weights are in no linear layer and would stay as they are",
+            next_step="choose bf16",
+        )
 
 
 def _check_report(report: dict[str, Any], anatomy: Anatomy) -> None:

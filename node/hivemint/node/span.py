@@ -7,10 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from hivemint.contracts.ids import BlockIndex
-from hivemint.node import loader
+from hivemint.node import kernels, loader
 from hivemint.node.alone import SessionCache
 from hivemint.node.batch import BadWork, Packing, Part, Work, check
+from hivemint.node.graphs import DecodeGraphs
 from hivemint.node.kv_cache import KvShape, KvStore
+from hivemint.node.pages import PagePool
+from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, Progress
 from hivemint.swarm.anatomy import Anatomy
 
@@ -18,14 +21,14 @@ __all__ = ["Span", "Work"]
 
 
 class Span:
-    """Blocks `first .. end - 1` of a model in one dtype on one device. One thread at a time may call `run`."""
+    """Blocks `first .. end - 1` of a model in one precision on one device. One thread at a time may call `run`."""
 
     def __init__(
         self,
         decoder: PreTrainedModel,
         anatomy: Anatomy,
         first: BlockIndex,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
         shapes: list[KvShape],
     ) -> None:
@@ -33,7 +36,7 @@ class Span:
         self.anatomy = anatomy
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
-        self.dtype, self.device = dtype, device
+        self.precision, self.dtype, self.device = precision, precision.dtype, device
         self.packs = loader.packs(decoder)
         """Whether sessions share each forward. Some families' attention can't: theirs run one after the other."""
         self.num_blocks_of_model = anatomy.num_blocks
@@ -47,6 +50,7 @@ class Span:
         end: BlockIndex,
         *,
         dtype: torch.dtype = torch.float32,
+        precision: Precision | str | None = None,
         device: str = "cpu",
         on_progress: Progress | None = None,
         check: Check | None = None,
@@ -54,17 +58,22 @@ class Span:
         """Read a span from a Hugging Face folder of safetensors; `on_progress(bytes_done, bytes_in_all)`.
 
         `check(name, stored_bytes)` sees each tensor before it is used and may raise: `Manifest.check_tensor` fits,
-        and what it saw is what runs. It is called from several threads.
+        and what it saw is what runs. It is called from several threads. `precision` (`int8/bf16`) stands above
+        `dtype`, which is both of weights and computation.
 
-        Raises ModelError: folder missing or damaged, span outside the model, family without a passing test.
+        Raises ModelError: folder missing or damaged, span outside the model, family without a passing test, a
+        precision that this machine or family can't do or that doesn't pay there.
         """
+        if precision is None:
+            precision = Precision.of(dtype)
+        elif isinstance(precision, str):
+            precision = Precision.parse(precision)
         anatomy = Anatomy.read(folder)
-        decoder = loader.load_decoder(anatomy, (first, end), dtype, device, on_progress, check)
+        decoder = loader.load_decoder(anatomy, (first, end), precision, device, on_progress, check)
         place = torch.device(device)
-        shapes = loader.check_decoder(decoder, dtype, place)
-        if place.type == "cpu":
-            loader.quicken(decoder, dtype)
-        return cls(decoder, anatomy, first, dtype, place, shapes)
+        shapes = loader.check_decoder(decoder, precision.dtype, place)
+        loader.quicken(decoder, precision, place)
+        return cls(decoder, anatomy, first, precision, place, shapes)
 
     def new_store(self, budget_bytes: int | None = None) -> KvStore:
         """Room for sessions' keys and values. None: half of the free memory (four fifths on a GPU)."""
@@ -83,13 +92,21 @@ class Span:
             work.cache.reserve(work.end)
         for work in batch:
             work.cache.crop(work.start)
-        packing = Packing(batch, self.dtype, self.device)
+        counts = [work.count for work in batch]
         with torch.inference_mode():
-            rows = batch[0].hidden if len(batch) == 1 else torch.cat([work.hidden for work in batch])
-            output = self._forward(rows.to(self.device, self.dtype), packing)
+            output = self._replay(batch, counts)
+            if output is None:
+                rows = batch[0].hidden if len(batch) == 1 else torch.cat([work.hidden for work in batch])
+                output = self._forward(rows.to(self.device, self.dtype), Packing(batch, self.dtype, self.device))
         for work in batch:
             work.cache.length = work.end
-        return list(torch.split(output, packing.counts))
+        return list(torch.split(output, counts))
+
+    def prepare(self, store: KvStore, rows: int = 64) -> None:
+        """Capture decode steps of up to `rows` rows over `store` before anybody waits. Does nothing on a CPU."""
+        if (graphs := self._graphs_of(store.pool)) is not None:
+            with torch.inference_mode():
+                graphs.prepare(rows)
 
     def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient with respect to a span's input, given that of its output: all `[B, count, hidden_size]`.
@@ -109,6 +126,21 @@ class Span:
             positions = torch.arange(rows.shape[1], device=self.device).unsqueeze(0)
             output = self._decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
             return torch.autograd.grad(output, rows, gradient.to(self.device, self.dtype))[0]
+
+    def _graphs_of(self, pool: PagePool | None) -> DecodeGraphs | None:
+        if pool is None or not self.packs or not kernels.available(self.device):
+            return None
+        if self._decoder not in pool.forwards:
+            pool.forwards[self._decoder] = DecodeGraphs(self._decoder, pool, self.max_positions)
+        graphs: DecodeGraphs = pool.forwards[self._decoder]
+        return graphs
+
+    def _replay(self, batch: Sequence[Work], counts: list[int]) -> torch.Tensor | None:
+        """The step as a CUDA graph; None where there is none for it."""
+        graphs = self._graphs_of(batch[0].cache.pool)
+        if graphs is None or not graphs.takes(counts):
+            return None
+        return graphs.run([work.hidden for work in batch], [(work.start, work.end, work.cache.table) for work in batch])
 
     def _forward(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Rows `[T, hidden]` through the library's own decoder: packed, or session by session if they can't be."""
