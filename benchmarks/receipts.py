@@ -7,6 +7,7 @@ Two swarms of two nodes stand beside each other, one as the product is, one whos
 Also CPU milliseconds a token of all processes (nodes and clients), and how many receipts one core can meter.
 """
 
+import asyncio
 import contextlib
 import secrets
 import statistics
@@ -34,19 +35,25 @@ PROMPT, HIDDEN = 64, 576
 
 
 @contextlib.contextmanager
-def bare_swarm() -> Iterator[Any]:
-    """A swarm whose nodes run without metering; the rest of it is the product."""
-    real: Callable[..., list[str]] = localnet.__dict__["hivemint"]
+def funded_swarm(sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
+    """A swarm and its wallets."""
+    with swarm(CHEAP) as net:
+        yield net, funded_wallets(net, sessions)
 
-    def command(*words: str) -> list[str]:
-        return [sys.executable, BARE, *words] if words[:2] == ("node", "start") else real(*words)
 
-    localnet.__dict__["hivemint"] = command
-    try:
-        with swarm(CHEAP) as net:
-            yield net
-    finally:
-        localnet.__dict__["hivemint"] = real
+@contextlib.contextmanager
+def bare_swarm(sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
+    """The same; once the wallets are funded, which takes real receipts, the nodes start anew without metering."""
+    with funded_swarm(sessions) as (net, wallets):
+        real: Callable[..., list[str]] = localnet.__dict__["hivemint"]
+        localnet.__dict__["hivemint"] = lambda *words: [sys.executable, BARE, *words]
+        try:
+            for plan in net.plans:
+                net.child(plan.operator).stop()
+                asyncio.run(net.start_node(plan))
+        finally:
+            localnet.__dict__["hivemint"] = real
+        yield net, wallets
 
 
 class Side:
@@ -64,13 +71,13 @@ class Side:
         return tokens / seconds
 
 
-def compare(on: Any, off: Any, wallets: Any, sessions: int, processes: int, args: Any) -> dict[str, Any]:
+def compare(on: Any, off: Any, sessions: int, processes: int, args: Any) -> dict[str, Any]:
     """On against off with so many sessions."""
     with (
-        crowd(on, wallets[0][:sessions], processes) as with_receipts,
-        crowd(off, wallets[1][:sessions], processes, script=[BARE, "client_process"]) as without,
+        crowd(on[0], on[1][:sessions], processes) as with_receipts,
+        crowd(off[0], off[1][:sessions], processes, script=[BARE, "client_process"]) as without,
     ):
-        sides = Side(on, with_receipts, args.new_tokens), Side(off, without, args.new_tokens)
+        sides = Side(on[0], with_receipts, args.new_tokens), Side(off[0], without, args.new_tokens)
         pairs = alternate(sides[0].tokens_per_s, sides[1].tokens_per_s, args.pairs)
     return {
         "ratio_on_off": median_ratio(pairs),
@@ -98,10 +105,9 @@ def receipts_per_s(seconds: float = 2.0) -> float:
 
 def main() -> None:
     args = options(__doc__ or "", new_tokens=96, sessions=16, processes=4)
-    with swarm(CHEAP) as on, bare_swarm() as off:
-        wallets = [funded_wallets(net, args.sessions) for net in (on, off)]
-        one = compare(on, off, wallets, 1, 1, args)
-        many = compare(on, off, wallets, args.sessions, args.processes, args)
+    with funded_swarm(args.sessions) as on, bare_swarm(args.sessions) as off:
+        one = compare(on, off, 1, 1, args)
+        many = compare(on, off, args.sessions, args.processes, args)
     figures = {
         "ratio_on_off": one["ratio_on_off"],
         "ratio_on_off_16": many["ratio_on_off"],

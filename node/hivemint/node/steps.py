@@ -120,7 +120,7 @@ class Steps:
         return None
 
     def begin(self, step: TakenStep) -> None:
-        """The request was taken: the journal hears of it at once, the step goes its way."""
+        """The request was taken: the step goes its way."""
         request, pushed = step.request, None
         if request.source is None or self.previous is None:
             self._inputs[step.number] = asyncio.get_running_loop().create_future()
@@ -128,8 +128,7 @@ class Steps:
             source = Source(Address(self.previous.operator), SessionId(self.previous.session), request.source)
             pushed = _Pushed(self._shop.inbox.want(source.session, source.step), source)
         self._seat.busy += 1
-        stored = self._spawn(self.store(step.price, step.pair))
-        self._tasks[step.number] = self._spawn(self._serve(step, pushed, stored))
+        self._tasks[step.number] = self._spawn(self._serve(step, pushed))
 
     def give(self, tensor: Tensor) -> None:
         """A client's input. One that no step waits for belongs to a refused request."""
@@ -138,10 +137,10 @@ class Steps:
             waiting.set_result(tensor)
 
     def drop(self, first: Step, *, begun: bool = False) -> list[TakenStep]:
-        """Take back the steps from `first` on that have not begun; nothing is owed for them."""
+        """Take back the steps from `first` on that have not begun; nothing is owed for them, their vouchers stay."""
         gone = self.session.drop(first, begun=begun)
         for step in gone:
-            self._spawn(self.store(-step.price, None))
+            self._spawn(self.store(0, step.pair))
             task = self._tasks.get(step.number)
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
@@ -181,7 +180,7 @@ class Steps:
 
     # ---- the life of a step
 
-    async def _serve(self, step: TakenStep, pushed: _Pushed | None, stored: "asyncio.Task[None]") -> None:
+    async def _serve(self, step: TakenStep, pushed: _Pushed | None) -> None:
         try:
             async with self._entering:
                 rows = await self._input(step, pushed)
@@ -190,7 +189,7 @@ class Steps:
             async with self._leaving:
                 await self._confirm(pushed)
                 if self.session.steps.get(step.number) is step:  # else an earlier one failed and took it along
-                    await self._answer(step, rows, output, stored)
+                    await self._answer(step, rows, output)
         except StepFailed as failed:
             await self._fail(step, failed)
         finally:
@@ -261,8 +260,11 @@ class Steps:
         except ProofError as error:
             raise StepFailed(Code.INPUT, error.what, error.why, "set aside both ends of that link") from None
 
-    async def _answer(self, step: TakenStep, rows: Input, output: torch.Tensor, stored: "asyncio.Task[None]") -> None:
-        """Tensor and receipt leave in one write where the journal has the voucher already, else the tensor first."""
+    async def _answer(self, step: TakenStep, rows: Input, output: torch.Tensor) -> None:
+        """The tensor leaves first; then the journal hears of the voucher, and only then the receipt leaves (P11).
+
+        Written before the compute, the entry would take the interpreter from the compute's dispatch (1 ms a token).
+        """
         session, request, shop = self.session, step.request, self._shop
         session.seal(step)
         measured = await shop.meter.measure(session.receipt.receipt, request, rows, output, self._wire)
@@ -274,19 +276,19 @@ class Steps:
             data = measured.data if request.rows == "all" else memoryview(measured.data)[-self._row_bytes :]
             step.tensor = Tensor(head, data)
             back.append(step.tensor)
-        if not stored.done():
+        try:
             await self._push(*onward)
-            await self._link.send(*back)
-            onward, back = [], []
-            await stored
-        stored.result()
+            if back:
+                await self._link.send(*back)
+        finally:  # a client that hangs up now has paid for this step all the same
+            await self.store(step.price, step.pair)
         account = session.account
         answer = StepReceipt(measured.receipt.signed, measured.rows, account.highest, account.owed)
         session.answer(step, measured.receipt, answer)
         if request.push:
-            await self._push(*onward, HopReceipt(measured.receipt.signed))
+            await self._push(HopReceipt(measured.receipt.signed))
             shop.stats.sent("next")
-        await self._link.send(*back, answer)
+        await self._link.send(answer)
         if request.rows != "none":
             shop.stats.sent("client")
 
