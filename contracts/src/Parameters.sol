@@ -3,6 +3,7 @@ pragma solidity 0.8.37;
 
 import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Checkpoints} from "@openzeppelin/contracts/utils/structs/Checkpoints.sol";
 import {Fixed, IParameters, Setting} from "./interfaces/IParameters.sol";
@@ -14,6 +15,9 @@ contract Parameters is IParameters, Ownable2Step {
 
     /// @dev Epochs that stake must outlive beside the appeal: the claimed one, that of the claim, that of the mint.
     uint256 private constant LANE_B_EPOCHS = 3;
+    /// @dev What P9 is computed for: so many strikes, within so many epochs. A deployment may only be milder.
+    uint256 private constant LEAST_STRIKES = 4;
+    uint256 private constant LONGEST_WINDOW = 20;
 
     /// @inheritdoc IParameters
     uint256 public immutable GENESIS;
@@ -113,14 +117,27 @@ contract Parameters is IParameters, Ownable2Step {
         return _fixed;
     }
 
-    /// @dev The ranges keep Emission's products inside 256 bits and every appeal shorter than the unbonding.
     function _set(Setting setting, uint256 value, uint256 epoch) private {
-        (uint256 low, uint256 high) = (1, type(uint32).max);
-        if (setting == Setting.UnitsPerCoin || setting == Setting.MaxPerUnit) (low, high) = (0, type(uint96).max);
-        if (setting == Setting.Appeal) high = _fixed.unbond / _fixed.epoch - LANE_B_EPOCHS;
+        (uint256 low, uint256 high) = _range(setting);
         if (value < low || value > high) revert BadSetting(setting, value, low, high);
         _push(_settings[setting], epoch, value);
         emit Scheduled(setting, value, epoch);
+    }
+
+    /// @dev The ranges keep Emission's products inside 256 bits, every appeal shorter than the unbonding, and the strike
+    /// rule at least as mild as at the deployment: no fewer auditors, no fewer strikes, no longer window (P9), which
+    /// yet fits the strikes. Later changes never count earlier, so the latest limit and window are those that will meet.
+    function _range(Setting setting) private view returns (uint256 low, uint256 high) {
+        if (setting == Setting.UnitsPerCoin || setting == Setting.MaxPerUnit) return (0, type(uint96).max);
+        if (setting == Setting.Appeal) return (1, _fixed.unbond / _fixed.epoch - LANE_B_EPOCHS);
+        // The constructor writes for epoch 0, the owner never; while the constructor runs it is 0.
+        uint256 first = _settings[setting].upperLookup(0);
+        if (setting == Setting.Quorum) return (Math.max(1, first), type(uint32).max);
+        if (setting == Setting.StrikeLimit) {
+            high = _settings[Setting.StrikeWindow].latest();
+            return first == 0 ? (LEAST_STRIKES, LONGEST_WINDOW) : (first, high);
+        }
+        return (_settings[Setting.StrikeLimit].latest(), first == 0 ? LONGEST_WINDOW : first);
     }
 
     function _setRate(bytes32 modelId, uint64 rate, uint256 epoch) private {

@@ -306,21 +306,63 @@ contract DisputesTest is Kit {
 
     function test_changedNumbersCountFromTheirEpoch() external {
         vm.startPrank(admin);
-        parameters.schedule(Setting.StrikeLimit, 1);
+        parameters.schedule(Setting.StrikeLimit, 5);
+        parameters.schedule(Setting.StrikeWindow, 5);
         parameters.schedule(Setting.Appeal, 3);
-        parameters.schedule(Setting.Quorum, 2);
+        parameters.schedule(Setting.Quorum, 4);
         vm.stopPrank();
         toEpoch(parameters.nextChange());
-        uint256[] memory who = new uint256[](2);
-        (who[0], who[1]) = (1, 2);
         uint256 epoch = today();
-        disputes.strike(node, epoch, EVIDENCE, accuser, strikeSigs(epoch, who));
+        Signature[] memory few = strikeSigs(epoch, three(1, 2, 3));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.QuorumMissed.selector, 3, 4));
+        disputes.strike(node, epoch, EVIDENCE, accuser, few);
+        uint256[] memory who = new uint256[](4);
+        (who[0], who[1], who[2], who[3]) = (1, 2, 3, 4);
+        uint256[] memory epochs = new uint256[](5);
+        for (uint256 i; i < 5; ++i) {
+            epochs[i] = epoch + i;
+            toEpoch(epochs[i]);
+            disputes.strike(node, epochs[i], EVIDENCE, accuser, strikeSigs(epochs[i], who));
+        }
         eq(disputes.strikeOf(node, epoch).appealEpoch, epoch + 3, "appeal");
-        toEpoch(epoch + 4);
-        uint256[] memory epochs = new uint256[](1);
-        epochs[0] = epoch;
+        toEpoch(epoch + 8);
+        uint256[] memory four = new uint256[](4);
+        (four[0], four[1], four[2], four[3]) = (epochs[0], epochs[1], epochs[2], epochs[3]);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotEnoughStrikes.selector, 4, 5, 5));
+        disputes.slashStruck(node, four);
         disputes.slashStruck(node, epochs);
-        eq(registry.nodeOf(node).bonded, 8 ether, "one was enough");
+        eq(registry.nodeOf(node).bonded, 8 ether, "five were enough");
+    }
+
+    /// @dev An owner names auditors of its own; the node unbonds before they count. They strike each epoch and spend
+    /// each four strikes at once: that reaches it twice, or thrice, never a fourth time.
+    function testFuzz_P9_anOwnersAuditorsAgainstANodeThatLeaves(uint256 second, uint256 wait) external {
+        vm.warp(START / EPOCH * EPOCH + within(second, 0, EPOCH - 1));
+        vm.startPrank(admin);
+        for (uint256 i = 5; i < 8; ++i) {
+            parameters.scheduleAuditor(vm.addr(auditorKey(i)), true);
+        }
+        vm.stopPrank();
+        uint256 first = parameters.nextChange();
+        vm.warp(within(wait, vm.getBlockTimestamp(), first * EPOCH - 1));
+        vm.prank(owner);
+        registry.unbond(node);
+        uint256 free = vm.getBlockTimestamp() + UNBOND + 1;
+        uint256 spent = first - 2;
+        for (uint256 epoch = first; epoch * EPOCH < free; ++epoch) {
+            vm.warp(epoch * EPOCH);
+            if (epoch == first) disputes.strike(node, epoch - 1, EVIDENCE, accuser, strikeSigs(epoch - 1, three(5, 6, 7)));
+            disputes.strike(node, epoch, EVIDENCE, accuser, strikeSigs(epoch, three(5, 6, 7)));
+            if (epoch != spent + 6) continue;
+            uint256[] memory epochs = new uint256[](4);
+            (epochs[0], epochs[1], epochs[2], epochs[3]) = (spent + 1, spent + 2, spent + 3, spent + 4);
+            disputes.slashStruck(node, epochs);
+            spent += 4;
+        }
+        vm.warp(free);
+        eq(registry.nodeOf(node).unbonding, (first + 12) * EPOCH < free ? 5.12 ether : 6.4 ether, "36 or 48.8 %");
+        vm.prank(owner);
+        registry.withdrawStake(node, owner);
     }
 
     function test_knowsItsDeployment() external view {

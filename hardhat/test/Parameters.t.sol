@@ -26,7 +26,8 @@ contract ParametersTest is Kit {
     function testFuzz_timelock(uint32 wait, uint8 which, uint32 value) external {
         vm.warp(START + wait);
         Setting setting = Setting(which % 5);
-        value = uint32(within(value, 1, type(uint32).max));
+        if (setting == Setting.StrikeLimit || setting == Setting.StrikeWindow) value = uint32(within(value, 4, 20));
+        else value = uint32(within(value, 3, type(uint32).max));
         uint256 old = parameters.valueAt(setting, today());
         uint256 from = (START + wait + DELAY) / EPOCH + 1;
         ok(from * EPOCH > START + wait + DELAY, "the epoch begins after the delay");
@@ -91,9 +92,7 @@ contract ParametersTest is Kit {
 
     function test_ranges() external {
         uint256 maxAppeal = UNBOND / EPOCH - 3;
-        refused(Setting.Quorum, 0, 1, type(uint32).max);
-        refused(Setting.StrikeLimit, 0, 1, type(uint32).max);
-        refused(Setting.StrikeWindow, uint256(type(uint32).max) + 1, 1, type(uint32).max);
+        refused(Setting.Quorum, uint256(type(uint32).max) + 1, 3, type(uint32).max);
         refused(Setting.Appeal, 0, 1, maxAppeal);
         refused(Setting.Appeal, maxAppeal + 1, 1, maxAppeal);
         refused(Setting.UnitsPerCoin, uint256(type(uint96).max) + 1, 0, type(uint96).max);
@@ -105,8 +104,100 @@ contract ParametersTest is Kit {
         vm.stopPrank();
     }
 
+    /// @dev P10: an owner with auditors of its own needs as many as the deployment did.
+    function test_P10_theQuorumIsNeverBelowTheDeployedOne() external {
+        refused(Setting.Quorum, 2, 3, type(uint32).max);
+        change(Setting.Quorum, 5);
+        toEpoch(parameters.nextChange());
+        refused(Setting.Quorum, 2, 3, type(uint32).max);
+        change(Setting.Quorum, 3);
+    }
+
+    /// @dev P9: no fewer strikes, no longer window than at the deployment, and a window that fits the strikes.
+    function test_P9_theStrikeRuleIsNeverHarderThanTheDeployedOne() external {
+        refused(Setting.StrikeLimit, 3, 4, 20);
+        refused(Setting.StrikeLimit, 21, 4, 20);
+        refused(Setting.StrikeWindow, 21, 4, 20);
+        refused(Setting.StrikeWindow, 3, 4, 20);
+        change(Setting.StrikeLimit, 6);
+        refused(Setting.StrikeWindow, 5, 6, 20);
+        change(Setting.StrikeWindow, 7);
+        refused(Setting.StrikeLimit, 8, 4, 7);
+        toEpoch(parameters.nextChange());
+        refused(Setting.StrikeLimit, 3, 4, 7);
+        change(Setting.StrikeWindow, 20);
+        change(Setting.StrikeLimit, 4);
+    }
+
+    /// @dev Whatever the owner tries, in whatever order and time: what counts in any epoch is as mild as the deployment.
+    function testFuzz_P9_P10_noScheduleIsHarder(uint256 tries) external {
+        uint256[6] memory first = settings();
+        for (uint256 i; i < 12; ++i) {
+            Setting setting = Setting(2 + (tries >> (20 * i)) % 3);
+            uint256 value = (tries >> (20 * i + 4)) % 24;
+            vm.prank(admin);
+            try parameters.schedule(setting, value) {} catch {}
+            vm.warp(vm.getBlockTimestamp() + (tries >> (20 * i + 10)) % 3 * 12 hours);
+        }
+        for (uint256 epoch = START / EPOCH; epoch < today() + 5; ++epoch) {
+            uint256 limit = parameters.valueAt(Setting.StrikeLimit, epoch);
+            uint256 window = parameters.valueAt(Setting.StrikeWindow, epoch);
+            atMost(first[2], parameters.valueAt(Setting.Quorum, epoch), "quorum");
+            atMost(first[3], limit, "strikes");
+            atMost(window, first[4], "window");
+            atMost(limit, window, "they fit");
+        }
+    }
+
+    /// @dev A deployment may start out milder than 4 in 20, and is then held to that.
+    function testFuzz_P9_deployedStrikeRule(uint256 limit, uint256 window, uint256 quorum) external {
+        uint256[6] memory chosen = settings();
+        (chosen[2], chosen[3], chosen[4]) = (within(quorum, 0, 9), within(limit, 0, 24), within(window, 0, 24));
+        bytes memory refusal;
+        if (chosen[2] < 1) refusal = badSetting(Setting.Quorum, 0, 1, type(uint32).max);
+        else if (chosen[3] < 4 || chosen[3] > 20) refusal = badSetting(Setting.StrikeLimit, chosen[3], 4, 20);
+        else if (chosen[4] < chosen[3] || chosen[4] > 20) {
+            refusal = badSetting(Setting.StrikeWindow, chosen[4], chosen[3], 20);
+        }
+        if (refusal.length != 0) vm.expectRevert(refusal);
+        parameters = make(chosen);
+        if (refusal.length != 0) return;
+        if (chosen[2] > 1) refused(Setting.Quorum, chosen[2] - 1, chosen[2], type(uint32).max);
+        refused(Setting.StrikeLimit, chosen[3] - 1, chosen[3], chosen[4]);
+        refused(Setting.StrikeWindow, chosen[4] + 1, chosen[3], chosen[4]);
+    }
+
+    function test_P9_deployedStrikeRuleAtItsEdges() external {
+        uint256[6] memory chosen = settings();
+        (chosen[3], chosen[4]) = (3, 20);
+        vm.expectRevert(badSetting(Setting.StrikeLimit, 3, 4, 20));
+        make(chosen);
+        (chosen[3], chosen[4]) = (4, 21);
+        vm.expectRevert(badSetting(Setting.StrikeWindow, 21, 4, 20));
+        make(chosen);
+        (chosen[3], chosen[4]) = (5, 4);
+        vm.expectRevert(badSetting(Setting.StrikeWindow, 4, 5, 20));
+        make(chosen);
+        (chosen[3], chosen[4]) = (20, 20);
+        make(chosen);
+    }
+
+    function make(uint256[6] memory chosen) private returns (Parameters) {
+        return new Parameters(admin, fixedNumbers(), chosen, new bytes32[](0), new uint64[](0), new address[](0));
+    }
+
+    function change(Setting setting, uint256 value) private {
+        vm.prank(admin);
+        parameters.schedule(setting, value);
+        eq(parameters.valueAt(setting, parameters.nextChange()), value, "changed");
+    }
+
+    function badSetting(Setting setting, uint256 value, uint256 low, uint256 high) private pure returns (bytes memory) {
+        return abi.encodeWithSelector(IParameters.BadSetting.selector, setting, value, low, high);
+    }
+
     function refused(Setting setting, uint256 value, uint256 low, uint256 high) private {
-        vm.expectRevert(abi.encodeWithSelector(IParameters.BadSetting.selector, setting, value, low, high));
+        vm.expectRevert(badSetting(setting, value, low, high));
         vm.prank(admin);
         parameters.schedule(setting, value);
     }

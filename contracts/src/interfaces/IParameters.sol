@@ -29,11 +29,11 @@ enum Setting {
     UnitsPerCoin,
     /// The most credits (wei) minted per 1e18 units of bounded weight.
     MaxPerUnit,
-    /// M: the auditors' signatures that a strike or pardon needs.
+    /// M: the auditors' signatures that a strike or pardon needs; never fewer than at the deployment.
     Quorum,
-    /// m: the live strikes that cost 20 % of the stake.
+    /// m: the live strikes that cost 20 % of the stake; at least 4, never fewer than at the deployment.
     StrikeLimit,
-    /// K: the epochs within which they must lie.
+    /// K: the epochs within which they must lie; m to 20, never more than at the deployment.
     StrikeWindow,
     /// APPEAL: the epochs after that of the strike in which it may be pardoned.
     Appeal
