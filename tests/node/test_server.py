@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, Step
 from hivemint.contracts.network import Contracts, Network
 from hivemint.contracts.signature import Signer
 from hivemint.ledger.journal import Journal
+from hivemint.node.batch import Work
 from hivemint.node.server import Kit, Node
 from hivemint.node.settings import NodeSettings
 from hivemint.node.span import Span
@@ -54,9 +56,10 @@ class Pair:
 
 
 async def start(
-    folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, **settings: Any
-) -> Running:
-    span = Span.load(folder, BlockIndex(block), BlockIndex(block + 1))
+    folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, precision: str = "fp32",
+    **settings: Any,
+) -> Running:  # fmt: skip
+    span = Span.load(folder, BlockIndex(block), BlockIndex(block + 1), precision=precision)
     url = f"sqlite:///{folder.parent / name}.db"
     journal = Journal.open(url, DOMAIN, key.address)
     defaults: dict[str, Any] = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16}
@@ -96,8 +99,6 @@ async def test_a_node_serves_steps_that_equal_its_span(pair: Pair) -> None:
     outputs = [await session.step(rows[:4], 0), await session.step(rows[4:5], 4), await session.step(rows[5:], 5)]
     span = pair.first.node.kit.span
     cache = span.new_store(1 << 20).open(64)
-    from hivemint.node.batch import Work
-
     assert torch.allclose(torch.cat(outputs), span.run([Work(cache, 0, rows)])[0], atol=1e-5)
     assert session.receipt.receipt.tokens == 6
     assert pair.first.journal.book(signer(1).address).owed == 6 * ASK
@@ -107,6 +108,28 @@ async def test_a_node_serves_steps_that_equal_its_span(pair: Pair) -> None:
     assert newest is not None
     assert newest.voucher.total == 6 * ASK
     await pair.first.journal.close()
+
+
+async def test_a_node_may_compute_in_one_form_and_speak_another(model: Path, tmp_path: Path) -> None:
+    """bf16 inside, fp32 on the wire: what is declared, what is signed for, and what the rows are."""
+    async with AsyncExitStack() as stack:
+        host = await Host.start(HostSettings("test"))
+        stack.push_async_callback(host.close)
+        client = await Host.start(HostSettings("test", listen=(), bootstrap=host.addresses))
+        stack.push_async_callback(client.close)
+        folder = tmp_path / "tiny"
+        folder.symlink_to(model)
+        running = await start(folder, 0, FakeChain(), "half", host, signer(1003), "bf16", wire="fp32")
+        stack.push_async_callback(running.journal.close)
+        stack.push_async_callback(running.node.close)
+        assert running.node.offer.numerics == running.node.record().numerics == ("bf16/bf16/fp32",)
+        link = await client.dial(host.peer_id, host.addresses, CONTROL)
+        session = await NodeSession.open(link, DOMAIN, signer(1), price=ASK)
+        rows = torch.randn(3, 32)
+        output = await session.step(rows, 0)
+        span = running.node.kit.span
+        cache = span.new_store(1 << 20).open(64)
+        assert torch.equal(output, span.run([Work(cache, 0, rows.bfloat16())])[0].float())
 
 
 async def test_pushed_steps_pass_both_nodes_and_every_head_fits(pair: Pair) -> None:

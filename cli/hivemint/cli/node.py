@@ -59,7 +59,12 @@ def start(
     announce: Annotated[list[str] | None, typer.Option(help="Multiaddress to tell others instead.")] = None,
     bootstrap: Annotated[list[str] | None, typer.Option(help="More bootstrap peers.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; 0 = the cores that are free.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of weights: fp32, bf16, fp16, int8, nf4; or with the computation's, nf4/fp16.")
+    ] = None,
+    wire: Annotated[
+        str | None, typer.Option(help="Of rows between hops: fp32, bf16, fp16; default: as computed.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus on 127.0.0.1; 0 = any free port.")] = None,
 ) -> None:
@@ -70,8 +75,8 @@ def start(
     first, end = parse_blocks(blocks)
     settings = node_settings(
         ask=ask, listen=tuple(listen) if listen else None, announce=tuple(announce) if announce else None,
-        bootstrap=tuple(bootstrap) if bootstrap else None, threads=threads, precision=precision, device=device,
-        metrics_port=metrics_port,
+        bootstrap=tuple(bootstrap) if bootstrap else None, threads=threads, precision=precision, wire=wire,
+        device=device, metrics_port=metrics_port,
     )  # fmt: skip
     where = _network(network)
     wallet = _wallet(wallet)

@@ -161,16 +161,23 @@ def _load_span(plan: Plan, tell: Progress) -> "Span":
     memory.spare()
     import torch
 
-    from hivemint.node.server import torch_dtype
+    from hivemint.node.precision import Precision
     from hivemint.node.span import Span
 
+    precision, device = Precision.parse(plan.settings.precision), torch.device(plan.settings.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"There is no device {device}", why=f"torch sees {torch.cuda.device_count()} GPUs",
+            next_step="choose --device cpu, or install a torch for this GPU",
+        )  # fmt: skip
+    precision.check_device(device)
     torch.set_num_threads(plan.settings.threads or free_cores())
     anatomy = plan.model.anatomy
     first, end = BlockIndex(plan.first), BlockIndex(plan.end)
     names = [entry.name for block in range(first, end) for entry in anatomy.block_tensors(BlockIndex(block))]
     plan.model.manifest.check_tensors(plan.model.folder, names, tell)
     span = Span.load(
-        plan.model.folder, first, end, dtype=torch_dtype(plan.settings.precision), device=plan.settings.device,
+        plan.model.folder, first, end, precision=precision, device=plan.settings.device,
         on_progress=lambda done, total: tell("load", done, total),
     )  # fmt: skip
     memory.trim()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
-import torch
 
 from hivemint.contracts.errors import HivemintError, SwarmError
 from hivemint.contracts.ids import Credits, ModelId, PeerId
@@ -101,6 +100,7 @@ class Node:
     async def start(cls, kit: Kit, settings: NodeSettings) -> "Node":
         """Warm up, open the doors, publish. The host must have started."""
         node = cls(kit, settings)
+        await asyncio.to_thread(kit.span.prepare, node.engine.room.store, settings.batch_rows)
         await node.engine.warm_up(kit.span.hidden_size, kit.span.dtype)
         node._tasks = [
             asyncio.create_task(work, name=name)
@@ -193,9 +193,14 @@ def _offer(kit: Kit, settings: NodeSettings) -> Offer:
     span = kit.span
     most = min(settings.max_tokens or span.max_positions, span.max_positions)
     return Offer(
-        kit.signer.address, PeerId(kit.host.peer_id), kit.model_id, span.first, span.end, (settings.numerics,),
-        Credits(settings.ask), most, min(settings.max_rows, most), settings.ahead,
+        kit.signer.address, PeerId(kit.host.peer_id), kit.model_id, span.first, span.end,
+        (numerics(span, settings.wire),), Credits(settings.ask), most, min(settings.max_rows, most), settings.ahead,
     )  # fmt: skip
+
+
+def numerics(span: Span, wire: str) -> str:
+    """`weights/compute/wire` as it is declared and signed. `wire` "": that of the computation."""
+    return f"{span.precision}/{wire or span.precision.compute}"
 
 
 def _figures(record: NodeRecord) -> tuple[float, ...]:
@@ -204,7 +209,3 @@ def _figures(record: NodeRecord) -> tuple[float, ...]:
 
 def _changed_much(before: tuple[float, ...], now: tuple[float, ...]) -> bool:
     return any(max(a, b) > 1.5 * min(a, b) for a, b in zip(before, now, strict=True))
-
-
-def torch_dtype(precision: str) -> torch.dtype:
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

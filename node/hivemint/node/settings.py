@@ -10,7 +10,7 @@ from hivemint.contracts.credits import parse_credits
 from hivemint.contracts.errors import BadInput, ConfigError
 from hivemint.contracts.ids import ONE_CREDIT
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+_PLAIN = "fp32|bf16|fp16"
 
 
 def _credits(value: Any) -> int:
@@ -37,8 +37,11 @@ class NodeSettings(BaseSettings):
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     """Besides the network file's."""
-    precision: str = Field("fp32", pattern="|".join(PRECISIONS))
-    device: str = "cpu"
+    precision: str = Field("fp32", pattern=rf"^({_PLAIN}|int8|nf4)(/({_PLAIN}))?$")
+    """Of weights, or `weights/compute`; which pairs there are is `precision.Precision`'s to say."""
+    wire: str = Field("", pattern=rf"^({_PLAIN})?$")
+    """Form of the rows that come and go; "" = that of the computation. All hops of a route speak the same one."""
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,3})?)$")
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 = the cores that are free now."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
@@ -64,11 +67,6 @@ class NodeSettings(BaseSettings):
     """Prometheus on loopback; 0 = any free port, none = off."""
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Seconds that a stopping node gives to the steps under way."""
-
-    @property
-    def numerics(self) -> str:
-        """`weights/compute/wire` as it is declared and signed."""
-        return f"{self.precision}/{self.precision}/{self.precision}"
 
 
 def node_settings(**flags: Any) -> NodeSettings:

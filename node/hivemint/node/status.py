@@ -64,7 +64,7 @@ class Watcher:
             operator=plan.signer.address,
             model=plan.model.name,
             blocks=f"{plan.first}:{plan.end}",
-            numerics=plan.settings.numerics,
+            numerics=", ".join(node.offer.numerics),
             sessions={lane.value: node.lobby.count(lane) for lane in Lane},
             tokens={lane.value: gauge.rows_done[lane] for lane in Lane},
             tokens_per_s=(rows - before) / max(now - then, 1e-3),

@@ -1,0 +1,57 @@
+"""Settings of a node, and the numerics that it declares by them."""
+
+from pathlib import Path
+
+import pytest
+
+from hivemint.contracts.errors import ConfigError, ModelError
+from hivemint.contracts.ids import BlockIndex
+from hivemint.node.precision import COMPUTE, Precision
+from hivemint.node.server import numerics
+from hivemint.node.settings import NodeSettings, node_settings
+from hivemint.node.span import Span
+from support.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def declared(folder: Path, settings: NodeSettings) -> str:
+    span = Span.load(folder, BlockIndex(0), BlockIndex(1), precision=settings.precision, device=settings.device)
+    return numerics(span, settings.wire)
+
+
+def test_numerics_name_weights_computation_and_wire(folder: Path) -> None:
+    assert declared(folder, node_settings()) == "fp32/fp32/fp32"
+    assert declared(folder, node_settings(precision="bf16")) == "bf16/bf16/bf16"
+    assert declared(folder, node_settings(precision="bf16/bf16", wire="fp32")) == "bf16/bf16/fp32"
+
+
+def test_int8_is_declared_or_refused_with_the_figure(folder: Path) -> None:
+    """Whether it pays is measured on the machine that loads it."""
+    try:
+        assert declared(folder, node_settings(precision="int8", wire="fp32")) == "int8/bf16/fp32"
+    except ModelError as error:
+        assert "of fp32's time" in error.why  # noqa: PT017 - either is right
+
+
+def test_nf4_on_a_cpu_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"3\.4 times"):
+        declared(folder, node_settings(precision="nf4/bf16"))
+
+
+@pytest.mark.parametrize("name", [*COMPUTE, "bf16/bf16", "int8", "nf4", "int8/bf16", "nf4/fp16"])
+def test_what_the_engine_knows_can_be_set(name: str) -> None:
+    assert Precision.parse(node_settings(precision=name).precision)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("precision", "int4"), ("precision", "xfp32"), ("precision", "fp32/int8"), ("precision", "fp32/fp32/fp32"),
+     ("precision", ""), ("wire", "int8"), ("device", "tpu"), ("device", "cuda:x")],
+)  # fmt: skip
+def test_other_words_are_refused_by_name(setting: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"The setting {setting}"):
+        node_settings(**{setting: value})
