@@ -120,6 +120,21 @@ async def test_a_deployer_without_coin_is_told_so(testchain: TestChain, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        (Setting.STRIKE_LIMIT, 3, "setting 3, value 3, low 4, high 20"),
+        (Setting.STRIKE_WINDOW, 21, "setting 4, value 21, low 4, high 20"),
+    ],
+)
+async def test_a_strike_rule_that_breaks_p9_is_refused(
+    testchain: TestChain, tmp_path: Path, setting: Setting, value: int, told: str
+) -> None:
+    chosen = replace(numbers(), settings={**numbers().settings, setting: value})
+    with pytest.raises(ChainError, match=re.escape(told)):
+        await deploy(testchain.network.rpc_url, DEPLOYER, chosen, tmp_path / "record")
+
+
+@pytest.mark.parametrize(
     ("line", "bad", "told"),
     [
         ("fee = 500", "", "lacks the field 'fee'"),
