@@ -10,7 +10,7 @@ SOURCES := contracts/hivemint swarm/hivemint ledger/hivemint node/hivemint clien
 PYTHON_CODE := $(SOURCES) tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint fmt bench contracts clean
+.PHONY: help setup demo test test-all mutants coverage lint fmt bench contracts clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ test: setup ## unit and integration tests, quick Solidity suite (under 15 minute
 test-all: setup ## everything: deep Solidity fuzz and invariants, slow tests
 	cd hardhat && HIVEMINT_PROFILE=deep node scripts/check.mjs
 	$(BIN)/pytest
+
+mutants: hardhat/node_modules/.ready ## seed faults into the contracts, one at a time: the Solidity suite must catch each
+	cd hardhat && node mutants/run.mjs
+
+coverage: hardhat/node_modules/.ready ## which lines of the contracts the Solidity tests run; fails below 95 %
+	cd hardhat && npm run --silent coverage
 
 lint: .venv/.ready ## ruff, mypy --strict, import layers
 	$(BIN)/ruff check $(PYTHON_CODE)
