@@ -46,12 +46,15 @@ class Place:
 
     def run(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """`hivemint WORDS`, in a process of its own."""
-        base = {name: value for name, value in os.environ.items() if not name.startswith("HIVEMINT_")}
-        base |= {"HIVEMINT_HOME": str(self.home.root), "HIVEMINT_PASSWORD": PASSWORD, "HIVEMINT_THREADS": "1"}
         return subprocess.run(
-            [HIVEMINT, *map(str, words)], env=base | environment, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=120, check=False,
+            [HIVEMINT, *map(str, words)], env=self.environment() | environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """Of the commands: nothing of ours but this home and its password."""
+        base = {name: value for name, value in os.environ.items() if not name.startswith("HIVEMINT_")}
+        return base | {"HIVEMINT_HOME": str(self.home.root), "HIVEMINT_PASSWORD": PASSWORD, "HIVEMINT_THREADS": "1"}
 
     def refusal(self, *words: object, **environment: str) -> str:
         """What a refused command tells; its form is checked here."""
@@ -63,7 +66,7 @@ class Place:
         assert [line.split()[0] for line in lines[1:]] in ([], ["why"], ["next"], ["why", "next"]), done
         assert "Traceback" not in done.stderr + done.stdout
         assert PASSWORD not in done.stderr
-        assert all("level" in json.loads(line) for line in done.stdout.splitlines()), done  # a node's log, if anything
+        assert not done.stdout, done
         return done.stderr
 
     def told(self, *words: object) -> object:
@@ -146,6 +149,14 @@ def test_a_taken_port(place: Place, taken: int) -> None:
     assert str(taken) in place.refusal("ledger", "serve", "--network", place.network, "--port", taken, "--no-swarm")
     node = ("node", "start", place.model, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
     assert str(taken) in place.refusal(*node, "--listen", f"/ip4/127.0.0.1/tcp/{taken}")
+    assert str(taken) in place.refusal(*node, "--metrics-port", taken)
+
+
+def test_a_taken_metrics_port_is_found_before_the_chain_and_the_weights(
+    place: Place, edited: Callable[..., Path], taken: int
+) -> None:
+    network = edited(rpc_url="http://127.0.0.1:9")
+    node = ("node", "start", place.model, "--blocks", "0:1", "--wallet", "bob", "--network", network)
     assert str(taken) in place.refusal(*node, "--metrics-port", taken)
 
 
@@ -245,6 +256,9 @@ def test_a_bad_setting_is_named(place: Place) -> None:
     assert "HIVEMINT_AHEAD" in place.refusal(*start, HIVEMINT_AHEAD="none")
     asked = ("generate", "hi", "--wallet", "bob", "--network", place.network)
     assert "HIVEMINT_MARGIN" in place.refusal(*asked, HIVEMINT_MARGIN="0")
+    assert "--precision" in place.refusal(*start, "--precision", "int4")
+    assert "no precision" in place.refusal(*start, "--precision", "fp32/bf16")
+    assert "3.4 times" in place.refusal(*start, HIVEMINT_PRECISION="nf4")
 
 
 @pytest.mark.parametrize("words", [("frobnicate",), ("node", "frobnicate"), ("generate",), ("model", "--frobnicate")])
@@ -276,6 +290,24 @@ def below(command: Any) -> list[tuple[str, ...]]:
     """Paths of all verbs under a command; of one without verbs the empty path."""
     verbs = getattr(command, "commands", None)
     return [(name, *path) for name, verb in verbs.items() for path in below(verb)] if verbs else [()]
+
+
+def test_a_node_says_nothing_on_stdout_before_it_is_ready(place: Place) -> None:
+    """Bob's node is not registered: that warning goes to stderr; stdout is JSON lines, the first one `ready`."""
+    words = ("node", "start", place.model, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
+    process = subprocess.Popen(
+        [HIVEMINT, *map(str, words)], env=place.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+    finally:
+        process.terminate()
+        rest, told = process.communicate(timeout=60)
+    assert json.loads(first or "{}").get("event") == "ready", told
+    assert [json.loads(line)["event"] for line in rest.splitlines()] == ["draining"]
+    assert [json.loads(line)["event"] for line in told.splitlines()] == ["the operator is not registered"]
 
 
 def test_json_is_alone_on_stdout(place: Place) -> None:

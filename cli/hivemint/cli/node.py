@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -102,7 +102,7 @@ async def _serve(plan: "Plan") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped)
     live = sys.stdout.isatty()
-    _log_to(live)
+    _log_to(sys.stderr, for_people=live)
     starting = _Starting(live)
     try:
         async with running(plan, starting.tell) as up:
@@ -147,7 +147,7 @@ async def _show(up: "Running", stop: asyncio.Event) -> None:
 
 
 async def _tell(up: "Running", stop: asyncio.Event) -> None:
-    """One machine-readable `ready` line, then log lines."""
+    """One machine-readable `ready` line, then log lines; what was logged before it went to stderr."""
     from hivemint.node.status import Watcher
 
     watcher = Watcher(up)
@@ -158,6 +158,7 @@ async def _tell(up: "Running", stop: asyncio.Event) -> None:
     }  # fmt: skip
     typer.echo(json.dumps(ready))
     sys.stdout.flush()
+    _log_to(sys.stdout, for_people=False)
     await _serving(up, stop, lambda _: None, watcher)
     typer.echo(json.dumps({"event": "draining"}))
 
@@ -383,11 +384,11 @@ def _report(report: dict[str, Any], as_json: bool) -> None:
     table("node", "", "", rows=rows)
 
 
-def _log_to(live: bool) -> None:
-    """structlog for people above the live view; JSON lines on stdout elsewhere."""
+def _log_to(stream: TextIO, *, for_people: bool) -> None:
+    """structlog for people, or as JSON lines."""
     import structlog
 
-    renderer: Any = structlog.dev.ConsoleRenderer() if live else structlog.processors.JSONRenderer()
+    renderer: Any = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -397,5 +398,5 @@ def _log_to(live: bool) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr if live else sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(stream),
     )

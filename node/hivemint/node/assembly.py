@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
     from hivemint.ledger.journal import Journal
     from hivemint.ledger.settlement import Settler
+    from hivemint.node.metrics import MetricsServer
     from hivemint.node.server import Node
     from hivemint.node.span import Span
     from hivemint.swarm.host import Host
@@ -107,6 +108,7 @@ async def running(plan: Plan, tell: Progress) -> AsyncIterator[Running]:
 
     network, signer, settings = plan.network, plan.signer, plan.settings
     async with AsyncExitStack() as stack:
+        metrics = _metrics(settings, stack)
         tell("chain", 0, 0)
         contracts = await stack.enter_async_context(await Bindings.connect(network))
         second = None
@@ -130,12 +132,21 @@ async def running(plan: Plan, tell: Progress) -> AsyncIterator[Running]:
         worker = asyncio.create_task(settler.run(), name="settlement")
         stack.callback(worker.cancel)
         up = Running(plan, node, host, journal, settler, span)
-        if settings.metrics_port is not None:
-            from hivemint.node.metrics import serve_metrics
-
-            server, up.metrics_url = serve_metrics(up, settings.metrics_port)
-            stack.callback(server.shutdown)
+        if metrics is not None:
+            metrics.show(up)
+            up.metrics_url = metrics.url
         yield up
+
+
+def _metrics(settings: NodeSettings, stack: AsyncExitStack) -> "MetricsServer | None":
+    """Hold the port before anything that takes time: a taken one is found at once."""
+    from hivemint.node.metrics import MetricsServer
+
+    if settings.metrics_port is None:
+        return None
+    server = MetricsServer(settings.metrics_port)
+    stack.callback(server.close)
+    return server
 
 
 async def _load(plan: Plan, stack: AsyncExitStack, tell: Progress) -> tuple["Host", "Span"]:

@@ -1,9 +1,7 @@
 """Prometheus metrics of a node, read from its own state at each scrape: nothing is counted twice."""
 
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -60,15 +58,25 @@ class NodeCollector(Collector):
         yield stages
 
 
-def serve_metrics(running: "Running", port: int) -> tuple[WSGIServer, str]:
-    """An HTTP server on loopback, and its address. Raises ConfigError if the port is taken."""
-    registry = CollectorRegistry()
-    registry.register(NodeCollector(running))
-    try:
-        server, _thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-    except OSError as error:
-        raise ConfigError(
-            f"The metrics port {port} can't be used", why=error.strerror or str(error), next_step="choose another one"
-        ) from None
-    assert isinstance(_thread, threading.Thread)  # noqa: S101 - a daemon, ends with the server
-    return server, f"http://127.0.0.1:{server.server_port}/metrics"
+class MetricsServer:
+    """HTTP on loopback: the port is held from the start, the figures come once there is a node to `show`."""
+
+    def __init__(self, port: int) -> None:
+        """Raises ConfigError if the port is taken; 0 = any free one."""
+        self._registry = CollectorRegistry()
+        try:
+            self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self._registry)
+        except OSError as error:
+            raise ConfigError(
+                f"The metrics port {port} can't be used", why=error.strerror or str(error),
+                next_step="choose another one",
+            ) from None  # fmt: skip
+        self.url = f"http://127.0.0.1:{self._server.server_port}/metrics"
+
+    def show(self, running: "Running") -> None:
+        self._registry.register(NodeCollector(running))
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
