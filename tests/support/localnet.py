@@ -14,7 +14,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,12 +161,7 @@ class RealNet:
 
     def start(self, plan: NodePlan, **settings: str) -> Child:
         """Start a node that has ended; `settings` go before the network's own."""
-        usual = self.net._layout
-        self.net._layout = replace(usual, settings=(*usual.settings, *settings.items()))
-        try:
-            return asyncio.run(self.net.start_node(plan))
-        finally:
-            self.net._layout = usual
+        return asyncio.run(self.net.start_node(plan, **settings))
 
     def restart(self, plan: NodePlan, **settings: str) -> Child:
         """End a node in good order and start it again."""

@@ -6,7 +6,7 @@ or end it. The accounts' keys are Hardhat's, known to everybody.
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,15 +187,15 @@ class LocalNet:
             self.signer(plan.owner), self.signer(plan.operator), peer.peer_id, network.domain, stake=STAKE
         )
 
-    async def start_node(self, plan: NodePlan) -> Child:
-        """Start (or start again) one node and wait until it serves."""
+    async def start_node(self, plan: NodePlan, **settings: str) -> Child:
+        """Start (or start again) one node and wait until it serves. `settings`: environment of this one alone."""
         self._children = [child for child in self._children if child.name != plan.operator]
         command = hivemint(
             "node", "start", self._model_argument(), "--blocks", plan.blocks, "--wallet", plan.operator,
             "--name", plan.operator, "--network", str(self.network_file),
             "--password-file", str(self.folder / "password"), "--metrics-port", "0",
         )  # fmt: skip
-        return await self._start(plan.operator, command, NODE_START)
+        return await self._start(plan.operator, command, NODE_START, settings)
 
     def _model_argument(self) -> str:
         """The name, where the testnet's home can see the user's store of models; else the folder."""
@@ -210,16 +210,19 @@ class LocalNet:
         journals = [word for plan in plans for word in ("--journal", self.journal_url(plan))]
         return hivemint("ledger", "serve", "--network", str(self.network_file), "--port", "0", *journals)
 
-    async def _start(self, name: str, command: list[str], within: float) -> Child:
+    async def _start(
+        self, name: str, command: list[str], within: float, settings: Mapping[str, str] | None = None
+    ) -> Child:
         log = self.logs / f"{name}.log"
         log.unlink(missing_ok=True)
-        settings = {
+        environment = {
             "HIVEMINT_HOME": str(self.home.root),
             "HIVEMINT_ASK": f"{self._ask} wei",
             **QUICK,
             **dict(self._layout.settings),
+            **(settings or {}),
         }
-        child = launch(name, command, log, settings)
+        child = launch(name, command, log, environment)
         self._children.append(child)
         ready = await asyncio.to_thread(wait_ready, child, within)
         self._children[self._children.index(child)] = ready
