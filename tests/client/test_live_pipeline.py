@@ -18,7 +18,7 @@ from hivemint.client.wallet import Identity
 from hivemint.contracts.errors import SwarmError
 from hivemint.contracts.signature import Signer
 from hivemint.ledger.vouchers import VoucherBook
-from support.fake_swarm import DOMAIN, HIDDEN, MODEL, FakeChain, FakeNode, FakeSwarm
+from support.fake_swarm import DOMAIN, HIDDEN, MODEL, Books, FakeChain, FakeNode, FakeSwarm
 
 WALLET = Signer(b"\x11" * 32)
 ASK = 5
@@ -309,6 +309,45 @@ async def test_a_bad_opening_is_a_lie(world: World, fault: str) -> None:
     world.nodes[0].faults[fault] = 0
     with pytest.raises(NodeLied):
         await world.client.open(60)
+
+
+@pytest.fixture
+async def settled(world: World) -> World:
+    """The first node has collected what six tokens cost, and has lost its books; so has the client."""
+    pipeline = await world.client.open(60)
+    await decode(pipeline, 6)
+    await pipeline.close()
+    node = world.nodes[0]
+    world.chain.collected[node.operator.address] = node.books[WALLET.address].owed
+    node.books[WALLET.address] = Books(owed=node.books[WALLET.address].owed)
+    await world.client.close()
+    (world.folder / "vouchers.db").unlink()
+    world.client = world.another()
+    return world
+
+
+async def test_what_the_chain_has_paid_counts_when_both_ends_lost_their_books(settled: World) -> None:
+    node, paid = settled.nodes[0], 6 * ASK * 15
+    pipeline = await settled.client.open(60)
+    await decode(pipeline, 2)
+    await pipeline.close()
+    books = node.books[WALLET.address]
+    assert books.owed == books.highest == paid + 2 * ASK * 15
+    assert settled.client.payer.book.totals()[node.operator.address] == (books.owed, books.owed)
+
+
+async def test_no_wei_above_what_the_chain_has_paid_is_believed(settled: World) -> None:
+    settled.nodes[0].faults["claim"] = 0
+    with pytest.raises(NodeLied, match="never promised"):
+        await settled.client.open(60)
+
+
+async def test_the_chain_is_asked_only_for_what_the_book_does_not_know(world: World) -> None:
+    route = await world.client.route(60)
+    await decode(await world.client.along(route, 60), 3)
+    world.chain.asked.clear()
+    await (await world.client.along(route, 60)).close()
+    assert world.chain.asked == []
 
 
 async def test_limits_of_the_session_end_it_before_anything_is_sent(tmp_path: Path) -> None:

@@ -361,6 +361,8 @@ class FakeChain:
 
     ahead: int = 0
     funded: dict[Address, int] = field(default_factory=dict)
+    collected: dict[Address, int] = field(default_factory=dict)
+    asked: list[Address] = field(default_factory=list)
     peers: dict[Address, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -379,7 +381,12 @@ class FakeChain:
         return int(time.time()) + self.ahead
 
     async def accounts(self, client: Address, nodes: Sequence[Address]) -> Mapping[Address, Account]:
-        return {node: Account(Credits(self.funded.get(node, 0)), Credits(0), 0) for node in nodes}
+        self.asked += nodes
+        return {node: self._account(node) for node in nodes}
+
+    def _account(self, node: Address) -> Account:
+        collected = self.collected.get(node, 0)
+        return Account(Credits(self.funded.get(node, 0) - collected), Credits(collected), 0)
 
     async def peer_hashes(self, nodes: Sequence[Address]) -> Mapping[Address, bytes]:
         return {node: self.peers[node] for node in nodes if node in self.peers}

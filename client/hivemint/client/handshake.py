@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from hivemint.client.route import Leg, session_amount
-from hivemint.client.wallet import Identity
+from hivemint.client.wallet import ChainPort, Identity
 from hivemint.contracts.errors import LinkClosed, ProofError, ProtocolError, Refusal, SwarmError
 from hivemint.contracts.ids import Credits, Digest, ModelId, SessionId, Signature
 from hivemint.contracts.receipt import CheckedReceipt, check_receipt, opening
@@ -157,8 +157,13 @@ async def shake_hands(
     previous: Previous | None,
     next_hop: Peer | None,
     timeout: float,
+    chain: ChainPort | None = None,
 ) -> CheckedReceipt:
-    """Send Open and Route; gives the opening receipt, checked. Raises NodeGone, NodeRefusal, NodeLied."""
+    """Send Open and Route; gives the opening receipt, checked. Raises NodeGone, NodeRefusal, NodeLied.
+
+    `chain` is asked where the node claims more than the book knows (ChainError if it can't be); without it such a
+    claim is a lie.
+    """
     leg, link = greeting.leg, greeting.link
     with blaming(leg, "opening a session"):
         async with asyncio.timeout(timeout):
@@ -171,7 +176,7 @@ async def shake_hands(
                 expected = opening(leg.operator, payer.who.client, signed.session_id)
                 first = check_receipt(payer.domain, opened.receipt, expected)
                 if signed.session.price:
-                    _meet(payer, leg, opened)
+                    await _meet(payer, leg, opened, chain)
             except ProofError as error:
                 raise NodeLied((leg,), error) from None
             await _expect(link, leg, Routed)
@@ -188,20 +193,31 @@ def neighbours(greetings: list[Greeting], signed: list[SignedSession]) -> list[t
     return list(zip(previous, [*following_, None], strict=True))
 
 
-def _meet(payer: Payer, leg: Leg, opened: Opened) -> None:
-    """Where this client stands with the node, as far as it has promised that itself."""
-    proven = Credits(0)
+async def _meet(payer: Payer, leg: Leg, opened: Opened, chain: ChainPort | None) -> None:
+    """Where this client stands with the node, as far as it has promised that itself.
+
+    Three things prove a promise: this client's book, a voucher that its keys signed, and what the chain says that the
+    node has collected: the contract paid it for vouchers of this wallet alone. The last is what remains when both
+    ends have lost their books.
+    """
+    proven = foreign = Credits(0)
+    signer = None
     if opened.highest is not None:
-        total = opened.highest.voucher.total
         signer = recover(opened.highest.voucher.digest(payer.domain), opened.highest.signature)
         if signer in (payer.who.client, payer.who.key.address):
-            proven = total
-        elif total > payer.book.total(leg.operator):
-            raise ProofError(
-                "A node shows a voucher that is not ours",
-                why=f"{signer} signed it, for {total} wei",
-                next_step="if an older session key of yours did, use that key once more, or fund another node",
-            )
+            proven = opened.highest.voucher.total
+        else:
+            foreign = opened.highest.voucher.total
+    known, claimed = payer.book.total(leg.operator), max(opened.owed, foreign)
+    if chain is not None and claimed > max(known, proven):
+        accounts = await chain.accounts(payer.who.client, [leg.operator])
+        proven = max(proven, accounts[leg.operator].collected)
+    if foreign > max(known, proven):
+        raise ProofError(
+            "A node shows a voucher that is not ours",
+            why=f"{signer} signed it, for {foreign} wei",
+            next_step="if an older session key of yours did, use that key once more, or fund another node",
+        )
     payer.book.standing(leg.operator, opened.owed, proven)
 
 

@@ -161,7 +161,9 @@ class SwarmClient:
             places = neighbours(greetings, signed)
             firsts = await _all(
                 [
-                    shake_hands(one, its, self._payer, previous=previous, next_hop=after, timeout=timeout)
+                    shake_hands(
+                        one, its, self._payer, previous=previous, next_hop=after, timeout=timeout, chain=self._chain
+                    )
                     for one, its, (previous, after) in reversed(list(zip(greetings, signed, places, strict=True)))
                 ]
             )
