@@ -1,5 +1,6 @@
 """Databases: the migrations lead to exactly the tables of the code, once, also when two processes open at once."""
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 from sqlalchemy.dialects import sqlite
 
 from hivemint.contracts.ids import Credits
-from hivemint.ledger.store import StoreError, database_url, open_store, reading
-from hivemint.ledger.tables import REVISION, Wei, metadata
+from hivemint.ledger.store import StoreError, database_url, open_store, reading, writing
+from hivemint.ledger.tables import REVISION, Wei, metadata, nodes
 
 MIGRATIONS = Path(sys.modules["hivemint.ledger.store"].__file__ or "").parent / "migrations"
 
@@ -35,6 +37,29 @@ def test_opening_again_and_read_only_changes_nothing(tmp_path: Path) -> None:
     engine = open_store(url, read_only=True)
     with pytest.raises(Exception, match="readonly"), engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM nodes")
+
+
+def test_a_reader_sees_the_file_that_took_the_place_of_another(tmp_path: Path) -> None:
+    """A journal restored from a copy while the ledger reads it. Where there is none for a moment, none is made."""
+    place, copy = tmp_path / "any.db", tmp_path / "copy.db"
+    for path, node in ((place, "old"), (copy, "new")):
+        writer = open_store(database_url(path))
+        with writing(writer) as connection:
+            connection.execute(nodes.insert(), {"chain_id": 1, "settlement": "0x", "node": node})
+        writer.dispose()
+    reader = open_store(database_url(place), read_only=True)
+
+    def seen() -> list[str]:
+        with reading(reader) as connection:
+            return list(connection.scalars(select(nodes.c.node)))
+
+    assert seen() == ["old"]
+    place.unlink()
+    with pytest.raises(StoreError, match=r"any\.db"):
+        seen()
+    assert not place.exists()
+    shutil.copy(copy, place)
+    assert seen() == ["new"]
 
 
 def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:

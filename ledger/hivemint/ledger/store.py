@@ -25,6 +25,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.pool import NullPool
 
 from hivemint.contracts.errors import ConfigError, HivemintError
 from hivemint.ledger.tables import REVISION, metadata
@@ -156,7 +157,14 @@ def _sqlite(url: URL, durable: bool, read_only: bool) -> Engine:
         if not read_only:
             _make_private(path)
     # isolation_level None: the driver begins nothing by itself; `_begin` below does, so that DDL is transactional too.
-    engine = create_engine(url, connect_args={"isolation_level": None, "check_same_thread": False})
+    options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
+    if read_only and database and database != ":memory:":
+        # A reader does not own the file: it may be replaced at any time, so each read opens what is there by then,
+        # and never makes an empty one where there is none.
+        address = f"{Path(database).absolute().as_uri()}?mode=rw"
+        engine = create_engine(url, poolclass=NullPool, creator=lambda: sqlite3.connect(address, uri=True, **options))
+    else:
+        engine = create_engine(url, connect_args=options)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _: object) -> None:
