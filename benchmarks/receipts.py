@@ -71,11 +71,11 @@ class Side:
         return tokens / seconds
 
 
-def compare(on: Any, off: Any, sessions: int, processes: int, args: Any) -> dict[str, Any]:
-    """On against off with so many sessions."""
+def compare(on: Any, off: Any, which: slice, processes: int, args: Any) -> dict[str, Any]:
+    """On against off with these wallets."""
     with (
-        crowd(on[0], on[1][:sessions], processes) as with_receipts,
-        crowd(off[0], off[1][:sessions], processes, script=[BARE, "client_process"]) as without,
+        crowd(on[0], on[1][which], processes) as with_receipts,
+        crowd(off[0], off[1][which], processes, script=[BARE, "client_process"]) as without,
     ):
         sides = Side(on[0], with_receipts, args.new_tokens), Side(off[0], without, args.new_tokens)
         pairs = alternate(sides[0].tokens_per_s, sides[1].tokens_per_s, args.pairs)
@@ -105,9 +105,9 @@ def receipts_per_s(seconds: float = 2.0) -> float:
 
 def main() -> None:
     args = options(__doc__ or "", new_tokens=96, sessions=16, processes=4)
-    with funded_swarm(args.sessions) as on, bare_swarm(args.sessions) as off:
-        one = compare(on, off, 1, 1, args)
-        many = compare(on, off, args.sessions, args.processes, args)
+    with funded_swarm(args.sessions + 1) as on, bare_swarm(args.sessions + 1) as off:
+        one = compare(on, off, slice(0, 1), 1, args)
+        many = compare(on, off, slice(1, None), args.processes, args)
     figures = {
         "ratio_on_off": one["ratio_on_off"],
         "ratio_on_off_16": many["ratio_on_off"],

@@ -1,6 +1,6 @@
 """The pipeline over real sessions: one per hop, in step with each other, receipts checked beside the next token.
 
-For each step every hop gets its own request, the last hop first; the tensor goes to the first hop, its output from
+For each step every hop gets its own request; the tensor goes to the first hop, its output from
 node to node, and the last hidden state comes back. It may be used at once: the receipts of a step are checked while
 the caller samples, and before any voucher is signed that binds that step. In decode one step is in flight, in
 prefill as many as all nodes of the route take.
@@ -144,11 +144,11 @@ class LivePipeline:
             left -= min(size, left)
 
     async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
-        """One step: vouchers signed for all hops, requests last hop first, the tensor with the first hop's."""
+        """One step: the tensor with the first hop's request, so that it computes while the others' are signed."""
         step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
         state = self._steps.add(step, start, count, rows, to_wire(hidden, self._wire))
         self._last, self._position = step, start + count
-        for hop in reversed(range(len(self._sessions))):
+        for hop in range(len(self._sessions)):
             await self._request(hop, state)
         return state.output
 

@@ -36,6 +36,7 @@ from hivemint.ledger.entries import (
     session_from,
     session_row,
 )
+from hivemint.ledger.prepared import Prepared
 from hivemint.ledger.store import WriterLock, open_store, reading, upsert, writing
 from hivemint.ledger.tables import accounts, nodes, sessions
 from hivemint.ledger.writer import Change, GroupWriter, JournalError
@@ -277,12 +278,15 @@ def _owner(connection: Connection, domain: Domain, node: Address) -> int:
     return int(inserted[0]) if inserted else 0
 
 
-def _statements(engine: Engine, owner: int) -> list[Any]:
+def _statements(engine: Engine, owner: int) -> list[Prepared]:
     """By number: _ACCOUNT, _SESSION, _CLAIM."""
-    return [
-        upsert(engine, accounts, lambda new, old: new.highest >= old.highest),
-        upsert(engine, sessions),
+    claim = (
         sessions.update()
         .where(sessions.c.owner == owner, sessions.c.id == bindparam("session"))
-        .values(claim=bindparam("outcome")),
+        .values(claim=bindparam("outcome"))
+    )
+    return [
+        Prepared(engine, upsert(engine, accounts, lambda new, old: new.highest >= old.highest), accounts),
+        Prepared(engine, upsert(engine, sessions), sessions),
+        Prepared(engine, claim),
     ]

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from hivemint.contracts.errors import ProofError
 from hivemint.contracts.ids import Address, Credits
 from hivemint.contracts.signed import MAX_UINT96, Domain
+from hivemint.ledger.prepared import Prepared
 from hivemint.ledger.store import StoreError, database_url, open_store, reading, unusable, upsert
 from hivemint.ledger.tables import promises
 
@@ -42,7 +43,7 @@ class VoucherBook:
         self._mine = (promises.c.chain_id == domain.chain_id) & (promises.c.settlement == domain.settlement)
         self._mine &= promises.c.client == client
         self._read = select(promises.c.total, promises.c.owed).where(self._mine, promises.c.node == bindparam("peer"))
-        self._write = upsert(engine, promises)
+        self._write = Prepared(engine, upsert(engine, promises), promises)
         self._in_flight: dict[Address, int] = defaultdict(int)
         self._one_at_a_time = threading.Lock()
         self._connection: Connection | None = engine.connect()
@@ -125,7 +126,7 @@ class VoucherBook:
                 if not 0 <= owed <= total <= MAX_UINT96:
                     raise ProofError("A voucher cannot carry this total", why=f"{total} wei, {owed} of them owed")
                 if (total, owed) != before:
-                    self._connection.execute(self._write, [self._key | {"node": node, "total": total, "owed": owed}])
+                    self._write.run(self._connection, [self._key | {"node": node, "total": total, "owed": owed}])
         except DBAPIError as error:
             raise unusable(self._url, error) from None
         return Credits(total), Credits(owed)

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from hivemint.contracts.errors import HivemintError
+from hivemint.ledger.prepared import Prepared
 
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[None]
@@ -44,7 +45,7 @@ class _Batch:
 class GroupWriter:
     """Runs `statements` (by index) over the rows that come, in that order, one transaction at a time."""
 
-    def __init__(self, engine: Engine, statements: Sequence[Any]) -> None:
+    def __init__(self, engine: Engine, statements: Sequence[Prepared]) -> None:
         self._engine, self._statements = engine, statements
         self._pending = _Batch()
         self._wake = threading.Condition()
@@ -106,7 +107,7 @@ class GroupWriter:
         with self._engine.begin() as connection:
             for number, statement in enumerate(self._statements):
                 if number in batch.rows:
-                    connection.execute(statement, list(batch.rows[number].values()))
+                    statement.run(connection, list(batch.rows[number].values()))
 
 
 def _broken(error: DBAPIError) -> JournalError:
