@@ -67,7 +67,7 @@ class Ends:
                 f"the tensors outside of {model.name}'s blocks are not those of {anatomy.family}", why=str(wrong)
             )
         loaded.eval().requires_grad_(False)
-        if torch.backends.mkldnn.is_available():
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             loaded.set_output_embeddings(_Head(loaded.get_output_embeddings()))
         return cls(loaded)
 
