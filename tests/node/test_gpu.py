@@ -1,5 +1,6 @@
 """On a GPU: captured decode steps give what the plain path gives, whatever sessions share them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def script(span: Span, store: KvStore) -> list[torch.Tensor]:
             works.append(Work(caches[i], start, rows(count, 100 * turn + i)))
         out += span.run(works)
     return [piece.float().cpu() for piece in out]
+
+
+def test_a_span_may_be_prepared_in_one_thread_and_run_in_another(tmp_path: Path) -> None:
+    """As a node does: captured while it starts, replayed in its compute thread."""
+    span = load(tmp_path, "llama", torch.float32)
+    store = span.new_store(1 << 25)
+    with ThreadPoolExecutor(1) as starting:
+        starting.submit(span.prepare, store, 16).result()
+    graphs: DecodeGraphs = next(iter(store.pool.forwards.values()))  # type: ignore[union-attr]
+    assert sorted(graphs._captured) == [size for size in SIZES if size <= 16]
+    with ThreadPoolExecutor(1) as compute:
+        ours = compute.submit(script, span, store).result()
+    cpu = Span.load(tmp_path, BlockIndex(0), BlockIndex(3))
+    for mine, theirs in zip(ours, script(cpu, cpu.new_store(1 << 25)), strict=True):
+        assert (mine - theirs).norm() <= TOLERANCE[torch.float32] * theirs.norm()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
