@@ -88,7 +88,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["client_process"]:
         import hivemint.client.handshake as handshake
 
-        handshake._meet = _meet
+        handshake._meet = _meet  # type: ignore[assignment]
         runpy.run_path(str(Path(__file__).with_name("client_process.py")), run_name="__main__")
     else:
         from hivemint.cli.main import run

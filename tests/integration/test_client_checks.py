@@ -23,7 +23,7 @@ from hivemint.contracts.network import Contracts, Network
 from hivemint.ledger.journal import Journal
 from hivemint.ledger.vouchers import VoucherBook
 from hivemint.node.server import Kit, Node
-from hivemint.node.settings import NodeSettings
+from hivemint.node.settings import node_settings
 from hivemint.node.span import Span
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.link import Link
@@ -111,7 +111,7 @@ async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[Pair]:
             FakeChain(),
         )
         journals.append(journal)
-        nodes.append(await Node.start(kit, NodeSettings(ask=ASK, kv_bytes=1 << 22, max_rows=16, precision="fp32")))
+        nodes.append(await Node.start(kit, node_settings(ask=ASK, kv_bytes=1 << 22, max_rows=16, precision="fp32")))
     host = DoctoredHost(hosts[2])
     book = VoucherBook.open(tmp_path / "vouchers.db", DOMAIN, CLIENT.address)
     settings = ClientSettings(bid=Bid("times"), min_chunk=4, prefill_chunks=2, step_timeout=10)

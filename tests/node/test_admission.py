@@ -156,7 +156,7 @@ async def test_a_delegation_is_enough_in_the_free_lane_alone(desk: Desk) -> None
     until = int(desk.now) + 7200
     granted = Delegation(CLIENT.address, KEY.address, until)
     shown = SignedDelegation(granted, granted.sign(DOMAIN, CLIENT))
-    key = {"session_key": KEY.address, "by": KEY, "delegation": shown}
+    key: dict[str, Any] = {"session_key": KEY.address, "by": KEY, "delegation": shown}
     assert isinstance(await desk.admit(price=Credits(0), **key), Admitted)
     assert await desk.admit(**key) is Code.KEY, "paid: only a key that the chain knows"
     assert await desk.admit(price=Credits(0), expiry=until + 1, **key) is Code.KEY

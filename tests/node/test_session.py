@@ -44,7 +44,7 @@ class Books:
 
 def make(
     price: int = PRICE, ahead: int = 2, books: Books | None = None, account: Account | None = None, **changes: Any
-):  # type: ignore[no-untyped-def]
+) -> Any:
     books = books or Books()
     fields: dict[str, Any] = {
         "client": CLIENT.address, "session_key": CLIENT.address, "node": NODE.address, "peer_id_hash": b"\x01" * 32,

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from hivemint.contracts.credits import format_credits
 from hivemint.contracts.errors import SwarmError
 from hivemint.contracts.ids import BlockIndex, Credits, PeerId
 
@@ -44,6 +45,12 @@ class Plan:
     reserved: Credits
     lane: Literal["paid", "free"]
     notes: Sequence[str] = field(default=())
+
+    def __str__(self) -> str:
+        """One line for people: the way, the lane, the price."""
+        way = " -> ".join(f"{hop.name} {hop.first}:{hop.end}" for hop in self.hops)
+        price = f"{format_credits(self.cost, digits=9)} for {self.tokens} tokens"
+        return "; ".join([f"{way} ({self.lane} lane)", price, *self.notes])
 
 
 class Pipeline(Protocol):
