@@ -3,7 +3,8 @@
     python benchmarks/receipts.py [--json FILE]
 
 Two swarms of two nodes stand beside each other, one as the product is, one whose processes run
-`without_receipts.py`. One client, then 16 sessions in 4 client processes; prompt 64, fp32, greedy, end token off.
+`without_receipts.py`: first without metering (`ratio_on_off`), then without any payment, so without journal and voucher
+book too. One client, then 16 sessions in 4 client processes; prompt 64, fp32, greedy, end token off.
 Also CPU milliseconds a token of all processes (nodes and clients), and how many receipts one core can meter.
 """
 
@@ -32,6 +33,8 @@ from hivemint.swarm.messages import StepRequest
 
 BARE = str(Path(__file__).with_name("without_receipts.py"))
 PROMPT, HIDDEN = 64, 576
+LEVELS = ("metering", "payment")
+"""What is off: the metering alone (the asked ratio), or journal and voucher book as well."""
 
 
 @contextlib.contextmanager
@@ -42,11 +45,11 @@ def funded_swarm(sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
 
 
 @contextlib.contextmanager
-def bare_swarm(sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
+def bare_swarm(level: str, sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
     """The same; once the wallets are funded, which takes real receipts, the nodes start anew without metering."""
     with funded_swarm(sessions) as (net, wallets):
         real: Callable[..., list[str]] = localnet.__dict__["hivemint"]
-        localnet.__dict__["hivemint"] = lambda *words: [sys.executable, BARE, *words]
+        localnet.__dict__["hivemint"] = lambda *words: [sys.executable, BARE, level, *words]
         try:
             for plan in net.plans:
                 net.child(plan.operator).stop()
@@ -71,11 +74,11 @@ class Side:
         return tokens / seconds
 
 
-def compare(on: Any, off: Any, which: slice, processes: int, args: Any) -> dict[str, Any]:
+def compare(on: Any, off: Any, level: str, which: slice, processes: int, args: Any) -> dict[str, Any]:
     """On against off with these wallets."""
     with (
         crowd(on[0], on[1][which], processes) as with_receipts,
-        crowd(off[0], off[1][which], processes, script=[BARE, "client_process"]) as without,
+        crowd(off[0], off[1][which], processes, script=[BARE, level, "client_process"]) as without,
     ):
         sides = Side(on[0], with_receipts, args.new_tokens), Side(off[0], without, args.new_tokens)
         pairs = alternate(sides[0].tokens_per_s, sides[1].tokens_per_s, args.pairs)
@@ -105,19 +108,29 @@ def receipts_per_s(seconds: float = 2.0) -> float:
 
 def main() -> None:
     args = options(__doc__ or "", new_tokens=96, sessions=16, processes=4)
-    with funded_swarm(args.sessions + 1) as on, bare_swarm(args.sessions + 1) as off:
-        one = compare(on, off, slice(0, 1), 1, args)
-        many = compare(on, off, slice(1, None), args.processes, args)
+    wallets, one, many = 2 * (args.sessions + 1), {}, {}
+    with funded_swarm(wallets) as on:
+        for turn, level in enumerate(LEVELS):
+            first = turn * (args.sessions + 1)  # wallets of its own for each comparison
+            mine = on[0], on[1][first:]
+            with bare_swarm(level, args.sessions + 1) as off:
+                one[level] = compare(mine, off, level, slice(0, 1), 1, args)
+                many[level] = compare(mine, off, level, slice(1, args.sessions + 1), args.processes, args)
+    metering, payment = LEVELS
     figures = {
-        "ratio_on_off": one["ratio_on_off"],
-        "ratio_on_off_16": many["ratio_on_off"],
+        "ratio_on_off": one[metering]["ratio_on_off"],
+        "ratio_on_off_16": many[metering]["ratio_on_off"],
+        "ratio_to_no_payment": one[payment]["ratio_on_off"],
+        "ratio_to_no_payment_16": many[payment]["ratio_on_off"],
         "receipts_per_s_one_core": receipts_per_s(),
-        "cpu_ms_per_token_1_on": one["cpu_ms_per_token_on"],
-        "cpu_ms_per_token_1_off": one["cpu_ms_per_token_off"],
-        "cpu_ms_per_token_16_on": many["cpu_ms_per_token_on"],
-        "cpu_ms_per_token_16_off": many["cpu_ms_per_token_off"],
-        "pairs_1": one["pairs"],
-        "pairs_16": many["pairs"],
+        "cpu_ms_per_token_1_on": one[metering]["cpu_ms_per_token_on"],
+        "cpu_ms_per_token_1_off": one[metering]["cpu_ms_per_token_off"],
+        "cpu_ms_per_token_16_on": many[metering]["cpu_ms_per_token_on"],
+        "cpu_ms_per_token_16_off": many[metering]["cpu_ms_per_token_off"],
+        "cpu_ms_per_token_16_no_payment": many[payment]["cpu_ms_per_token_off"],
+        "pairs": {
+            f"{count} {level}": side[level]["pairs"] for count, side in ((1, one), (16, many)) for level in LEVELS
+        },
     }
     bounds = {"ratio_on_off": Bound(least=0.98), "ratio_on_off_16": Bound(least=0.95)}
     chart = bars(

@@ -1,10 +1,11 @@
 """The *off* side of `receipts.py`: the product with its metering replaced by nothing, in this process only.
 
-    python benchmarks/without_receipts.py node start ...      a node: any verb of the `hivemint` command
-    python benchmarks/without_receipts.py client_process      a client process of `crowd.py`
+    python benchmarks/without_receipts.py LEVEL node start ...      a node: any verb of the `hivemint` command
+    python benchmarks/without_receipts.py LEVEL client_process      a client process of `crowd.py`
 
-Gone: row hashes, heads, digests, signing and checking of receipts and vouchers, the journal's and the voucher book's
-transactions. What stays is what a swarm without payment would need too: links, sessions, batches, the same messages.
+LEVEL `metering`: no row hashes, heads, digests, no signing and checking of receipts and vouchers. `payment`: the
+journal's and the voucher book's transactions are gone too; what stays is what a swarm without payment would need as
+well: links, sessions, batches, the same messages.
 There is no such switch in the product; the functions are replaced here before anything else imports them.
 """
 
@@ -34,6 +35,10 @@ def strip() -> None:
     receipts.check_voucher = _check_voucher  # type: ignore[assignment]
     rows.row_hashes = lambda data, row_bytes: bytes(len(data) // row_bytes * len(NO_HASH))
     rows.tensor_hash = lambda hashes: NO_HASH  # type: ignore[assignment,return-value]
+
+
+def close_books() -> None:
+    """Write nothing down."""
     writer.GroupWriter.commit = _commit  # type: ignore[method-assign]
     vouchers.VoucherBook._change = _change  # type: ignore[method-assign]
 
@@ -84,7 +89,10 @@ def _change(self: Any, node: Any, rule: Any) -> Any:
 
 
 if __name__ == "__main__":
+    level = sys.argv.pop(1)
     strip()
+    if level == "payment":
+        close_books()
     if sys.argv[1:] == ["client_process"]:
         import hivemint.client.handshake as handshake
 
