@@ -181,18 +181,23 @@ class Steps:
     # ---- the life of a step
 
     async def _serve(self, step: TakenStep, pushed: _Pushed | None) -> None:
+        confirmed: asyncio.Task[None] | None = None
         try:
             async with self._entering:
                 rows = await self._input(step, pushed)
                 queued = self._enqueue(step, rows)
+            confirmed = asyncio.create_task(self._confirm(pushed))  # beside the compute
             output = await self._computed(queued)
             async with self._leaving:
-                await self._confirm(pushed)
+                await confirmed
                 if self.session.steps.get(step.number) is step:  # else an earlier one failed and took it along
                     await self._answer(step, rows, output)
         except StepFailed as failed:
             await self._fail(step, failed)
         finally:
+            if confirmed is not None:
+                confirmed.add_done_callback(lambda task: task.cancelled() or task.exception())
+                confirmed.cancel()
             self._tasks.pop(step.number, None)
             self._inputs.pop(step.number, None)
             if pushed is not None:
