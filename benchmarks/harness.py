@@ -25,6 +25,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 from rich.table import Table
 
+from hivemint.cli.race import Watch
+
 RESULTS = Path(__file__).parent / "results"
 PAIRS = 5
 
@@ -186,30 +188,9 @@ def prompt(tokens: int, seed: int = 0) -> Any:
     return torch.randint(1000, 40_000, (1, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-class Clock:
-    """A transformers streamer that keeps when each token came; `put` is called once with the prompt first."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self._prompt_seen = False
-
-    def put(self, _: Any) -> None:
-        if self._prompt_seen:
-            self.times.append(time.perf_counter())
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        pass
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens 2..N over the time between the first and the last."""
-        return (len(self.times) - 1) / (self.times[-1] - self.times[0])
-
-
-def generate(model: Any, ids: Any, new_tokens: int) -> tuple[Any, Clock]:
+def generate(model: Any, ids: Any, new_tokens: int) -> tuple[Any, Watch]:
     """Greedy, end token off, exactly `new_tokens`."""
-    clock = Clock()
+    clock = Watch()
     out = model.generate(
         ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, eos_token_id=None, streamer=clock
     )
