@@ -76,6 +76,7 @@ async def test_many_tasks_send_from_one_key(testchain: TestChain, contracts: Bin
 async def test_a_stuck_transaction_is_replaced(testchain: TestChain, contracts: Bindings) -> None:
     devchain, chain, sender = testchain.devchain, contracts.chain, testchain.signers[10]
     to = Signer(b"\x22" * 32).address
+    before = await chain.balance(to)  # other tests share this chain
     devchain.rpc("evm_setAutomine", False)
     try:
         stuck = await chain.submit(sender, Transfer(chain, to), doing="Paying", value=1)
@@ -90,7 +91,7 @@ async def test_a_stuck_transaction_is_replaced(testchain: TestChain, contracts: 
         devchain.rpc("evm_setAutomine", True)
     assert (await chain.wait(faster)).gas_used == 21_000
     assert await chain.mined(stuck) is None
-    assert await chain.balance(to) == 2
+    assert await chain.balance(to) == before + 2
 
 
 async def test_a_refusal_that_only_shows_in_the_block_has_its_reason_too(
