@@ -41,7 +41,7 @@ async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], 
         rows, output = torch.randn(count, 8), torch.randn(count, 8)
         data = to_wire(rows, wire)
         measured = await meter.measure(mine, ask(number, count), Input(data), output, wire)
-        receipt = measured.receipt
+        receipt = await meter.sign(measured.receipt)
         mine = receipt.receipt
         given_rows = row_hashes(data, row_bytes(8, wire))
         leaf = Leaf(theirs.head, Step(number), 0, 0, count, tensor_hash(given_rows), tensor_hash(measured.rows))
@@ -59,7 +59,7 @@ async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_st
     measured = await meter.measure(
         first, ask(1, 2), Input(to_wire(torch.randn(2, 8), "fp32")), torch.randn(2, 8), "fp32"
     )
-    signed = measured.receipt.signed
+    signed = (await meter.sign(measured.receipt)).signed
     good = Source(NODE.address, SESSION, Step(1))
     await meter.check_hop(good, measured.leaf, signed)
     other = msgspec.structs.replace(measured.leaf, output_hash=tensor_hash(b"\x01" * 32))

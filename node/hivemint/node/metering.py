@@ -51,12 +51,12 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A step's output in wire form, its row hashes (32 bytes each), its leaf and the receipt that ends in it."""
+    """A step's output in wire form, its row hashes (32 bytes each), its leaf and what is to be signed about it."""
 
     data: bytes
     rows: bytes
     leaf: Leaf
-    receipt: CheckedReceipt
+    receipt: Receipt
 
 
 class Meter(Protocol):
@@ -90,14 +90,12 @@ class ReceiptMeter:
     async def measure(
         self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
     ) -> Measured:
-        """The leaf of a step with output `[count, hidden]`, and the signed receipt that follows `previous`.
-
-        One call, as a turn of the worker costs more than the signature (18 us): tensor and receipt may leave together.
-        """
-        return await self._worker.do(_measure, self._domain, self._signer, previous, request, source, output, wire)
+        """The leaf of a step with output `[count, hidden]`, and the receipt that follows `previous`, not signed yet."""
+        return await self._worker.do(_measure, previous, request, source, output, wire)
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt:
-        return await self._worker.do(sign_receipt, self._domain, receipt, self._signer)
+        """In the event loop: a turn of the worker costs more, and no stranger decides how often a node signs."""
+        return sign_receipt(self._domain, receipt, self._signer)
 
     async def check_voucher(self, voucher: SignedVoucher, receipt: Digest, key: Address) -> CheckedVoucher:
         """Raises ProofError unless `key` signed it over `receipt`."""
@@ -114,21 +112,13 @@ def _hash(data: bytes | memoryview, row_bytes: int) -> TensorHash:
     return tensor_hash(row_hashes(data, row_bytes))
 
 
-def _measure(
-    domain: Domain,
-    signer: Signer,
-    previous: Receipt,
-    request: StepRequest,
-    source: Input,
-    output: torch.Tensor,
-    wire: str,
-) -> Measured:
+def _measure(previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str) -> Measured:
     data = to_wire(output, wire)
     width = len(data) // request.count
     rows = row_hashes(data, width)
     input_hash = source.hash or _hash(source.data, width)
     leaf = Leaf(previous.head, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
-    return Measured(data, rows, leaf, sign_receipt(domain, following(previous, leaf), signer))
+    return Measured(data, rows, leaf, following(previous, leaf))
 
 
 def _check_hop(domain: Domain, source: Source, leaf: Leaf, signed: SignedReceipt) -> None:

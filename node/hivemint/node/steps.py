@@ -287,11 +287,12 @@ class Steps:
                 await self._link.send(*back)
         finally:  # a client that hangs up now has paid for this step all the same
             await self.store(step.price, step.pair)
+        receipt = await shop.meter.sign(measured.receipt)
         account = session.account
-        answer = StepReceipt(measured.receipt.signed, measured.rows, account.highest, account.owed)
-        session.answer(step, measured.receipt, answer)
+        answer = StepReceipt(receipt.signed, measured.rows, account.highest, account.owed)
+        session.answer(step, receipt, answer)
         if request.push:
-            await self._push(HopReceipt(measured.receipt.signed))
+            await self._push(HopReceipt(receipt.signed))
             shop.stats.sent("next")
         await self._link.send(answer)
         if request.rows != "none":
