@@ -73,7 +73,7 @@ def test_the_life_of_a_token(localnet: RealNet, question: torch.Tensor, expected
     assert deposit > 2 * computed * localnet.price(localnet.first)
     accounts = {localnet.operator(plan).address: deposit for plan in localnet.nodes}
     mined = localnet.chain(lambda bindings: bindings.settlement.fund(alice, accounts))
-    localnet.until(lambda: localnet.chain(height) > mined.block, "confirmation")
+    localnet.until(lambda: localnet.chain(height) > mined.block + localnet.net.network.confirmations, "confirmation")
     cost = {plan.operator: computed * localnet.price(plan) for plan in localnet.nodes}
     collected = {plan.operator: localnet.account(alice, plan).collected for plan in localnet.nodes}
     assert chat(localnet, alice, question, expected, bid="ask") == sum(cost.values())
