@@ -269,7 +269,13 @@ async def test_an_unexpected_error_in_a_handler_ends_its_link_alone() -> None:
             await echo(link)
 
         problems: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        told = asyncio.Event()
+
+        def tell(_: object, context: dict[str, Any]) -> None:
+            problems.append(context)
+            told.set()
+
+        asyncio.get_running_loop().set_exception_handler(tell)
         await node.serve(CONTROL, bug)
         good = await client.dial(node.peer_id, node.addresses, CONTROL)
         await good.send(Cancel(Step(1)), Cancel(Step(2)))
@@ -282,8 +288,7 @@ async def test_an_unexpected_error_in_a_handler_ends_its_link_alone() -> None:
         await good.send(Cancel(Step(3)))
         assert await good.receive() == Cancel(Step(3))
         async with asyncio.timeout(10):
-            while not problems:  # the loop tells of a failed task in its own time
-                await asyncio.sleep(0.01)
+            await told.wait()  # the loop tells of a failed task in its own time
         assert [type(problem["exception"]) for problem in problems] == [KeyError]
 
 
