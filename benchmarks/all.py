@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("span", "stream", "prefill", "concurrency", "receipts", "footprint", "gas", "selfdealing", "gpu_span")
+NAMES = ("span", "int8", "stream", "prefill", "concurrency", "receipts", "footprint", "gas", "selfdealing", "gpu_span")
 HERE = Path(__file__).parent
 
 

@@ -85,13 +85,14 @@ class ReceiptMeter:
         """BLAKE2b-256 over the row hashes of a tensor in wire form."""
         if len(data) <= _SMALL:
             return _hash(data, row_bytes)
-        return await self._worker.do(_hash, data, row_bytes)
+        return await self._worker.far(_hash, data, row_bytes)
 
     async def measure(
         self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
     ) -> Measured:
         """The leaf of a step with output `[count, hidden]`, and the receipt that follows `previous`, not signed yet."""
-        return await self._worker.do(_measure, previous, request, source, output, wire)
+        turn = self._worker.do if len(source.data) <= _SMALL else self._worker.far
+        return await turn(_measure, previous, request, source, output, wire)
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt:
         """In the event loop: a turn of the worker costs more, and no stranger decides how often a node signs."""

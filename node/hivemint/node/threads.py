@@ -37,6 +37,10 @@ class Worker:
         calm, self._called = self._loop.time() - self._called > CALM, self._loop.time()
         if calm:
             return function(*args)
+        return await self.far(function, *args)
+
+    async def far(self, function: Callable[..., T], *args: Any) -> T:
+        """In the thread, whatever the moment: for work that grows with what a peer sends."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._calls.put((future, function, args))
         return await future
