@@ -106,3 +106,17 @@ def test_amounts_survive_and_compare_as_text(one: int, other: int) -> None:
 def test_amounts_that_do_not_fit_are_refused(amount: int) -> None:
     with pytest.raises(ValueError, match="no amount"):
         Wei().process_bind_param(amount, sqlite.dialect())
+
+
+def test_opening_a_file_again_keeps_the_locks_that_this_process_holds(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    first, second = open_store(database_url(path)), open_store(database_url(path))
+    with reading(first) as connection:
+        connection.exec_driver_sql("SELECT 1 FROM alembic_version")
+        second.dispose()
+        open_store(database_url(path)).dispose()
+        # Leaving WAL needs the file alone: another process gets it only if our locks are gone.
+        leave = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA journal_mode = DELETE')"
+        other = subprocess.run([sys.executable, "-c", leave, str(path)], capture_output=True, text=True, check=False)
+    first.dispose()
+    assert "database is locked" in other.stderr

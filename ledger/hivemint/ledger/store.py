@@ -172,7 +172,7 @@ def _sqlite(url: URL, durable: bool, read_only: bool) -> Engine:
         if read_only:
             connection.execute("PRAGMA query_only = ON")
             return
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection, database)
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -185,10 +185,26 @@ def _sqlite(url: URL, durable: bool, read_only: bool) -> Engine:
     return engine
 
 
+def _write_ahead(connection: sqlite3.Connection, database: str | None) -> None:
+    """A new file becomes a WAL file once, one process at a time: SQLite's busy timeout does not cover all of that
+    change, so of two processes that open a new file together one would be told `locked` at once."""
+    folder = os.open(Path(database).absolute().parent, os.O_RDONLY) if database and database != ":memory:" else None
+    try:
+        if folder is not None:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
 def _make_private(path: Path) -> None:
+    """Only a new file is opened here: closing a file drops the locks that this process's SQLite holds on it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
     except OSError as error:
         raise StoreError(
             f"The database {path} cannot be opened",
