@@ -82,10 +82,10 @@ async def _meet(*_: Any) -> None:
 _books: dict[tuple[int, str], tuple[int, int]] = {}
 
 
-def _change(self: Any, node: Any, rule: Any) -> Any:
-    total, owed = rule(*_books.get((id(self), node), (0, 0)))
-    _books[id(self), node] = total, owed
-    return Credits(total), Credits(owed)
+def _change(self: Any, changes: Any) -> Any:
+    for node, rule in changes:
+        _books[id(self), node] = rule(*_books.get((id(self), node), (0, 0)))
+    return [tuple(map(Credits, _books[id(self), node])) for node, _ in changes]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Voucher totals of several sessions at one node, whatever is delivered, refused or lost: a property over a model."""
 
+import asyncio
 import tempfile
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hivemint.client.handshake import Greeting, Payer, SignedSession, sign_session
+from hivemint.client.purse import Purse
 from hivemint.client.route import Leg
 from hivemint.client.session import NodeSession
 from hivemint.client.wallet import Identity
@@ -35,10 +37,16 @@ class Vouchers(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.book = VoucherBook.open(Path(self.folder.name) / "vouchers.db", DOMAIN, CLIENT.address)
         self.payer = Payer(Identity.own(CLIENT), DOMAIN, self.book)
+        self.loop = asyncio.new_event_loop()
         self.sessions = [self._session(bytes([number]) * 32) for number in range(3)]
+        self.purses = [self.loop.run_until_complete(self._purse(session)) for session in self.sessions]
+        self.drawn = [0, 0, 0]  # vouchers that wait for their step
         self.steps = [0, 0, 0]
         self.waiting: list[tuple[int, Step, int, int]] = []  # session, step, cost, total: sent, not yet decided
         self.highest = self.owed = self.most_in_flight = self.done = 0
+
+    async def _purse(self, session: NodeSession) -> Purse:
+        return Purse([session], self.payer, ahead=2)
 
     def _session(self, nonce: bytes) -> NodeSession:
         record = NodeRecord(
@@ -56,10 +64,32 @@ class Vouchers(RuleBasedStateMachine):
     def request(self, number: int, count: int) -> None:
         self.steps[number] += 1
         step = Step(self.steps[number])
-        request = self.sessions[number].prepare(step, 0, count, first=True, last=True, rows="none")
+        self.drawn[number] = 0
+        [voucher] = self.loop.run_until_complete(self.purses[number].take(step, count))
+        request = self.sessions[number].prepare(step, 0, count, voucher, first=True, last=True, rows="none")
         self.waiting.append((number, step, count * PRICE, request.voucher.voucher.total))
-        in_flight = sum(cost for _, _, cost, _ in self.waiting)
-        self.most_in_flight = max(self.most_in_flight, in_flight)
+        self._note()
+
+    @rule(number=st.integers(0, 2))
+    def draw_ahead(self, number: int) -> None:
+        """The vouchers of a decode step, before it is known whether there will be one."""
+
+        async def draw() -> None:
+            self.purses[number].draw_ahead(1)
+
+        self.loop.run_until_complete(draw())
+        self.drawn[number] = PRICE
+        # the thread's transaction is over when the next one can be made
+        self.loop.run_until_complete(self.loop.run_in_executor(None, self.book.promise, NODE.address, Credits(0)))
+        self._note()
+
+    @rule(number=st.integers(0, 2))
+    def put_back(self, number: int) -> None:
+        self.loop.run_until_complete(self.purses[number].put_back())
+        self.drawn[number] = 0
+
+    def _note(self) -> None:
+        self.most_in_flight = max(self.most_in_flight, sum(cost for _, _, cost, _ in self.waiting) + sum(self.drawn))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -88,11 +118,13 @@ class Vouchers(RuleBasedStateMachine):
         if hasattr(self, "book"):
             total, owed = self.book.totals().get(NODE.address, (Credits(0), Credits(0)))
             assert total - self.owed <= self.most_in_flight
-            assert owed == self.owed + sum(cost for _, _, cost, _ in self.waiting)
-            assert sum(session.spent for session in self.sessions) == owed
+            assert owed == self.owed + sum(cost for _, _, cost, _ in self.waiting) + sum(self.drawn)
+            assert sum(session.spent for session in self.sessions) == owed - sum(self.drawn)
 
     def teardown(self) -> None:
         if hasattr(self, "book"):
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
             self.book.close()
             self.folder.cleanup()
 

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hivemint.client.handshake import NodeGone, NodeLied
+from hivemint.client.handshake import NodeGone, NodeLied, Payer
 from hivemint.client.pipeline import Rows
+from hivemint.client.purse import Purse
 from hivemint.client.route import Speeds
 from hivemint.client.session import NodeSession
 from hivemint.client.settings import ClientSettings
 from hivemint.client.steps import Steps, StepState
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
 from hivemint.contracts.ids import Step
+from hivemint.contracts.receipt import SignedVoucher
 from hivemint.swarm.messages import (
     AnyMessage,
     Cancelled,
@@ -48,15 +50,17 @@ class LivePipeline:
         hidden_size: int,
         settings: ClientSettings,
         speeds: Speeds,
+        payer: Payer,
         on_error: Callable[[HivemintError], None],
     ) -> None:
         self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
-        self._speeds, self._on_error = speeds, on_error
+        self._speeds, self._payer, self._on_error = speeds, payer, on_error
         self._wire = sessions[0].leg.wire
         self._position = 0
         self._last = Step(0)
         self._steps = Steps(sessions, hidden_size, self._wire, speeds)
         self._ahead = min(one.terms.ahead for one in sessions)
+        self._purse = Purse(sessions, payer, self._ahead)
         self._max_rows = min(one.terms.max_rows for one in sessions)
         self._error: HivemintError | None = None
         self._told = False  # the caller has been told of it
@@ -144,19 +148,27 @@ class LivePipeline:
             left -= min(size, left)
 
     async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
-        """One step: the tensor with the first hop's request, so that it computes while the others' are signed."""
+        """One step: a request with its voucher to every hop, the tensor to the first."""
         step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
+        vouchers = await self._purse.take(step, count)
+        if self._error is not None or self._closing is not None:
+            self._purse.release(count)
+        self._check_usable()
         state = self._steps.add(step, start, count, rows, to_wire(hidden, self._wire))
         self._last, self._position = step, start + count
-        for hop in range(len(self._sessions)):
-            await self._request(hop, state)
+        for hop, voucher in enumerate(vouchers):
+            await self._request(hop, state, voucher)
+        if count == 1:
+            self._purse.draw_ahead(self._position + 1)
         return state.output
 
-    async def _request(self, hop: int, state: StepState) -> None:
-        session, last = self._sessions[hop], hop == len(self._sessions) - 1
-        request = session.prepare(state.number, state.start, state.count, first=hop == 0, last=last, rows=state.rows)
+    async def _request(self, hop: int, state: StepState, voucher: SignedVoucher) -> None:
+        session, first, last = self._sessions[hop], hop == 0, hop == len(self._sessions) - 1
+        request = session.prepare(
+            state.number, state.start, state.count, voucher, first=first, last=last, rows=state.rows
+        )
         try:
-            await session.send(request, state.data if hop == 0 else None)
+            await session.send(request, state.data if first else None)
         except LinkClosed as error:
             self._fail(NodeGone(session.leg, "went away", error.why or error.what))
             self._check_usable()
@@ -209,7 +221,8 @@ class LivePipeline:
         session, state = self._sessions[hop], self._steps.open.get(message.step)
         error = session.refused(message)
         if error is None and state is not None:
-            await self._request(hop, state)
+            [voucher] = await Purse([session], self._payer, self._ahead).take(message.step, state.count)
+            await self._request(hop, state, voucher)
         elif error is not None:
             self._fail_later(message.code, error)
 
@@ -275,6 +288,7 @@ class LivePipeline:
                 while self._error is None and any(session.pending for session in self._sessions):
                     self._news.clear()
                     await self._news.wait()
+        await self._purse.put_back()
         await asyncio.gather(*(session.close() for session in self._sessions))
         for reader in self._readers:
             reader.cancel()

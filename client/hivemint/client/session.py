@@ -20,6 +20,7 @@ from hivemint.contracts.receipt import (
     following,
     sign_voucher,
 )
+from hivemint.contracts.signed import Voucher
 from hivemint.swarm.messages import (
     Cancel,
     Close,
@@ -53,7 +54,7 @@ class NodeSession:
         self.distrusted = False
         self.closed = asyncio.Event()
         self._payer = payer
-        self._bound = first
+        self._sent: Voucher | None = None  # the newest voucher that has left
         self._checked: dict[Step, CheckedReceipt] = {}
 
     @property
@@ -73,17 +74,18 @@ class NodeSession:
         if self.spent + tokens * self.price > self.session.max_amount:
             raise SessionLimit("The session's amount is used up", why=f"at the {self.leg}")
 
-    def prepare(self, step: Step, start: int, count: int, *, first: bool, last: bool, rows: RowMode) -> StepRequest:
-        """Sign a voucher that pays this step and binds the newest proved receipt. From now on the step is pending."""
-        cost = Credits(count * self.price)
-        total = self._payer.book.promise(self.leg.operator, cost) if cost else Credits(0)
-        self.spent += cost
+    def prepare(
+        self, step: Step, start: int, count: int, voucher: SignedVoucher, *, first: bool, last: bool, rows: RowMode
+    ) -> StepRequest:
+        """A request that `voucher` pays for. From now on the step is pending."""
+        self.spent += count * self.price
+        self._sent = voucher.voucher
         request = StepRequest(
             step=step,
             kind=FORWARD,
             start=start,
             count=count,
-            voucher=self._voucher(total),
+            voucher=voucher,
             source=None if first else step,
             push=not last,
             rows=rows if last else "none",
@@ -179,10 +181,7 @@ class NodeSession:
         await self.link.close("the session is over")
 
     def _last_voucher(self) -> SignedVoucher | None:
-        if self.proved is self._bound:
+        """Over the newest proved receipt, for the sum that has been sent already."""
+        if self._sent is None or self._sent.receipt == self.proved.digest:
             return None
-        return self._voucher(self._payer.book.total(self.leg.operator) if self.price else Credits(0))
-
-    def _voucher(self, total: Credits) -> SignedVoucher:
-        self._bound = self.proved
-        return sign_voucher(self._payer.domain, self.proved, total, self._payer.who.key).signed
+        return sign_voucher(self._payer.domain, self.proved, self._sent.total, self._payer.who.key).signed

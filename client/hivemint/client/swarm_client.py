@@ -174,7 +174,7 @@ class SwarmClient:
             NodeSession(one, its, self._payer, first)
             for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
         ]
-        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, self._set_aside)
+        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, self._payer, self._set_aside)
 
     async def _greet_all(self, route: Route, timeout: float) -> list[Greeting]:
         done: list[Greeting] = []

@@ -14,7 +14,7 @@ disk, about 0.1 ms). What loss means decided this:
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, bindparam, select
@@ -28,6 +28,8 @@ from hivemint.ledger.store import StoreError, database_url, open_store, reading,
 from hivemint.ledger.tables import promises
 
 _NOTHING = Credits(0)
+_Rule = Callable[[int, int], tuple[int, int]]
+"""(total, owed) before a change, and after it."""
 
 
 class VoucherBook:
@@ -45,7 +47,7 @@ class VoucherBook:
         self._read = select(promises.c.total, promises.c.owed).where(self._mine, promises.c.node == bindparam("peer"))
         self._write = Prepared(engine, upsert(engine, promises), promises)
         self._in_flight: dict[Address, int] = defaultdict(int)
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time, self._counting = threading.Lock(), threading.Lock()
         self._connection: Connection | None = engine.connect()
 
     @classmethod
@@ -55,25 +57,34 @@ class VoucherBook:
         return cls(open_store(url, durable=False), domain, client, url)
 
     def promise(self, node: Address, amount: Credits) -> Credits:
-        """Owe `amount` more and return the total that the voucher must carry, stored already. Raises StoreError.
+        """`promise_all` at one node."""
+        return self.promise_all([(node, amount)])[0]
 
-        The total rises only as far as the debt does: what was promised before and not delivered pays first.
+    def promise_all(self, owing: Sequence[tuple[Address, Credits]]) -> list[Credits]:
+        """Owe these amounts more and return the totals that the vouchers must carry, stored already.
+
+        A total rises only as far as the debt does: what was promised before and not delivered pays first. Either all
+        are promised or none. Raises StoreError, ProofError.
         """
+
+        def owe(amount: Credits) -> _Rule:
+            return lambda total, owed: (max(total, owed + amount), owed + amount)
+
         with self._one_at_a_time:
-            total, _ = self._change(node, lambda total, owed: (max(total, owed + amount), owed + amount))
-            self._in_flight[node] += amount
-        return total
+            totals = [total for total, _ in self._change([(node, owe(amount)) for node, amount in owing])]
+            for node, amount in owing:
+                self._fly(node, amount)
+        return totals
 
     def delivered(self, node: Address, amount: Credits) -> None:
         """A promised step has come, or its fate is unknown: it is no longer in flight, the debt stays."""
-        with self._one_at_a_time:
-            self._in_flight[node] = max(0, self._in_flight[node] - amount)
+        self._fly(node, -amount)
 
     def released(self, node: Address, amount: Credits) -> None:
         """A promised step was refused or cancelled: it is not owed. The promise stays and pays the next step."""
         with self._one_at_a_time:
-            self._in_flight[node] = max(0, self._in_flight[node] - amount)
-            self._change(node, lambda total, owed: (total, max(0, owed - amount)))
+            self._fly(node, -amount)
+            self._change([(node, lambda total, owed: (total, max(0, owed - amount)))])
 
     def standing(self, node: Address, owed: Credits, proven: Credits = _NOTHING) -> None:
         """Take the node's word on the sum owed, as far as this wallet has promised it.
@@ -94,7 +105,7 @@ class VoucherBook:
                     )
                 return highest, owed if exact else max(owed, known)
 
-            self._change(node, learn)
+            self._change([(node, learn)])
 
     def total(self, node: Address) -> Credits:
         """The highest total promised to this node, by any process of the wallet."""
@@ -114,19 +125,26 @@ class VoucherBook:
             self._connection = None
             self._engine.dispose()
 
-    def _change(self, node: Address, rule: Callable[[int, int], tuple[int, int]]) -> tuple[Credits, Credits]:
-        """Read, apply `rule` to (total, owed), write, in one transaction that locks other processes out."""
+    def _fly(self, node: Address, amount: int) -> None:
+        with self._counting:
+            self._in_flight[node] = max(0, self._in_flight[node] + amount)
+
+    def _change(self, changes: "Sequence[tuple[Address, _Rule]]") -> list[tuple[Credits, Credits]]:
+        """Read, apply each rule to its node's (total, owed), write, in one transaction that locks processes out."""
         if self._connection is None:
             raise StoreError("The voucher book is closed")
         try:
             with self._connection.begin():
-                row = self._connection.execute(self._read, {"peer": node}).first()
-                before = (row.total, row.owed) if row else (_NOTHING, _NOTHING)
-                total, owed = rule(*before)
-                if not 0 <= owed <= total <= MAX_UINT96:
-                    raise ProofError("A voucher cannot carry this total", why=f"{total} wei, {owed} of them owed")
-                if (total, owed) != before:
-                    self._write.run(self._connection, [self._key | {"node": node, "total": total, "owed": owed}])
+                return [self._change_one(self._connection, node, rule) for node, rule in changes]
         except DBAPIError as error:
             raise unusable(self._url, error) from None
+
+    def _change_one(self, connection: Connection, node: Address, rule: "_Rule") -> tuple[Credits, Credits]:
+        row = connection.execute(self._read, {"peer": node}).first()
+        before = (row.total, row.owed) if row else (_NOTHING, _NOTHING)
+        total, owed = rule(*before)
+        if not 0 <= owed <= total <= MAX_UINT96:
+            raise ProofError("A voucher cannot carry this total", why=f"{total} wei, {owed} of them owed")
+        if (total, owed) != before:
+            self._write.run(connection, [self._key | {"node": node, "total": total, "owed": owed}])
         return Credits(total), Credits(owed)
