@@ -83,9 +83,12 @@ _books: dict[tuple[int, str], tuple[int, int]] = {}
 
 
 def _change(self: Any, changes: Any) -> Any:
+    totals = []
     for node, rule in changes:
-        _books[id(self), node] = rule(*_books.get((id(self), node), (0, 0)))
-    return [tuple(map(Credits, _books[id(self), node])) for node, _ in changes]
+        before = _books.get((id(self), node), (0, 0))
+        after = _books[id(self), node] = rule(*before)
+        totals.append((Credits(before[0]), Credits(after[0])))
+    return totals
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ async def test_vouchers_that_were_drawn_and_not_sent_cost_nothing(world: World) 
     for node in world.nodes:
         books = node.books[WALLET.address]
         assert books.owed == books.highest == 8 * ASK * 15
-        assert book.totals()[node.operator.address] == (books.owed + ASK * 15, books.owed)  # one token's, for later
+        assert book.totals()[node.operator.address] == (books.owed, books.owed)
     book.close()
 
 
@@ -413,7 +413,9 @@ async def test_two_processes_of_one_wallet(world: World) -> None:
     await two.close()
     for node in world.nodes:
         books = node.books[WALLET.address]
-        assert books.owed == books.highest == 9 * ASK * 15
+        assert books.owed == 9 * ASK * 15
+        drawn_by_the_other = ASK * 15  # one token's promise, that a total may have counted before it was taken back
+        assert books.owed <= books.highest <= books.owed + drawn_by_the_other
 
 
 async def test_a_lost_book_is_restored_from_the_nodes_proof(world: World, tmp_path: Path) -> None:

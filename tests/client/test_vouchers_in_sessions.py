@@ -46,7 +46,7 @@ class Vouchers(RuleBasedStateMachine):
         self.highest = self.owed = self.most_in_flight = self.done = 0
 
     async def _purse(self, session: NodeSession) -> Purse:
-        return Purse([session], self.payer, ahead=2)
+        return Purse([session], self.payer, lambda: True)
 
     def _session(self, nonce: bytes) -> NodeSession:
         record = NodeRecord(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hivemint.client.handshake import NodeGone, NodeLied, Payer
+from hivemint.client.handshake import NodeGone, NodeLied
 from hivemint.client.pipeline import Rows
 from hivemint.client.purse import Purse
 from hivemint.client.route import Speeds
@@ -30,6 +30,7 @@ from hivemint.swarm.messages import (
     Refused,
     RowMode,
     StepReceipt,
+    StepRequest,
     Tensor,
 )
 from hivemint.swarm.rows import to_wire
@@ -50,17 +51,16 @@ class LivePipeline:
         hidden_size: int,
         settings: ClientSettings,
         speeds: Speeds,
-        payer: Payer,
+        purse: Purse,
         on_error: Callable[[HivemintError], None],
     ) -> None:
         self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
-        self._speeds, self._payer, self._on_error = speeds, payer, on_error
+        self._speeds, self._purse, self._on_error = speeds, purse, on_error
         self._wire = sessions[0].leg.wire
         self._position = 0
         self._last = Step(0)
         self._steps = Steps(sessions, hidden_size, self._wire, speeds)
         self._ahead = min(one.terms.ahead for one in sessions)
-        self._purse = Purse(sessions, payer, self._ahead)
         self._max_rows = min(one.terms.max_rows for one in sessions)
         self._error: HivemintError | None = None
         self._told = False  # the caller has been told of it
@@ -151,24 +151,26 @@ class LivePipeline:
         """One step: a request with its voucher to every hop, the tensor to the first."""
         step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
         vouchers = await self._purse.take(step, count)
-        if self._error is not None or self._closing is not None:
-            self._purse.release(count)
-        self._check_usable()
         state = self._steps.add(step, start, count, rows, to_wire(hidden, self._wire))
         self._last, self._position = step, start + count
-        for hop, voucher in enumerate(vouchers):
-            await self._request(hop, state, voucher)
+        requests = [self._prepare(hop, state, voucher) for hop, voucher in enumerate(vouchers)]
+        for hop, request in enumerate(requests):
+            await self._dispatch(hop, state, request)
         if count == 1:
             self._purse.draw_ahead(self._position + 1)
         return state.output
 
-    async def _request(self, hop: int, state: StepState, voucher: SignedVoucher) -> None:
-        session, first, last = self._sessions[hop], hop == 0, hop == len(self._sessions) - 1
-        request = session.prepare(
+    def _prepare(self, hop: int, state: StepState, voucher: SignedVoucher) -> StepRequest:
+        first, last = hop == 0, hop == len(self._sessions) - 1
+        return self._sessions[hop].prepare(
             state.number, state.start, state.count, voucher, first=first, last=last, rows=state.rows
         )
+
+    async def _dispatch(self, hop: int, state: StepState, request: StepRequest) -> None:
+        session = self._sessions[hop]
         try:
-            await session.send(request, state.data if first else None)
+            self._check_usable()  # while the voucher was drawn, a node may have been found lying
+            await session.send(request, state.data if hop == 0 else None)
         except LinkClosed as error:
             self._fail(NodeGone(session.leg, "went away", error.why or error.what))
             self._check_usable()
@@ -221,8 +223,7 @@ class LivePipeline:
         session, state = self._sessions[hop], self._steps.open.get(message.step)
         error = session.refused(message)
         if error is None and state is not None:
-            [voucher] = await Purse([session], self._payer, self._ahead).take(message.step, state.count)
-            await self._request(hop, state, voucher)
+            await self._dispatch(hop, state, self._prepare(hop, state, await self._purse.again(hop, state.count)))
         elif error is not None:
             self._fail_later(message.code, error)
 

@@ -2,12 +2,13 @@
 
 In decode they are drawn while the step before is on its way, so that the next token leaves at once. Such a voucher
 binds the newest receipt that was proved by then, one step older than the last, which `ahead` of 2 allows. It is sent
-only after that last step has been proved too; if the text ends first it is not sent at all and its promise pays the
-next step at that node.
+only after that last step has been proved too; if the text ends first it is not sent at all, and the promise is taken
+back. While other sequences of the same wallet are open nothing is drawn ahead: their totals would count a promise
+that may never be needed.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hivemint.client.session import NodeSession
 from hivemint.contracts.errors import HivemintError
 from hivemint.contracts.ids import Credits, Step
 from hivemint.contracts.receipt import CheckedReceipt, SignedVoucher, sign_voucher
+from hivemint.ledger.vouchers import Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,19 @@ class _Drawn:
 
     count: int
     bound: Step
+    promises: list[Promise]
     vouchers: list[SignedVoucher]
 
 
 class Purse:
-    """Belongs to one pipeline and its event loop. A step's vouchers are taken once, in the order of the steps."""
+    """Belongs to one pipeline and its event loop. A step's vouchers are taken once, in the order of the steps.
 
-    def __init__(self, sessions: Sequence[NodeSession], payer: Payer, ahead: int) -> None:
-        self._sessions, self._payer, self._ahead = sessions, payer, ahead
+    `alone` tells whether no other sequence of this wallet is open.
+    """
+
+    def __init__(self, sessions: Sequence[NodeSession], payer: Payer, alone: Callable[[], bool]) -> None:
+        self._sessions, self._payer, self._alone = sessions, payer, alone
+        self._ahead = min(one.terms.ahead for one in sessions)
         self._loop = asyncio.get_running_loop()
         self._next: asyncio.Future[_Drawn] | None = None
 
@@ -43,30 +50,31 @@ class Purse:
             drawn = await self._waited(drawing)
             if drawn.count == count and drawn.bound >= step - self._ahead:
                 return drawn.vouchers
-            self.release(drawn.count)
-        return (await self._waited(self._draw(count))).vouchers
+            self._take_back(drawn)
+        return (await self._waited(self._draw(count, self._sessions))).vouchers
+
+    async def again(self, hop: int, count: int) -> SignedVoucher:
+        """A new voucher for a step that the node refused because it knew of a higher debt."""
+        return (await self._waited(self._draw(count, [self._sessions[hop]]))).vouchers[0]
 
     def draw_ahead(self, end: int) -> None:
         """Begin with the vouchers of a decode step at position `end - 1`, if the sessions admit one."""
-        if self._next is not None or self._ahead < 2:
+        if self._next is not None or self._ahead < 2 or not self._alone():
             return
         with suppress(SessionLimit):
             for session in self._sessions:
                 session.admit(1, end)
-            self._next = self._draw(1)
+            self._next = self._draw(1, self._sessions)
 
     async def put_back(self) -> None:
-        """Give back what was drawn ahead and not taken."""
+        """Take back what was drawn ahead and not taken."""
         drawing, self._next = self._next, None
         if drawing is not None:
             with suppress(HivemintError):  # what cannot be drawn cannot be owed; who takes the next ones is told
-                self.release((await self._waited(drawing)).count)
+                self._take_back(await self._waited(drawing))
 
-    def release(self, count: int) -> None:
-        """Vouchers for `count` positions were never sent: nothing is owed for them."""
-        for session in self._sessions:
-            if session.price:
-                self._payer.book.released(session.leg.operator, Credits(count * session.price))
+    def _take_back(self, drawn: _Drawn) -> None:
+        self._payer.book.take_back(drawn.promises)
 
     async def _waited(self, drawing: "asyncio.Future[_Drawn]") -> _Drawn:
         try:
@@ -77,19 +85,19 @@ class Purse:
 
     def _unwanted(self, drawing: "asyncio.Future[_Drawn]") -> None:
         if not drawing.cancelled() and drawing.exception() is None:
-            self.release(drawing.result().count)
+            self._take_back(drawing.result())
 
-    def _draw(self, count: int) -> "asyncio.Future[_Drawn]":
-        receipts = [session.proved for session in self._sessions]
-        return self._loop.run_in_executor(None, self._sign, count, receipts)
+    def _draw(self, count: int, sessions: Sequence[NodeSession]) -> "asyncio.Future[_Drawn]":
+        return self._loop.run_in_executor(None, self._sign, count, [(one, one.proved) for one in sessions])
 
-    def _sign(self, count: int, receipts: list[CheckedReceipt]) -> _Drawn:
+    def _sign(self, count: int, hops: list[tuple[NodeSession, CheckedReceipt]]) -> _Drawn:
         """In a thread: a transaction of the wallet's book, then the signatures."""
         payer = self._payer
-        owing = [(one.leg.operator, Credits(count * one.price)) for one in self._sessions]
-        totals = payer.book.promise_all(owing) if any(cost for _, cost in owing) else [Credits(0)] * len(owing)
+        owing = [(one.leg.operator, Credits(count * one.price)) for one, _ in hops if one.price]
+        promises = payer.book.promise_all(owing)
+        totals = iter(promises)
         vouchers = [
-            sign_voucher(payer.domain, receipt, total, payer.who.key).signed
-            for receipt, total in zip(receipts, totals, strict=True)
+            sign_voucher(payer.domain, receipt, next(totals).total if one.price else Credits(0), payer.who.key).signed
+            for one, receipt in hops
         ]
-        return _Drawn(count, receipts[0].receipt.step, vouchers)
+        return _Drawn(count, hops[0][1].receipt.step, promises, vouchers)

@@ -12,6 +12,7 @@ from hivemint.client.handshake import Greeting, Payer, greet, neighbours, shake_
 from hivemint.client.live_pipeline import LivePipeline
 from hivemint.client.nodes import Nodes, Target
 from hivemint.client.pipeline import Plan, SessionLimit
+from hivemint.client.purse import Purse
 from hivemint.client.route import Leg, MissingBlocks, Route, Speeds, Wish, plan_route
 from hivemint.client.session import NodeSession
 from hivemint.client.settings import Bid, ClientSettings
@@ -174,7 +175,8 @@ class SwarmClient:
             NodeSession(one, its, self._payer, first)
             for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
         ]
-        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, self._payer, self._set_aside)
+        purse = Purse(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
+        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, purse, self._set_aside)
 
     async def _greet_all(self, route: Route, timeout: float) -> list[Greeting]:
         done: list[Greeting] = []

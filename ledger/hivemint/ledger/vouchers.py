@@ -15,6 +15,7 @@ disk, about 0.1 ms). What loss means decided this:
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, bindparam, select
@@ -30,6 +31,16 @@ from hivemint.ledger.tables import promises
 _NOTHING = Credits(0)
 _Rule = Callable[[int, int], tuple[int, int]]
 """(total, owed) before a change, and after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """`amount` more is owed to `node`; the highest total promised to it was `before` and is `total` now."""
+
+    node: Address
+    amount: Credits
+    before: Credits
+    total: Credits
 
 
 class VoucherBook:
@@ -57,11 +68,11 @@ class VoucherBook:
         return cls(open_store(url, durable=False), domain, client, url)
 
     def promise(self, node: Address, amount: Credits) -> Credits:
-        """`promise_all` at one node."""
-        return self.promise_all([(node, amount)])[0]
+        """`promise_all` at one node; the total."""
+        return self.promise_all([(node, amount)])[0].total
 
-    def promise_all(self, owing: Sequence[tuple[Address, Credits]]) -> list[Credits]:
-        """Owe these amounts more and return the totals that the vouchers must carry, stored already.
+    def promise_all(self, owing: Sequence[tuple[Address, Credits]]) -> list[Promise]:
+        """Owe these amounts more; the totals that the vouchers must carry, stored already.
 
         A total rises only as far as the debt does: what was promised before and not delivered pays first. Either all
         are promised or none. Raises StoreError, ProofError.
@@ -70,11 +81,26 @@ class VoucherBook:
         def owe(amount: Credits) -> _Rule:
             return lambda total, owed: (max(total, owed + amount), owed + amount)
 
+        if not owing:
+            return []
         with self._one_at_a_time:
-            totals = [total for total, _ in self._change([(node, owe(amount)) for node, amount in owing])]
-            for node, amount in owing:
-                self._fly(node, amount)
-        return totals
+            changed = self._change([(node, owe(amount)) for node, amount in owing])
+        made = []
+        for (node, amount), (before, total) in zip(owing, changed, strict=True):
+            self._fly(node, amount)
+            made.append(Promise(node, amount, before, total))
+        return made
+
+    def take_back(self, made: Sequence[Promise]) -> None:
+        """No voucher of these promises has left: nothing is owed, and totals that nobody has built on fall again."""
+
+        def undo(one: Promise) -> _Rule:
+            return lambda total, owed: (one.before if total == one.total else total, max(0, owed - one.amount))
+
+        for one in made:
+            self._fly(one.node, -one.amount)
+        with self._one_at_a_time:
+            self._change([(one.node, undo(one)) for one in reversed(made)])
 
     def delivered(self, node: Address, amount: Credits) -> None:
         """A promised step has come, or its fate is unknown: it is no longer in flight, the debt stays."""
@@ -129,8 +155,11 @@ class VoucherBook:
         with self._counting:
             self._in_flight[node] = max(0, self._in_flight[node] + amount)
 
-    def _change(self, changes: "Sequence[tuple[Address, _Rule]]") -> list[tuple[Credits, Credits]]:
-        """Read, apply each rule to its node's (total, owed), write, in one transaction that locks processes out."""
+    def _change(self, changes: Sequence[tuple[Address, _Rule]]) -> list[tuple[Credits, Credits]]:
+        """Read, apply each rule to its node's (total, owed), write, in one transaction that locks processes out.
+
+        Gives each total before and after.
+        """
         if self._connection is None:
             raise StoreError("The voucher book is closed")
         try:
@@ -139,7 +168,7 @@ class VoucherBook:
         except DBAPIError as error:
             raise unusable(self._url, error) from None
 
-    def _change_one(self, connection: Connection, node: Address, rule: "_Rule") -> tuple[Credits, Credits]:
+    def _change_one(self, connection: Connection, node: Address, rule: _Rule) -> tuple[Credits, Credits]:
         row = connection.execute(self._read, {"peer": node}).first()
         before = (row.total, row.owed) if row else (_NOTHING, _NOTHING)
         total, owed = rule(*before)
@@ -147,4 +176,4 @@ class VoucherBook:
             raise ProofError("A voucher cannot carry this total", why=f"{total} wei, {owed} of them owed")
         if (total, owed) != before:
             self._write.run(connection, [self._key | {"node": node, "total": total, "owed": owed}])
-        return Credits(total), Credits(owed)
+        return before[0], Credits(total)
