@@ -10,6 +10,7 @@ There is no local K/V cache: each row of a batch has its sessions, and a step se
 """
 
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,6 +21,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hivemint.client.ends import Ends
+from hivemint.client.head import largest_only
 from hivemint.client.loop import LoopThread
 from hivemint.client.pipeline import Plan, Swarm
 from hivemint.client.sequences import Sequences, padding
@@ -142,7 +144,9 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         self, input_ids: torch.Tensor, sequences: Sequences, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> CausalLMOutputWithPast:
         """One step of `generate`: all ids so far in, the logits after the last out, `[batch, 1, vocabulary]`."""
-        logits = self._ends.logits(sequences.advance(input_ids, attention_mask))
+        hidden = sequences.advance(input_ids, attention_mask)
+        with largest_only() if sequences.greedy else nullcontext():
+            logits = self._ends.logits(hidden)
         return CausalLMOutputWithPast(logits=logits.unsqueeze(1))
 
     __call__ = forward
@@ -165,6 +169,13 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         generation_config.max_length = min(generation_config.max_length, self._ends.context)
         generation_config._sequences = model_kwargs["sequences"]
         generation_config._sequences.limit = generation_config.max_length
+
+    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where nothing looks at the numbers but the search for the largest, the head may spare itself the others."""
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        shown = generation_config.do_sample or generation_config.output_scores or generation_config.output_logits
+        generation_config._sequences.greedy = not processors and not shown
+        return processors
 
     def _get_stopping_criteria(self, generation_config: Any, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)

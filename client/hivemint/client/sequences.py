@@ -59,6 +59,8 @@ class Sequences:
         self._starts: list[int] = []
         self.limit = ends.context
         """Tokens that a text may come to have, padding included."""
+        self.greedy = False
+        """Whether only the largest logit of each step counts."""
         self._finished: torch.Tensor | None = None
 
     def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
