@@ -196,6 +196,26 @@ contract SettlementTest is Kit {
         eq(settlement.account(client, node).thawEnd, end + 1, "a deposit does not touch a thaw");
     }
 
+    /// @dev P6: a thaw that was taken back counts for nothing; the next one is a whole one.
+    function testFuzz_P6_cancelledThawStartsAnew(uint96 amount, uint256 first, uint256 second) external {
+        amount = uint96(within(amount, 1, type(uint96).max));
+        fill(client, node, amount);
+        vm.startPrank(client);
+        settlement.thaw(node);
+        vm.warp(vm.getBlockTimestamp() + within(first, 0, 10 * THAW));
+        settlement.cancelThaw(node);
+        vm.expectRevert(ISettlement.NotThawing.selector);
+        settlement.withdraw(node);
+        settlement.thaw(node);
+        uint256 end = vm.getBlockTimestamp() + THAW;
+        vm.warp(vm.getBlockTimestamp() + within(second, 0, 2 * THAW));
+        bool over = vm.getBlockTimestamp() > end;
+        if (!over) vm.expectRevert(abi.encodeWithSelector(ISettlement.StillThawing.selector, uint64(end)));
+        settlement.withdraw(node);
+        vm.stopPrank();
+        eq(token.balanceOf(client), over ? amount : 0, "all, or nothing yet");
+    }
+
     function test_P3_othersCannotMoveAnAccount() external {
         fill(client, node, 100);
         vm.prank(client);

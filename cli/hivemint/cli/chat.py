@@ -135,7 +135,9 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        json.loads((folder / "tokenizer.json").read_bytes())  # the library tells a damaged one by a bare Exception
+        # The library tells a damaged one by a bare Exception.
+        if not isinstance(json.loads((folder / "tokenizer.json").read_bytes()), dict):
+            raise _no_tokenizer(folder, "tokenizer.json is no JSON object")
     except FileNotFoundError:
         pass  # some models have an older form
     except ValueError as error:

@@ -42,18 +42,18 @@ def exact_credits(amount: int) -> str:
 
 def parse_credits(text: str) -> Credits:
     """`1.5`, `1,000 HMC`, `12 wei`. Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei."""
-    return Credits(_wei(text, "credits"))
+    return Credits(_wei(text, "credits", SYMBOL.lower()))
 
 
 def parse_coins(text: str) -> int:
     """The same for the chain's own coin, which has as many decimals: `10`, `0.5`, `12 wei`."""
-    return _wei(text, "coins")
+    return _wei(text, "coins", "")
 
 
-def _wei(text: str, of: str) -> int:
+def _wei(text: str, of: str, symbol: str) -> int:
     plain = text.strip().lower()
     unit = 1 if plain.endswith("wei") else ONE_CREDIT
-    number = plain.removesuffix("wei").removesuffix(SYMBOL.lower()).strip().replace(",", "").replace("_", "")
+    number = plain.removesuffix("wei").removesuffix(symbol).strip().replace(",", "").replace("_", "")
     try:
         value = Decimal(number)
     except InvalidOperation:
