@@ -31,8 +31,8 @@ test-all: setup ## everything: deep Solidity fuzz and invariants, slow tests
 mutants: hardhat/node_modules/.ready ## seed faults into the contracts, one at a time: the Solidity suite must catch each
 	cd hardhat && node mutants/run.mjs
 
-coverage: hardhat/node_modules/.ready ## which lines of the contracts the Solidity tests run; fails below 95 %
-	cd hardhat && npm run --silent coverage
+coverage: hardhat/node_modules/.ready ## which lines and branches of the contracts the Solidity tests run; fails below 95 %
+	cd hardhat && npm run --silent coverage && bash scripts/branches.sh
 
 lint: .venv/.ready ## ruff, mypy --strict, import layers
 	$(BIN)/ruff check $(PYTHON_CODE)

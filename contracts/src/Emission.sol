@@ -28,10 +28,15 @@ contract Emission is IEmission, Signed {
     uint256 public immutable GENESIS;
 
     mapping(address node => mapping(uint256 epoch => ClaimRecord)) private _claims;
-    /// @inheritdoc IEmission
-    mapping(uint256 epoch => uint256) public totalWeight;
+    mapping(uint256 epoch => Total) private _totals;
     /// @inheritdoc IEmission
     uint256 public mintedTotal;
+
+    /// @dev What an epoch's claims share. `budget` is E, fixed by the first claim: only then are its fees final and known.
+    struct Total {
+        uint160 weight;
+        uint96 budget;
+    }
 
     /// @dev What is the same for all items of one claim, and the rate of the model met last (none has id 0).
     struct Batch {
@@ -87,7 +92,11 @@ contract Emission is IEmission, Signed {
             if (reason != ClaimSkip.None) emit ClaimSkipped(node, epoch, i, reason);
         }
         uint256 weight = _weight(node, epoch, batch.units);
-        totalWeight[epoch] = totalWeight[epoch] - record.weight + weight;
+        // The sum holds the old weight, and 160 bits the weights of 2^40 nodes.
+        unchecked {
+            uint256 sum = _totals[epoch].weight - record.weight + weight;
+            _totals[epoch] = Total(uint160(sum), uint96(budget(epoch)));
+        }
         record.lastSessionId = batch.lastSessionId;
         record.units = uint120(batch.units);
         record.weight = uint120(weight);
@@ -126,7 +135,14 @@ contract Emission is IEmission, Signed {
     }
 
     /// @inheritdoc IEmission
+    function totalWeight(uint256 epoch) external view returns (uint256) {
+        return _totals[epoch].weight;
+    }
+
+    /// @inheritdoc IEmission
     function budget(uint256 epoch) public view returns (uint256) {
+        uint256 known = _totals[epoch].budget;
+        if (known != 0 || epoch + 1 < currentEpoch()) return known;
         return Math.min(CAP, ISettlement(SETTLEMENT).feesBurned(epoch) + bootstrap(epoch));
     }
 
@@ -191,7 +207,7 @@ contract Emission is IEmission, Signed {
     }
 
     function _share(uint256 weight, uint256 epoch) private view returns (uint256) {
-        uint256 byBudget = weight * budget(epoch) / totalWeight[epoch];
+        uint256 byBudget = weight * _totals[epoch].budget / _totals[epoch].weight;
         uint256 byStake = weight * PARAMETERS.valueAt(Setting.MaxPerUnit, epoch) / ONE;
         return Math.min(byBudget, byStake);
     }

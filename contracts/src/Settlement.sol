@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {ICreditToken} from "./interfaces/ICreditToken.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {Fixed, IParameters} from "./interfaces/IParameters.sol";
@@ -16,6 +17,14 @@ contract Settlement is SessionKeys {
 
     uint256 private constant FEE_DENOMINATOR = 10_000;
 
+    /// @dev Burned less minted, in the newest epoch that lost any and in the epoch before it: one slot, never zero, so
+    /// that the first settlement of an epoch costs what any other does. `Emission` keeps what it needs for longer.
+    struct Fees {
+        uint48 epoch;
+        uint104 newest;
+        uint104 before;
+    }
+
     IParameters public immutable PARAMETERS;
     ICreditToken public immutable TOKEN;
     INodeRegistry public immutable REGISTRY;
@@ -24,8 +33,7 @@ contract Settlement is SessionKeys {
     uint256 public immutable THAW;
 
     mapping(address node => mapping(address client => Account)) private _accounts;
-    /// @inheritdoc ISettlement
-    mapping(uint256 epoch => uint256) public feesBurned;
+    Fees private _fees;
 
     constructor(IParameters parameters, ICreditToken token, INodeRegistry registry) Signed(address(this)) {
         Fixed memory numbers = parameters.fixedNumbers();
@@ -35,6 +43,7 @@ contract Settlement is SessionKeys {
         FEE = numbers.fee;
         EPOCH = numbers.epoch;
         THAW = numbers.thaw;
+        _fees.epoch = uint48(currentEpoch());
     }
 
     /// @inheritdoc ISettlement
@@ -101,7 +110,7 @@ contract Settlement is SessionKeys {
             minted += m;
         }
         if (burned == 0) return (0, 0);
-        feesBurned[currentEpoch()] += burned - minted;
+        _bookFees(burned - minted);
         TOKEN.burn(burned);
         if (minted != 0) TOKEN.mint(payout, minted);
     }
@@ -128,6 +137,13 @@ contract Settlement is SessionKeys {
     /// @inheritdoc ISettlement
     function mintedFor(uint96 collected) external view returns (uint256) {
         return _mintedFor(collected);
+    }
+
+    /// @inheritdoc ISettlement
+    function feesBurned(uint256 epoch) external view returns (uint256) {
+        Fees memory fees = _fees;
+        if (epoch == fees.epoch) return fees.newest;
+        return epoch + 1 == fees.epoch ? fees.before : 0;
     }
 
     /// @inheritdoc ISettlement
@@ -175,6 +191,17 @@ contract Settlement is SessionKeys {
             (slot.balance, slot.collected) = (uint96(balance - burned), uint96(before + burned));
         }
         emit Settled(node, item.client, item.sessionId, item.step, item.tokens, burned, minted, total);
+    }
+
+    function _bookFees(uint256 lost) private {
+        uint256 epoch = currentEpoch();
+        (uint256 last, uint256 newest, uint256 before) = (_fees.epoch, _fees.newest, _fees.before);
+        // More than 104 bits are above every cap of 96, so what is cut off changes no emission and stops no settlement.
+        unchecked {
+            if (last != epoch) (newest, before) = (0, last + 1 == epoch ? newest : 0);
+            newest = Math.min(newest + lost, type(uint104).max);
+        }
+        _fees = Fees(uint48(epoch), uint104(newest), uint104(before));
     }
 
     /// @dev c - ceil(c * FEE / 10000), for c of at most 96 bits.

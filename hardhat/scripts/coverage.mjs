@@ -1,5 +1,5 @@
 // Fails where the tests leave more than 5 % of the lines of a contract unrun. Run after `hardhat test solidity --coverage`.
-// For branches give the path of forge (npm's @foundry-rs/forge) to scripts/branches.sh.
+// Branches: scripts/branches.sh.
 import { readFileSync } from "node:fs";
 
 const LEAST = 95;

@@ -23,7 +23,7 @@ allow_paths = ["$root"]
 TOML
 cd "$work"
 export PATH="$(dirname "$forge"):$PATH"
-prove() { "$halmos" --contract Proofs --loop 2 --solver-timeout-assertion 300000 "$@"; }
+prove() { "$halmos" --contract Proofs --loop 2 --solver-timeout-assertion 900000 "$@"; }
 prove --function "check_P[36]"
 # Division by a constant is easy for integers and out of reach for bit vectors.
 prove --function "check_P1" --solver-command "$(dirname "$halmos")/python $root/proofs/cvc5_as_int.py"

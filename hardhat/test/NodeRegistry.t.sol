@@ -93,6 +93,18 @@ contract NodeRegistryTest is Kit {
         eq(registry.nodeOf(node).peerIdHash, peer, "changed");
     }
 
+    function testFuzz_setPeer(bytes32 peer, bytes32 signed, uint256 key) external {
+        register(OPERATOR_KEY, owner, payout, 0);
+        key = key % 3 == 0 ? within(key, 1, 1 << 128) : OPERATOR_KEY;
+        if (uint256(peer) % 2 == 0) signed = peer;
+        bool allowed = key == OPERATOR_KEY && signed == peer;
+        Signature memory given = sign(key, operatorDigest(owner, node, signed));
+        if (!allowed) vm.expectRevert(abi.encodeWithSelector(INodeRegistry.BadOperatorSignature.selector, node));
+        vm.prank(owner);
+        registry.setPeer(node, peer, given);
+        eq(registry.nodeOf(node).peerIdHash, allowed ? peer : PEER, "only by the operator, only this one");
+    }
+
     function testFuzz_setPayout(address to) external {
         vm.assume(to != address(0));
         register(OPERATOR_KEY, owner, payout, 0);
@@ -299,6 +311,22 @@ contract NodeRegistryTest is Kit {
         vm.stopPrank();
         eq(address(0xD00).balance, 0.75 ether, "pulled once");
         eq(address(registry).balance, 9.25 ether, "the rest stays, most of it for ever");
+    }
+
+    function testFuzz_pullReward(uint96 stake, uint16 bps, address stranger) external {
+        stake = uint96(within(stake, MIN_STAKE, 1e27));
+        bps = uint16(within(bps, 1, 10_000));
+        vm.assume(stranger != client);
+        register(OPERATOR_KEY, owner, payout, stake);
+        slash(bps, client);
+        uint256 reward = uint256(stake) * bps / 10_000 / 10;
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NothingToWithdraw.selector, stranger));
+        vm.prank(stranger);
+        registry.pullReward(address(0xD00));
+        vm.prank(client);
+        registry.pullReward(address(0xD00));
+        eq(address(0xD00).balance, reward, "a tenth of what was lost");
+        eq(address(registry).balance, stake - reward, "all else stays");
     }
 
     function test_retire() external {

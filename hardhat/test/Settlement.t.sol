@@ -196,6 +196,26 @@ contract SettlementTest is Kit {
         eq(settlement.account(client, node).thawEnd, end + 1, "a deposit does not touch a thaw");
     }
 
+    /// @dev P6: a thaw that was taken back counts for nothing; the next one is a whole one.
+    function testFuzz_P6_cancelledThawStartsAnew(uint96 amount, uint256 first, uint256 second) external {
+        amount = uint96(within(amount, 1, type(uint96).max));
+        fill(client, node, amount);
+        vm.startPrank(client);
+        settlement.thaw(node);
+        vm.warp(vm.getBlockTimestamp() + within(first, 0, 10 * THAW));
+        settlement.cancelThaw(node);
+        vm.expectRevert(ISettlement.NotThawing.selector);
+        settlement.withdraw(node);
+        settlement.thaw(node);
+        uint256 end = vm.getBlockTimestamp() + THAW;
+        vm.warp(vm.getBlockTimestamp() + within(second, 0, 2 * THAW));
+        bool over = vm.getBlockTimestamp() > end;
+        if (!over) vm.expectRevert(abi.encodeWithSelector(ISettlement.StillThawing.selector, uint64(end)));
+        settlement.withdraw(node);
+        vm.stopPrank();
+        eq(token.balanceOf(client), over ? amount : 0, "all, or nothing yet");
+    }
+
     function test_P3_othersCannotMoveAnAccount() external {
         fill(client, node, 100);
         vm.prank(client);
@@ -570,6 +590,44 @@ contract SettlementTest is Kit {
         eq(settlement.feesBurned(today() - 1), 5, "first");
         eq(settlement.feesBurned(today()), 10, "second");
         eq(settlement.currentEpoch(), today(), "epoch");
+    }
+
+    /// @dev Whatever the gaps, the fees of this epoch and the last are known, and no others are taken for theirs.
+    function testFuzz_feesAreKeptForTwoEpochs(uint96[6] memory amounts, uint8[6] memory gaps) external {
+        uint96 total;
+        uint256[] memory lost = new uint256[](40);
+        uint256 first = today();
+        for (uint256 i; i < 6; ++i) {
+            toEpoch(today() + gaps[i] % 4);
+            uint96 amount = uint96(within(amounts[i], 1, 1_000 ether));
+            fill(client, node, amount);
+            total += amount;
+            (uint256 burned, uint256 minted) = settleOne(item(OPERATOR_KEY, client, CLIENT_KEY, total));
+            lost[today() - first] += burned - minted;
+            eq(settlement.feesBurned(today()), lost[today() - first], "this epoch");
+            eq(settlement.feesBurned(today() - 1), today() == first ? 0 : lost[today() - first - 1], "the last");
+            eq(settlement.feesBurned(today() + 1), 0, "the next");
+            for (uint256 old = 2; old < 5; ++old) {
+                eq(settlement.feesBurned(today() - old), 0, "no longer kept");
+            }
+        }
+        toEpoch(today() + 1);
+        eq(settlement.feesBurned(today() - 1), lost[today() - first - 1], "the last, with none in this one");
+        eq(settlement.feesBurned(today()), 0, "none in this one");
+    }
+
+    function test_feesBeyondEveryCapStopNoSettlement() external {
+        fill(client, node, 300);
+        // The slot of `_fees`, as its constructor left it: this epoch's number and no fees.
+        bytes32 slot = bytes32(uint256(2));
+        eq(uint256(vm.load(address(settlement), slot)), today(), "the slot of the fees");
+        uint256 nearlyFull = today() | uint256(type(uint104).max - 3) << 48;
+        vm.store(address(settlement), slot, bytes32(nearlyFull));
+        (uint256 burned,) = settleOne(item(OPERATOR_KEY, client, CLIENT_KEY, 100));
+        eq(burned, 100, "settled");
+        eq(settlement.feesBurned(today()), type(uint104).max, "cut off");
+        eq(settlement.feesBurned(today() - 1), 0, "nothing ran over");
+        eq(emission.budget(today()), CAP, "E is the cap");
     }
 
     function test_retiredNodeStillCollects() external {

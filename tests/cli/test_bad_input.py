@@ -236,7 +236,44 @@ def test_a_damaged_model_folder(place: Place, smollm2: LocalModel, tmp_path: Pat
         assert str(folder) in place.refusal(*words)
 
 
+def test_a_damaged_manifest_is_named(place: Place, smollm2: LocalModel, tmp_path: Path) -> None:
+    folder = Home.open(tmp_path / "home").models / smollm2.name
+    folder.mkdir()
+    for file in smollm2.folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    manifest = folder / "hivemint.manifest"
+    manifest.unlink()
+    manifest.write_text("x")
+    told = place.refusal("model", "info", smollm2.name, HIVEMINT_HOME=str(tmp_path / "home"))
+    assert str(manifest) in told
+    assert "model pull" in told
+    done = place.run("model", "list", HIVEMINT_HOME=str(tmp_path / "home"))
+    assert (done.returncode, "damaged" in done.stdout) == (0, True)
+
+
 # --- and a few more
+
+
+@pytest.mark.parametrize("stake", ["nan", "inf", "-3", "ten", "1e400", "0.0000000000000000001"])
+def test_a_bad_stake(place: Place, stake: str) -> None:
+    told = place.refusal("node", "register", f"--stake={stake}", "--wallet", "bob", "--network", place.network)
+    assert f"'{stake}' is not an amount of coins" in told
+
+
+def test_a_payout_that_is_no_address(place: Place) -> None:
+    common = ("--wallet", "bob", "--network", place.network)
+    assert "'0x12' is not an address" in place.refusal("node", "register", "--payout", "0x12", *common)
+    assert "too" in place.refusal("account", "fund", "1", "--node", place.node, *common)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_status_of_a_node(place: Place, content: str) -> None:
+    path = place.home.node("bob") / "status.json"
+    path.write_text(content)
+    try:
+        assert str(path) in place.refusal("node", "status", "--wallet", "bob", "--network", place.network)
+    finally:
+        path.unlink()
 
 
 def test_no_wallet(place: Place) -> None:

@@ -15,7 +15,7 @@ from hivemint.client.swarm_client import connect
 from hivemint.client.wallet import ContractPort, Identity
 from hivemint.contracts.bindings import Bindings, Donation
 from hivemint.contracts.chain import Transfer
-from hivemint.contracts.errors import BadInput, ChainError, ConfigError, HivemintError, WalletError
+from hivemint.contracts.errors import BadInput, ChainError, ConfigError, HivemintError, ModelError, WalletError
 from hivemint.contracts.ids import ONE_CREDIT, PeerId
 from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.contracts.signature import Signer
@@ -93,11 +93,20 @@ def test_bad_input_is_told_before_anything_is_done(tmp_path: Path, testchain: Te
     assert isinstance(error_of(account.app, "fund", "0", *network, "--wallet", "bob"), BadInput)
     assert "not an address" in error_of(account.app, "thaw", "0x12", *network, "--wallet", "bob").what
     assert "password" in error_of(account.app, "thaw", node, *network, "--wallet", "bob").what.lower()
-    assert "90 days" in error_of(key.app, "authorize", node, "--days", "91", *network, "--wallet", "bob").why
+    for days in ("91", "nan", "inf", "0"):
+        assert "90 days" in error_of(key.app, "authorize", node, "--days", days, *network, "--wallet", "bob").why
     assert isinstance(error_of(talk, "generate", " ", *network, "--wallet", "bob"), BadInput)
     assert isinstance(error_of(talk, "generate", "hi", *network, "--wallet", "bob", "--top-k", "3"), BadInput)
     assert "model" in error_of(talk, "generate", "hi", *network, "--wallet", "bob").what.lower()
     assert "no wallet" in error_of(talk, "generate", "hi", *network, "--wallet", "eve", "--model", "x").what.lower()
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[1]"])
+def test_a_folder_without_a_usable_tokenizer(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        chat._tokenizer(tmp_path)
 
 
 def test_an_unreachable_chain_is_told(tmp_path: Path, testchain: TestChain) -> None:
@@ -143,8 +152,13 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     assert told(account.app, "fund", "2.5", "--node", node, *common)["block"] > 0
     (row,) = told(account.app, "list", *common)
     assert (row["node"], row["balance"], row["collected"], row["state"]) == (node, 25 * 10**17, 0, "open")
-    assert "2.5 HMC" in RUNNER.invoke(account.app, ["list", *common]).stdout
-    assert isinstance(error_of(account.app, "fund", "1000", "--node", node, *common), BadInput)
+    listed = RUNNER.invoke(account.app, ["list", *common]).stdout
+    assert f"{node}      2.5" in listed  # on one line, to be copied
+    assert "in HMC" in listed
+    too_much = error_of(account.app, "fund", "1000", "--node", node, *common)
+    assert isinstance(too_much, BadInput)
+    assert "1,000 HMC in all" in too_much.why
+    assert "97.5 HMC" in too_much.why
 
     told(account.app, "thaw", node, *common)
     assert "thaws until" in told(account.app, "list", *common)[0]["state"]

@@ -61,6 +61,12 @@ def test_a_testnet_goes_up_and_down(home: Path) -> None:
     assert (model["missing"], len(model["nodes"])) == ([], 2)
     assert httpx.get(up["ledger_url"], trust_env=False).status_code == 200
     assert "ledger" in run(home, "testnet", "status").stdout
+    inside = home / "testnet" / "home"  # where the lines that `up` prints point HIVEMINT_HOME at
+    assert told(inside, "testnet", "status") == up
+    before = json.loads(ask(home, network, "contracts", "params", "--json"))["epoch"]
+    passed = told(inside, "testnet", "epoch")
+    assert passed["epoch"] == before + 1 == json.loads(ask(home, network, "contracts", "params", "--json"))["epoch"]
+    assert passed["credits"]["alice"] == 0
 
     again = run(home, "testnet", "up", "--json")
     assert (again.returncode, again.stdout) == (1, "")
@@ -74,7 +80,7 @@ def test_a_testnet_goes_up_and_down(home: Path) -> None:
     _, alive = psutil.wait_procs(everything, timeout=30)
     assert not alive
     assert pids_below(home) == []
-    for verb in ("status", "down"):
+    for verb in ("status", "epoch", "down"):
         none = run(home, "testnet", verb)
         assert none.returncode == 1
         assert "No testnet is up" in none.stderr

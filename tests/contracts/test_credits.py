@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.contracts.credits import exact_credits, format_credits, parse_credits
+from hivemint.contracts.credits import exact_credits, format_credits, parse_coins, parse_credits
 from hivemint.contracts.errors import BadInput
 from hivemint.contracts.ids import ONE_CREDIT
 
@@ -13,6 +13,7 @@ from hivemint.contracts.ids import ONE_CREDIT
 def test_exact_amounts_read_back(wei: int) -> None:
     assert parse_credits(exact_credits(wei)) == wei
     assert parse_credits(f"{wei} wei") == wei
+    assert parse_coins(exact_credits(wei)) == parse_coins(f"{wei} wei") == wei
 
 
 @given(st.integers(0, 2**96 - 1), st.integers(0, 18))
@@ -58,5 +59,12 @@ def test_read_amounts(text: str, wei: int) -> None:
     ["", "HMC", "-1", "-0", "nan", "inf", "1.0000000000000000001", "0.5 wei", "1e11", "1e999999", "0x10", "1.2.3"],
 )
 def test_refused_amounts(text: str) -> None:
-    with pytest.raises(BadInput, match="not an amount"):
+    with pytest.raises(BadInput, match="not an amount of credits"):
         parse_credits(text)
+    with pytest.raises(BadInput, match="not an amount of coins"):
+        parse_coins(text)
+
+
+def test_credits_are_no_coins() -> None:
+    with pytest.raises(BadInput, match="not an amount of coins"):
+        parse_coins("2 HMC")

@@ -123,14 +123,12 @@ def list_accounts(network: NetworkOption = None, wallet: WalletOption = None, as
         lines = [
             (
                 row["node"],
-                format_credits(row["balance"]),
-                format_credits(row["collected"]),
-                format_credits(row["promised"]),
+                *(format_credits(row[sum_], symbol=False) for sum_ in ("balance", "collected", "promised")),
                 row["state"],
             )
             for row in rows
         ]
-        table(f"Accounts of {name}", "node", ">balance", ">collected", ">promised", "state", rows=lines)
+        table(f"Accounts of {name}, in HMC", "node", ">balance", ">collected", ">promised", "state", rows=lines)
 
 
 async def _accounts(network: Network, client: Address) -> list[dict[str, Any]]:

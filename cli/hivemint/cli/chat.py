@@ -1,5 +1,6 @@
 """`hivemint generate` and `hivemint chat`: text through the swarm, streamed as it comes."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, emit, err, need, out, table
 from hivemint.contracts.credits import exact_credits, format_credits
-from hivemint.contracts.errors import BadInput, HivemintError
+from hivemint.contracts.errors import BadInput, HivemintError, ModelError
 from hivemint.contracts.keystore import Keystores, read_password
 from hivemint.contracts.network import Network
 
@@ -120,15 +121,37 @@ def _joined(
     ClientSettings.load(**settings)
     password = read_password(signing, file=password_file)
     with _spinner("joining the swarm", quiet):
-        from transformers import AutoTokenizer
-
         from hivemint.client.generation import SwarmModelForCausalLM
 
         joined = SwarmModelForCausalLM.from_pretrained(
             name, network=path, wallet=wallet, session_key=session_key, password=password, **settings
         )
     with joined:
-        yield joined, AutoTokenizer.from_pretrained(joined.folder, local_files_only=True, trust_remote_code=False)
+        yield joined, _tokenizer(joined.folder)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The model's own. Raises ModelError where its files are missing or damaged."""
+    from transformers import AutoTokenizer
+
+    try:
+        # The library tells a damaged one by a bare Exception.
+        if not isinstance(json.loads((folder / "tokenizer.json").read_bytes()), dict):
+            raise _no_tokenizer(folder, "tokenizer.json is no JSON object")
+    except FileNotFoundError:
+        pass  # some models have an older form
+    except ValueError as error:
+        raise _no_tokenizer(folder, f"tokenizer.json is no JSON ({error})") from None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_tokenizer(folder, str(error).splitlines()[0]) from None
+
+
+def _no_tokenizer(folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{folder} has no usable tokenizer", why=why, next_step="remove the folder and fetch the model again"
+    )
 
 
 def _answer(

@@ -258,15 +258,20 @@ class LocalNet:
 
     async def next_epoch(self) -> int:
         """Move the chain's clock to the start of the next epoch. Returns that epoch's number."""
-        async with await Bindings.connect(self.network) as bindings:
-            length = await bindings.emission.epoch_seconds()
-            epoch = await bindings.chain.time() // length + 1
-        await asyncio.to_thread(DevChain(self.network.rpc_url).travel_to, epoch * length)
-        return epoch
+        return await next_epoch(self.network)
 
     def down(self) -> None:
         """End what `up` of this object started, the nodes first so that they can drain."""
         stop(self._children)
+
+
+async def next_epoch(network: Network) -> int:
+    """Move the clock of a development chain to the start of the next epoch. Returns that epoch's number."""
+    async with await Bindings.connect(network) as bindings:
+        length = await bindings.emission.epoch_seconds()
+        epoch = await bindings.chain.time() // length + 1
+    await asyncio.to_thread(DevChain(network.rpc_url).travel_to, epoch * length)
+    return epoch
 
 
 def read_state(folder: Path) -> State | None:

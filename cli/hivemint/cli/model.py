@@ -28,7 +28,7 @@ def pull(model: ModelArgument = models.DEMO, as_json: JsonFlag = False) -> None:
     if as_json:
         emit(document)
     else:
-        out.print(f"[green]ready[/] {found.name}  model id 0x{found.model_id.hex()}")
+        out.print(f"[green]ready[/] {found.name}  model id 0x{found.model_id.hex()}", soft_wrap=True)
         out.print(f"      {found.folder}", highlight=False, soft_wrap=True)
 
 
@@ -89,7 +89,13 @@ def _row(model: LocalModel) -> dict[str, Any]:
     try:
         anatomy, manifest = model.anatomy, model.manifest
     except ModelError as error:
-        return {"name": model.name, "blocks": None, "bytes": None, "model_id": None, "state": f"damaged: {error.what}"}
+        return {
+            "name": model.name,
+            "blocks": None,
+            "bytes": None,
+            "model_id": None,
+            "state": f"damaged: {error.why or error.what}",
+        }
     model_id = "0x" + manifest.model_id.hex()
     whole = {"blocks": anatomy.num_blocks, "bytes": manifest.nbytes, "model_id": model_id, "state": "ok"}
     return {"name": model.name, **whole}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from hivemint.cli.account import check_address
 from hivemint.cli.console import (
     JsonFlag,
     NetworkOption,
@@ -22,7 +23,8 @@ from hivemint.cli.console import (
     run_async,
     table,
 )
-from hivemint.contracts.credits import format_credits
+from hivemint.contracts.credits import format_credits, parse_coins
+from hivemint.contracts.errors import ConfigError
 from hivemint.contracts.home import Home
 from hivemint.contracts.ids import Address
 from hivemint.contracts.keystore import Keystores, read_password
@@ -183,13 +185,15 @@ def register(
     password_file: PasswordFileOption = None,
     owner_password_file: OwnerPasswordOption = None,
     name: NameOption = None,
-    stake: Annotated[float | None, typer.Option(help="Coins to bond; default: the minimum.")] = None,
+    stake: Annotated[str | None, typer.Option(help="Coins to bond; default: the minimum.", metavar="AMOUNT")] = None,
     payout: Annotated[str | None, typer.Option(help="Address that credits are minted to; default: the owner.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Register the operator key with its peer id, and bond a stake; later: bond more, renew the peer id."""
     from hivemint.swarm.identity import PeerKey
 
+    coins = None if stake is None else parse_coins(stake)
+    paid_to = check_address(payout) if payout else None
     wallet = _wallet(wallet)
     home = Home.open()
     operator = _unlock(home, wallet, password_file)
@@ -201,16 +205,14 @@ def register(
 
         registry = contracts.registry
         known = await registry.node(operator.address)
-        wei = await registry.minimum_stake() if stake is None and known is None else int((stake or 0) * ONE_COIN)
+        wei = await registry.minimum_stake() if coins is None and known is None else coins or 0
         if known is None:
-            await registry.register(
-                holder, operator, peer, _network(network).domain, payout=Address(payout) if payout else None, stake=wei
-            )
+            await registry.register(holder, operator, peer, _network(network).domain, payout=paid_to, stake=wei)
         else:
             if known.peer_id_hash != peer_id_hash(peer):
                 await registry.set_peer(holder, operator, peer, _network(network).domain)
-            if payout and known.payout != payout:
-                await registry.set_payout(holder, operator.address, Address(payout))
+            if paid_to and known.payout != paid_to:
+                await registry.set_payout(holder, operator.address, paid_to)
             if wei:
                 await registry.bond(holder, operator.address, wei)
         return await _standing(contracts, operator.address)
@@ -233,7 +235,7 @@ def status(
     report = run_async(_with_contracts(network, work))
     path = home.node(name or wallet) / "status.json"
     if path.is_file():
-        report["last_seen"] = json.loads(path.read_text())
+        report["last_seen"] = _last_seen(path)
     _report(report, as_json)
 
 
@@ -358,6 +360,19 @@ async def _standing(contracts: "Bindings", operator: Address) -> dict[str, Any]:
         "bonded_wei": int(known.bonded), "unbonding_wei": int(known.unbonding), "unbond_end": known.unbond_end,
         "retired": known.retired, "peer_id_hash": known.peer_id_hash, "epoch": now, "shares": shares,
     }  # fmt: skip
+
+
+def _last_seen(path: Path) -> dict[str, Any]:
+    """What the node wrote of itself. Raises ConfigError for a damaged file."""
+    try:
+        told = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged", why=str(error), next_step="remove it: a node that runs writes it anew"
+        ) from None
+    if not isinstance(told, dict) or not told.keys() >= {"model", "blocks", "credits", "reasons"}:
+        raise ConfigError(f"{path} is not a node's status", next_step="remove it: a node that runs writes it anew")
+    return told
 
 
 def _report(report: dict[str, Any], as_json: bool) -> None:

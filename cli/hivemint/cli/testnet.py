@@ -1,27 +1,40 @@
 """`hivemint testnet`: the whole of Hivemint on this machine, for developers and for a first look."""
 
 import asyncio
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.panel import Panel
 
 from hivemint.cli.console import JsonFlag, emit, from_checkout, out, run_async, table
 from hivemint.cli.devchain import CHAIN_ID, dev_signers
-from hivemint.cli.localnet import PEOPLE, Layout, LocalNet, State, read_state, stop
+from hivemint.cli.localnet import PEOPLE, Layout, LocalNet, State, next_epoch, read_state, stop
+from hivemint.contracts.credits import format_credits
 from hivemint.contracts.errors import ConfigError
 from hivemint.contracts.home import Home
+from hivemint.contracts.network import Network
 from hivemint.swarm import models
 
-app = typer.Typer(help="The whole thing on this machine: up, status, demo, down.")
+app = typer.Typer(help="The whole thing on this machine: up, status, epoch, demo, down.")
 
+NODES_TIME = 15.0
+"""Seconds in which a node of the testnet has looked at the chain at least twice."""
 ModelArgument = Annotated[str, typer.Argument(help="Name of a pulled model, a folder, or a hub id.")]
+
+
+def own_home() -> Home:
+    """The user's home, also in a shell that the lines of `up` have pointed at the testnet's."""
+    home = Home.open()
+    folder = home.root.parent
+    inside = home.root.name == "home" and folder.name == "testnet" and (folder / "network.toml").is_file()
+    return Home.open(folder.parent) if inside else home
 
 
 def default_folder() -> Path:
     """Where `testnet up` keeps its files."""
-    return Home.open().root / "testnet"
+    return own_home().root / "testnet"
 
 
 @app.command()
@@ -32,7 +45,7 @@ def up(
 ) -> None:
     """Start chain, contracts, bootstrap peer, nodes and ledger in the background; print where everything is."""
     from_checkout()
-    net = LocalNet(default_folder(), models.resolve(model))
+    net = LocalNet(default_folder(), models.resolve(model, home=own_home()))
     with out.status("starting ...") as spinner:
 
         def tell(what: str) -> None:
@@ -61,6 +74,43 @@ def status(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
+def epoch(as_json: JsonFlag = False) -> None:
+    """Let an epoch pass: nodes claim what they donated in the last one, and mint what they claimed before.
+
+    An epoch is a day. Stake counts from the first whole one on; a thaw takes three.
+    """
+    folder = default_folder()
+    state = running(folder)
+    with out.status("the nodes claim and mint ..."):
+        document = run_async(_epoch(Network.load(folder / "network.toml"), state))
+    if as_json:
+        emit(document)
+        return
+    out.print(f"epoch {document['epoch']} begins", highlight=False)
+    for name, amount in document["credits"].items():
+        out.print(f"  {name:<6} {format_credits(amount)}", highlight=False)
+
+
+async def _epoch(network: Network, state: State) -> dict[str, Any]:
+    """The new epoch, and what the wallets hold when the nodes have claimed and minted, or have had their time to."""
+    from hivemint.contracts.bindings import Bindings, Status
+
+    keys = dict(zip(PEOPLE, dev_signers()[1::2], strict=False))
+    nodes = [dev_signers()[PEOPLE.index(plan.owner) * 2 + 2].address for plan in state.nodes]
+    now = await next_epoch(network)
+    async with await Bindings.connect(network) as contracts:
+        emission, deadline = contracts.emission, time.monotonic() + NODES_TIME
+        while time.monotonic() < deadline:
+            claimed = [(await emission.claim_of(node, now - 1)).units > 0 for node in nodes]
+            owed = [(await emission.pending(node, now - 2)).status is Status.MINTABLE for node in nodes]
+            if all(claimed) and not any(owed):
+                break
+            await asyncio.sleep(0.5)
+        credits = {name: await contracts.token.balance(signer.address) for name, signer in keys.items()}
+    return {"epoch": now, "credits": credits}
+
+
+@app.command()
 def down(as_json: JsonFlag = False) -> None:
     """End what `testnet up` started: nodes first, so that they drain and settle; then ledger, bootstrap peer, chain."""
     folder = default_folder()
@@ -83,7 +133,7 @@ def demo(
     from hivemint.cli.demo import run_demo
 
     from_checkout()
-    asyncio.run(run_demo(models.resolve(model), as_json=as_json))
+    asyncio.run(run_demo(models.resolve(model, home=own_home()), as_json=as_json))
 
 
 def running(folder: Path) -> State:
@@ -117,8 +167,6 @@ def show(folder: Path, state: State) -> None:
     out.print(
         Panel("These keys are known to everybody. Whatever is sent to them on a public chain is lost.", style="yellow")
     )
-    from hivemint.contracts.network import Network
-
     contracts = Network.load(folder / "network.toml").contracts
     rows = [("chain", f"{state.chain_url}  (id {CHAIN_ID})"), ("ledger", state.ledger_url)]
     rows += [(name, getattr(contracts, name)) for name in contracts.__dataclass_fields__]
@@ -129,7 +177,7 @@ def show(folder: Path, state: State) -> None:
         f"\nnext  export HIVEMINT_NETWORK={folder}/network.toml HIVEMINT_HOME={folder}/home\n"
         "      export HIVEMINT_PASSWORD=hivemint\n"
         "      hivemint chat --wallet bob\n"
-        "      hivemint testnet status | demo | down",
+        "      hivemint testnet status | epoch | demo | down",
         highlight=False,
         soft_wrap=True,
     )

@@ -143,7 +143,6 @@ async def funded_nodes(bindings: Bindings, client: Address, first_block: int) ->
 
 def check_validity(days: float) -> int:
     """Seconds that a session key lasts. Raises WalletError outside 0 .. 90 days."""
-    seconds = int(days * 86_400)
-    if not 0 < seconds <= MAX_DELEGATION:
+    if not 1 <= days * 86_400 <= MAX_DELEGATION:  # false for what is no number, too
         raise WalletError(f"A session key cannot last {days:g} days", why="the contract takes at most 90 days")
-    return seconds
+    return int(days * 86_400)

@@ -42,26 +42,35 @@ def exact_credits(amount: int) -> str:
 
 def parse_credits(text: str) -> Credits:
     """`1.5`, `1,000 HMC`, `12 wei`. Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei."""
+    return Credits(_wei(text, "credits", SYMBOL.lower()))
+
+
+def parse_coins(text: str) -> int:
+    """The same for the chain's own coin, which has as many decimals: `10`, `0.5`, `12 wei`."""
+    return _wei(text, "coins", "")
+
+
+def _wei(text: str, of: str, symbol: str) -> int:
     plain = text.strip().lower()
     unit = 1 if plain.endswith("wei") else ONE_CREDIT
-    number = plain.removesuffix("wei").removesuffix(SYMBOL.lower()).strip().replace(",", "").replace("_", "")
+    number = plain.removesuffix("wei").removesuffix(symbol).strip().replace(",", "").replace("_", "")
     try:
         value = Decimal(number)
     except InvalidOperation:
-        raise _bad(text, "it is not a number") from None
+        raise _bad(text, of, "it is not a number") from None
     if not value.is_finite() or value.is_signed():
-        raise _bad(text, "an amount is finite and not negative")
+        raise _bad(text, of, "an amount is finite and not negative")
     if value.adjusted() > 30:  # 2^96 wei are 29 digits; also keeps a 1e999999 from being written out
-        raise _bad(text, "it is more than can exist")
+        raise _bad(text, of, "it is more than can exist")
     _, digits, exponent = value.as_tuple()
     wei, rest = divmod(int("".join(map(str, digits))) * unit, 10 ** max(0, -int(exponent)))
     wei *= 10 ** max(0, int(exponent))
     if rest:
-        raise _bad(text, "it is finer than one wei, 10^-18 HMC")
+        raise _bad(text, of, "it is finer than one wei, a 10^-18th")
     if wei >= 2**96:
-        raise _bad(text, "it is more than can exist")
-    return Credits(wei)
+        raise _bad(text, of, "it is more than can exist")
+    return int(wei)
 
 
-def _bad(text: str, why: str) -> BadInput:
-    return BadInput(f"{text!r} is not an amount of credits", why=why, next_step="write e.g. 2.5, or 10 wei")
+def _bad(text: str, of: str, why: str) -> BadInput:
+    return BadInput(f"{text!r} is not an amount of {of}", why=why, next_step="write e.g. 2.5, or 10 wei")

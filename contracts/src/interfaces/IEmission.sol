@@ -97,7 +97,7 @@ interface IEmission {
     /// @notice Mints the share of `node` of `epoch` to its payout address, once. By anyone.
     function mint(address node, uint256 epoch) external returns (uint256 amount);
 
-    /// @notice E: the most that is minted for `epoch`; final once the epoch is over.
+    /// @notice E: the most that is minted for `epoch`; final once the epoch is over. 0 if nobody claimed in time.
     function budget(uint256 epoch) external view returns (uint256);
 
     /// @notice The part of `budget` that does not come from fees.

@@ -170,7 +170,8 @@ interface ISettlement {
     /// @notice m(c): what is minted for `collected` wei over an account's life: less the fee, rounded up.
     function mintedFor(uint96 collected) external view returns (uint256);
 
-    /// @notice Burned less minted in `epoch` (wei).
+    /// @notice Burned less minted in `epoch` (wei), for the current epoch and the last; 0 for those before them, of which
+    /// `Emission.budget` has kept what counts.
     function feesBurned(uint256 epoch) external view returns (uint256);
 
     /// @notice The epoch of the block's time.

@@ -60,7 +60,7 @@ contract GasTest is Kit {
         Item[] memory items = batch(0xCAFE, 1, 1 ether, true);
         toEpoch(today() + 1);
         settlement.settle(node, items);
-        measured("settle one client, first of its epoch", 1, 110_000);
+        measured("settle one client, first of its epoch", 1, 90_000);
     }
 
     function testGas_settle50First() external {

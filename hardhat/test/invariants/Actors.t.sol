@@ -124,6 +124,7 @@ contract Actors is World {
         atMost(token.totalSupply(), supply, "P2: lane A never makes credits");
         burned += b_;
         settledMints += minted_;
+        lostIn[today()] += b_ - minted_;
     }
 
     function _predict(uint256 n, Item memory it) private returns (uint256 burned_, uint256 minted_) {

@@ -38,6 +38,7 @@ abstract contract World is Kit {
     uint256 public given;
     uint256 public burned;
     uint256 public settledMints;
+    mapping(uint256 epoch => uint256) public lostIn;
     uint256 public emitted;
 
     function setUp() public virtual override {

@@ -13,6 +13,8 @@ interface Vm {
     function sign(uint256 key, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function warp(uint256 time) external;
     function chainId(uint256 id) external;
+    function load(address target, bytes32 slot) external view returns (bytes32);
+    function store(address target, bytes32 slot, bytes32 value) external;
     function deal(address account, uint256 wei_) external;
     function prank(address sender) external;
     function startPrank(address sender) external;

@@ -57,12 +57,12 @@ class LocalModel:
         """As `manifest`, telling its progress. Raises `ModelError` for a damaged folder."""
         own = self.folder / MANIFEST
         if self.folder.parent == self.home.models and own.is_file():
-            manifest = parse(own.read_bytes())
+            manifest = _parsed(own, "`hivemint model pull` writes it anew")
             manifest.check_config(read_config(self.folder))
             return manifest
         kept = private_folder(self.home.models / ".manifests") / self._fingerprint()
         if kept.is_file():
-            return parse(kept.read_bytes())
+            return _parsed(kept, "remove it: it is built again")
         manifest = build(self.folder, progress)
         _write_whole(kept, manifest.to_bytes())
         return manifest
@@ -151,6 +151,13 @@ def _resolve(model: str, home: Home) -> LocalModel:
         why=f"it is no pulled model ({names}), no folder and no hub id (owner/name)",
         next_step=f"`hivemint model pull` fetches {DEMO}",
     )
+
+
+def _parsed(path: Path, mend: str) -> Manifest:
+    try:
+        return parse(path.read_bytes())
+    except ModelError as error:
+        raise ModelError(f"{path} is damaged", why=error.what, next_step=mend) from None
 
 
 def _whole(model: LocalModel, progress: Progress) -> bool:

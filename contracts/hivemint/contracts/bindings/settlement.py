@@ -11,6 +11,7 @@ from web3.types import BlockIdentifier
 from hivemint.contracts.bindings.base import Binding, halves
 from hivemint.contracts.bindings.token import NO_PERMIT, Token
 from hivemint.contracts.chain import Chain, Mined
+from hivemint.contracts.credits import format_credits
 from hivemint.contracts.errors import BadInput
 from hivemint.contracts.ids import Address, Credits, Digest, SessionId, Signature
 from hivemint.contracts.receipt import Countersigned
@@ -122,8 +123,8 @@ class Settlement(Binding):
         if balance < total:
             raise BadInput(
                 "This wallet has too few credits",
-                why=f"the deposit is {total} wei, {payer.address} has {balance}",
-                next_step="deposit less, or get credits first",
+                why=f"the deposit is {format_credits(total)} in all, {payer.address} has {format_credits(balance)}",
+                next_step="deposit less, or get credits first: a node's payout earns them, by paid and by donated work",
             )
         enough = await self.token.allowance(payer.address, self.address) >= total
         permit = NO_PERMIT if enough else await self.token.permit(payer, self.address, total)
