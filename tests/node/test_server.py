@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 import torch
 
+from hivemint.contracts.errors import LinkClosed
 from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, Step
 from hivemint.contracts.network import Contracts, Network
 from hivemint.contracts.signature import Signer
@@ -204,8 +205,8 @@ async def test_steps_that_break_the_rules_are_refused_before_any_compute(pair: P
             session.request(4, start=4, total=old_total + 40, signer=signer(4)),  # forged
         ],
         Code.STEP: [session.request(4, start=4, step=3, total=old_total + 40)],
-        Code.GAP: [session.request(4, start=5, total=old_total + 40)],
-        Code.LIMIT: [session.request(17, start=4, total=10**6), session.request(16, start=49, total=10**6)],
+        Code.GAP: [session.request(4, start=start, total=old_total + 40) for start in (5, 64, 2**63 - 1)],
+        Code.LIMIT: [session.request(17, start=4, total=10**6)],
         Code.PROTOCOL: [session.request(4, start=4, kind=1, total=10**6)],
         Code.INPUT: [session.request(4, start=4, source=Step(1), total=10**6)],
         Code.MISSING: [session.request(4, start=4, push=True, total=10**6)],
@@ -221,6 +222,44 @@ async def test_steps_that_break_the_rules_are_refused_before_any_compute(pair: P
     assert pair.first.node.engine.gauge.batches == batches
     session.total = old_total
     await session.step(rows, 4)  # and the session goes on
+
+
+async def test_a_lower_start_crops_and_is_paid_like_any_step(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(31), price=ASK)
+    rows, other = torch.randn(8, 32), torch.randn(3, 32)
+    await session.step(rows, 0)
+    again = await session.step(other, 5)
+    span = pair.first.node.kit.span
+    whole = span.run([Work(span.new_store(1 << 20).open(64), 0, torch.cat([rows[:5], other]))])[0]
+    assert torch.allclose(again, whole[5:], atol=1e-5)
+    assert session.receipt.receipt.tokens == 11
+    assert pair.first.journal.book(signer(31).address).owed == 11 * ASK
+    session.total = 11 * ASK
+    await session.step(rows, 0)  # and back to the beginning
+    assert session.receipt.receipt.tokens == 19
+
+
+async def test_a_negative_start_is_no_request(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(32))
+    await session.step(torch.randn(4, 32), 0)
+    await session.send(session.request(1, start=-1), torch.randn(1, 32))
+    with pytest.raises(LinkClosed, match="malformed StepRequest"):
+        await session.answer()
+
+
+async def test_a_step_dropped_before_it_began_costs_no_cache(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(33), price=ASK)
+    rows = torch.randn(8, 32)
+    await session.step(rows[:6], 0)
+    await session.send(session.request(2, start=1))  # a crop whose input never comes
+    await session.link.send(Cancel(Step(2)))
+    answer, _ = await session.answer()
+    assert isinstance(answer, Cancelled)
+    session.total = 6 * ASK
+    got = await session.step(rows[6:], 6)
+    span = pair.first.node.kit.span
+    whole = span.run([Work(span.new_store(1 << 20).open(64), 0, rows)])[0]
+    assert torch.allclose(got, whole[6:], atol=1e-5)
 
 
 async def test_the_same_request_again_gives_the_stored_answer(pair: Pair) -> None:

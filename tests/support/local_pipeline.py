@@ -41,6 +41,11 @@ class LocalPipeline:
         states: torch.Tensor = out.last_hidden_state[0]
         return states[-1:] if rows == "last" else states
 
+    def crop(self, length: int) -> None:
+        assert 0 <= length <= self.position
+        self._cache.crop(length - self.position)
+        self.position = length
+
     async def close(self) -> None:
         self.closed = True
 

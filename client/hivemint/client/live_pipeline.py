@@ -95,6 +95,12 @@ class LivePipeline:
             self._told = True
             raise
 
+    def crop(self, length: int) -> None:
+        """See `Pipeline.crop`. The nodes learn of it by the lower start of the next step."""
+        if not 0 <= length <= self._position:
+            raise ValueError(f"cannot go back to {length}: {self._position} positions are cached")
+        self._position = length
+
     async def _forward(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         count, width = hidden.shape
         if width != self._hidden_size or count < 1:

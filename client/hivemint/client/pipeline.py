@@ -72,6 +72,14 @@ class Pipeline(Protocol):
         """
         ...
 
+    def crop(self, length: int) -> None:
+        """Go on from an earlier position: the next `forward` starts at `length` (a rejected draft, another answer).
+
+        Nothing is sent and nothing is paid back: what was computed stays owed, and counts in the sessions' limits.
+        Raises ValueError unless 0 <= length <= position.
+        """
+        ...
+
     async def close(self) -> None:
         """Sign off with every node. Harmless when called again or after an error."""
         ...

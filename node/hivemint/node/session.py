@@ -34,6 +34,7 @@ class TakenStep:
     request: StepRequest
     price: int
     pair: Countersigned
+    before: int = 0  # the cache's length without this step
     job: Job | None = None
     sealed: bool = False
     input_hash: TensorHash | None = None
@@ -95,7 +96,7 @@ class ServedSession:
         """All that can be said without the voucher's signature."""
         if request.step <= self.last:
             return self._repeated(request)
-        for check in (self._check_order, self._check_shape, self._check_gap, self._check_amount, self._check_binding):
+        for check in (self._check_order, self._check_gap, self._check_shape, self._check_amount, self._check_binding):
             if refused := check(request):
                 return refused
         return self.check_cover(request)
@@ -114,7 +115,7 @@ class ServedSession:
 
     def take(self, request: StepRequest, voucher: CheckedVoucher) -> TakenStep:
         """The request has passed all checks: owed rises, the voucher counts."""
-        step = TakenStep(request, self.price_of(request), self.countersign(voucher))
+        step = TakenStep(request, self.price_of(request), self.countersign(voucher), self.length)
         self.account.charge(step.price)
         self.spent += step.price
         self.last = request.step
@@ -156,7 +157,8 @@ class ServedSession:
             self.spent -= step.price
         if gone:
             self.last = Step(gone[0].number - 1)
-            self.length = gone[0].request.start
+            # one that never began has cropped nothing; one that did may have written from its start on
+            self.length = gone[0].request.start if gone[0].begun else gone[0].before
         return gone
 
     def evicted(self) -> None:
