@@ -96,6 +96,15 @@ class Swarm(Protocol):
         """Find a route and shake hands for one sequence of at most `tokens` positions, paid or free as configured."""
         ...
 
+    async def fork(self, parent: Pipeline, tokens: int, count: int) -> Pipeline | None:
+        """A new pipeline for at most `tokens` positions that begins with the first `count` of `parent`: nothing is
+        computed and nothing paid for them. None where that can't be had (now): `open` one and send them.
+
+        The caller alone knows that both texts begin with the same tokens. `parent` must be at rest; it goes on as it
+        was, or is closed, at its owner's wish.
+        """
+        ...
+
     async def plan(self, tokens: int) -> Plan:
         """The route that `open` would take and its price, without paying anything."""
         ...
