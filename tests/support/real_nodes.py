@@ -1,5 +1,6 @@
 """Real nodes of a tiny model in this process, over real links, and a real client of them; the chain alone is a fake."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -93,3 +94,12 @@ async def real_nodes(
         client = SwarmClient(host, target, payer, None, asked)
         stack.push_async_callback(client.close)
         yield RealNodes(nodes, host, client, whole)
+
+
+async def emptied(node: Node) -> None:
+    """Until the node has noticed that its clients are gone."""
+    for _ in range(1000):
+        if not node.lobby.guests:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{len(node.lobby.guests)} sessions are still open")

@@ -39,7 +39,7 @@ class Sequence:
         """Begin with what `other` has computed of the text `ids`, all but its last token, if it can be had."""
         count = min(common([other.computed, ids]), len(ids) - 1)
         if count >= SHARED and other._pipeline is not None:
-            self._pipeline = await self._swarm.fork(other._pipeline, self._tokens, count)
+            self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
 
     async def advance(self, ids: torch.Tensor) -> torch.Tensor:
         """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
