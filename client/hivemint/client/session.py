@@ -98,8 +98,7 @@ class NodeSession:
 
     def prepare_fork(self, step: Step, parent: CheckedReceipt, count: int) -> StepRequest:
         """The first step, free: begin with the K/V of the session at this node whose newest receipt is `parent`."""
-        total = self._payer.book.total(self.leg.operator) if self.price else Credits(0)
-        voucher = self._voucher(total)
+        voucher = sign_voucher(self._payer.domain, self.proved, Credits(0), self._payer.who.key).signed
         self.parent = parent
         self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.receipt.head)
         return request
