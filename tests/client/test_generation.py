@@ -41,7 +41,7 @@ def shared(smollm2: LocalModel) -> tuple[Ends, LocalSwarm]:
 @pytest.fixture
 def swarm(shared: tuple[Ends, LocalSwarm]) -> LocalSwarm:
     swarm = shared[1]
-    swarm.pipelines, swarm.asked = [], []
+    swarm.pipelines, swarm.asked, swarm.forks, swarm.forgets = [], [], [], False
     swarm.room = swarm.before_step = None
     return swarm
 
@@ -90,6 +90,79 @@ def test_a_batch_is_that_many_sequences_without_padding(model: Any, plain: Any, 
         alone = plain.generate(ids_of(tokenizer, text), **GREEDY)[0]
         mine = row[len(row) - 12 - length :][: len(alone)]
         assert tokenizer.decode(mine) == tokenizer.decode(alone)
+
+
+LONG = "In the year of the great storm the harbour master wrote into his book, each evening, what the sea had brought."
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["shared", "forgotten"])
+def test_answers_to_one_prompt_compute_it_once(
+    forgets: bool, model: Any, plain: Any, tokenizer: Any, swarm: LocalSwarm
+) -> None:
+    swarm.forgets = forgets
+    ids = ids_of(tokenizer, LONG)
+    length = ids.shape[1]
+    settings = {"do_sample": True, "max_new_tokens": 8, "num_return_sequences": 3}
+    torch.manual_seed(5)
+    expected = plain.generate(ids, **settings)
+    torch.manual_seed(5)
+    assert torch.equal(model.generate(ids, **settings), expected)
+    sent = sorted(pipeline.sent[:2] for pipeline in swarm.pipelines)
+    own = [length, 1] if forgets else [1, 1]
+    assert sent == sorted([[length - 1, 1], own, own])
+    assert swarm.forks == [length - 1] * 2
+    assert all(pipeline.closed for pipeline in swarm.pipelines)
+
+
+def test_a_batch_with_a_common_beginning_computes_it_once(
+    model: Any, plain: Any, tokenizer: Any, swarm: LocalSwarm
+) -> None:
+    """Two that begin alike, behind padding of different length, and one of its own."""
+    texts = [LONG + " At dawn", LONG + " But on Sundays he wrote nothing, for", TEXTS[1]]
+    alone = [plain.generate(ids_of(tokenizer, text), **GREEDY)[0] for text in texts]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    answers = model.generate(**batch, **GREEDY)
+    (count,) = swarm.forks
+    assert count >= ids_of(tokenizer, LONG).shape[1] - 1
+    lengths = [ids_of(tokenizer, text).shape[1] for text in texts]
+    assert sum(sum(pipeline.sent) for pipeline in swarm.pipelines) <= sum(lengths) - count + 3 * 11
+    for row, expected in zip(answers, alone, strict=True):
+        mine = row[len(row) - 12 :]
+        assert tokenizer.decode(mine) == tokenizer.decode(expected[len(expected) - 12 :])
+    plan = model.dry_run(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=12)
+    assert plan.tokens == sum(lengths) + 3 * 11 - count
+
+
+def test_a_talk_computes_only_what_is_new(model: Any, plain: Any, tokenizer: Any, swarm: LocalSwarm) -> None:
+    ids = ids_of(tokenizer, LONG)
+    with model.conversation() as talk:
+        first = model.generate(ids, conversation=talk, **GREEDY)
+        assert torch.equal(first, plain.generate(ids, **GREEDY))
+        (one,) = swarm.pipelines
+        assert not one.closed
+        longer = torch.cat([first, ids_of(tokenizer, " And then")], dim=1)
+        second = model.generate(longer, conversation=talk, **GREEDY)
+        assert torch.equal(second, plain.generate(longer, **GREEDY))
+        assert one.closed
+        assert swarm.pipelines[1].sent[0] == longer.shape[1] - (first.shape[1] - 1)
+        other = ids_of(tokenizer, TEXTS[1])
+        assert torch.equal(model.generate(other, conversation=talk, **GREEDY), plain.generate(other, **GREEDY))
+        assert swarm.pipelines[2].sent[0] == other.shape[1], "another text begins anew"
+        assert swarm.pipelines[1].closed
+    assert swarm.pipelines[2].closed
+    talk.close()
+
+
+def test_a_talk_that_the_nodes_have_forgotten_goes_on(
+    model: Any, plain: Any, tokenizer: Any, swarm: LocalSwarm
+) -> None:
+    ids = ids_of(tokenizer, LONG)
+    with model.conversation() as talk:
+        first = model.generate(ids, conversation=talk, **GREEDY)
+        swarm.forgets = True
+        second = model.generate(first, conversation=talk, **GREEDY)
+    assert torch.equal(second, plain.generate(first, **GREEDY))
+    assert all(pipeline.closed for pipeline in swarm.pipelines)
 
 
 def test_a_row_that_has_ended_costs_nothing_more(model: Any, tokenizer: Any, swarm: Any, plain: Any) -> None:

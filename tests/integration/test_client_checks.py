@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +9,16 @@ import msgspec
 import pytest
 import pytest_asyncio
 import torch
-from transformers import AutoModelForCausalLM
 
-from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, Payer
+from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.live_pipeline import LivePipeline
-from hivemint.client.nodes import Target
-from hivemint.client.settings import Bid, ClientSettings
-from hivemint.client.swarm_client import SwarmClient
-from hivemint.client.wallet import Identity
-from hivemint.contracts.ids import Address, BlockIndex, ModelId, PeerId
-from hivemint.contracts.network import Contracts, Network
-from hivemint.ledger.journal import Journal
-from hivemint.ledger.vouchers import VoucherBook
-from hivemint.node.server import Kit, Node
-from hivemint.node.settings import node_settings
-from hivemint.node.span import Span
-from hivemint.swarm.host import Host, HostSettings
+from hivemint.contracts.ids import PeerId
+from hivemint.swarm.host import Host
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
-from support.node_client import FakeChain
-from support.promises import DOMAIN, signer
+from support.real_nodes import ASK, CLIENT, RealNodes, real_nodes
 from support.tiny import tiny_model
 
-ZERO = Address("0x" + "11" * 20)
-NETWORK = Network("test", DOMAIN.chain_id, "http://127.0.0.1:1", Contracts(ZERO, ZERO, DOMAIN.settlement, *[ZERO] * 3))
-MODEL = ModelId(b"\x07" * 32)
-CLIENT = signer(42)
-ASK = 10
 Doctor = Callable[[PeerId, AnyMessage], AnyMessage]
 
 
@@ -68,66 +50,15 @@ class DoctoredHost:
         return getattr(self._host, name)
 
 
-@dataclass
-class Pair:
-    """Two nodes with a block each, and one client."""
-
-    nodes: list[Node]
-    host: DoctoredHost
-    client: SwarmClient
-    whole: Any
-
-    def expected(self, rows: torch.Tensor) -> torch.Tensor:
-        """What the library's own blocks make of `rows`, before the last norm."""
-        hidden: list[torch.Tensor] = []
-        hook = self.whole.model.layers[-1].register_forward_hook(lambda _, __, out: hidden.append(out))
-        with torch.no_grad():
-            self.whole(inputs_embeds=rows[None])
-        hook.remove()
-        return (hidden[0][0] if isinstance(hidden[0], tuple) else hidden[0]).reshape(rows.shape)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest_asyncio.fixture
-async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[Pair]:
-    hosts = [await Host.start(HostSettings("test"))]
-    boot = hosts[0].addresses
-    hosts += [await Host.start(HostSettings("test", listen=listen, bootstrap=boot)) for listen in (_LOOPBACK, ())]
-    journals, nodes = [], []
-    for block in (0, 1):
-        key = signer(1000 + block)
-        journal = Journal.open(f"sqlite:///{tmp_path / str(block)}.db", DOMAIN, key.address)
-        kit = Kit(
-            NETWORK,
-            MODEL,
-            Span.load(folder, BlockIndex(block), BlockIndex(block + 1)),
-            key,
-            hosts[block],
-            journal,
-            FakeChain(),
-        )
-        journals.append(journal)
-        nodes.append(await Node.start(kit, node_settings(ask=ASK, kv_bytes=1 << 22, max_rows=16, precision="fp32")))
-    host = DoctoredHost(hosts[2])
-    book = VoucherBook.open(tmp_path / "vouchers.db", DOMAIN, CLIENT.address)
-    settings = ClientSettings(bid=Bid("times"), min_chunk=4, prefill_chunks=2, step_timeout=10)
-    payer = Payer(Identity.own(CLIENT), DOMAIN, book)
-    client = SwarmClient(host, Target(MODEL, 2, 32), payer, None, settings)  # type: ignore[arg-type]
-    whole: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    yield Pair(nodes, host, client, whole.eval())
-    await client.close()
-    for node, journal in zip(nodes, journals, strict=True):
-        await node.close()
-        await journal.close()
-    for one in reversed(hosts[:2]):
-        await one.close()
-
-
-_LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[RealNodes]:
+    async with real_nodes(folder, tmp_path, wrap=DoctoredHost) as made:
+        yield made
 
 
 async def run(pipeline: LivePipeline, steps: int) -> None:
@@ -138,7 +69,7 @@ async def run(pipeline: LivePipeline, steps: int) -> None:
         await pipeline.close()
 
 
-async def test_equal_to_the_library_and_all_work_is_countersigned(pair: Pair) -> None:
+async def test_equal_to_the_library_and_all_work_is_countersigned(pair: RealNodes) -> None:
     rows = torch.randn(20, 32)
     pipeline = await pair.client.open(40)
     got = [await pipeline.forward(rows[:16]), *[await pipeline.forward(rows[at : at + 1]) for at in range(16, 20)]]
@@ -151,8 +82,8 @@ async def test_equal_to_the_library_and_all_work_is_countersigned(pair: Pair) ->
         assert node.counts.refusals == {}
 
 
-async def test_the_free_lane(pair: Pair) -> None:
-    pair.client.settings = pair.client.settings.model_copy(update={"bid": Bid("free")})
+async def test_the_free_lane(pair: RealNodes) -> None:
+    pair.go_free()
     pipeline = await pair.client.open(40)
     await pipeline.forward(torch.randn(5, 32))
     await run(pipeline, 3)
@@ -160,7 +91,7 @@ async def test_the_free_lane(pair: Pair) -> None:
         assert node.kit.journal.totals.free.tokens_countersigned == 8
 
 
-async def test_several_sequences_at_once(pair: Pair) -> None:
+async def test_several_sequences_at_once(pair: RealNodes) -> None:
     async def one() -> None:
         pipeline = await pair.client.open(30)
         rows = torch.randn(9, 32)
@@ -210,7 +141,7 @@ LIES = [
 
 @pytest.mark.parametrize(("change", "who"), LIES)
 async def test_a_doctored_message_is_noticed_before_its_step_is_bound(
-    pair: Pair, change: Callable[[AnyMessage], AnyMessage], who: int
+    pair: RealNodes, change: Callable[[AnyMessage], AnyMessage], who: int
 ) -> None:
     """P17: steps 1 and 2 are honest; of step 3 no voucher is ever signed."""
     peer = pair.nodes[who].offer.peer
@@ -225,7 +156,7 @@ async def test_a_doctored_message_is_noticed_before_its_step_is_bound(
 
 
 @pytest.mark.parametrize("who", [0, 1])
-async def test_a_node_whose_place_in_the_swarm_dies_is_named(pair: Pair, who: int) -> None:
+async def test_a_node_whose_place_in_the_swarm_dies_is_named(pair: RealNodes, who: int) -> None:
     pipeline = await pair.client.open(40)
     await pipeline.forward(torch.randn(3, 32))
     pair.nodes[who].kit.host._daemon.child.kill()
@@ -233,7 +164,7 @@ async def test_a_node_whose_place_in_the_swarm_dies_is_named(pair: Pair, who: in
         await run(pipeline, 20)
 
 
-async def test_what_a_node_refuses_comes_in_its_own_words(pair: Pair) -> None:
+async def test_what_a_node_refuses_comes_in_its_own_words(pair: RealNodes) -> None:
     pair.nodes[0].kit.chain.now = 2**40  # type: ignore[attr-defined]
     with pytest.raises(NodeRefusal) as caught:
         await pair.client.open(40)

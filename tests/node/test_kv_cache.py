@@ -1,5 +1,8 @@
 """The K/V store: exact counting over any order of events, crop, eviction, refusal instead of overcommitment."""
 
+import random
+from contextlib import suppress
+
 import psutil
 import pytest
 import torch
@@ -7,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hivemint.node.kv_cache import KvCache, KvShape, KvStore, OutOfRoom, free_share, pages_for
-from hivemint.node.pages import PAGE
+from hivemint.node.kv_cache import KvCache, KvShape, KvStore, OutOfRoom, Tally, free_share
+from hivemint.node.pages import PAGE, pages_for
 
 SHAPES = (KvShape(2, 16, 16),) * 3
 UNLIKE = (KvShape(2, 24, 16), KvShape(1, 8, 8))
@@ -181,6 +184,145 @@ def test_ten_thousand_sessions_leave_nothing_behind(paged: bool) -> None:
         cache.close()
     assert room.bytes_used == 0
     assert room.tokens_free == room.tokens_total == 40 * PAGE
+
+
+class Mirror:
+    """What every session should hold, token by token, beside a store: the reference for random operations."""
+
+    SHAPES = (KvShape(1, 2, 2), KvShape(1, 2, 2))
+
+    def __init__(self, paged: bool, seed: int, pages: int = 24) -> None:
+        self.store = store(pages, self.SHAPES, paged)
+        self.tallies = (Tally(), Tally())
+        self.sessions: list[tuple[KvCache, int, list[float]]] = []
+        self.random = random.Random(seed)
+        self.mark = 0.0
+        self.refused = self.forks = 0
+
+    def pick(self) -> tuple[KvCache, int, list[float]]:
+        return self.random.choice(self.sessions)
+
+    def open(self) -> None:
+        group = self.random.randrange(2)
+        try:
+            cache = self.store.open(self.random.randint(1, 8 * PAGE), self.tallies[group])
+        except OutOfRoom:
+            assert not self.store.tokens_free
+            return self.close()
+        self.sessions.append((cache, group, []))
+        return None
+
+    def write(self) -> None:
+        """A step from anywhere up to the end: it grows, or crops and writes anew."""
+        cache, _, kept = self.pick()
+        start = self.random.choice((len(kept), self.random.randint(0, len(kept))))
+        end = min(cache.max_tokens, start + self.random.randint(1, 2 * PAGE))
+        if end == start:
+            return
+        missing, free, table = cache.missing(end, start), self.store.tokens_free, cache.table
+        if missing * PAGE > free:
+            with pytest.raises(OutOfRoom):
+                cache.reserve(end, start)
+            assert cache.table is table
+            self.refused += 1
+            return
+        cache.reserve(end, start)
+        assert self.store.tokens_free == free - missing * PAGE
+        cache.crop(start)
+        rows = torch.arange(self.mark, self.mark + end - start)
+        for block in range(2):
+            cache.view(start, end).write(block, *[(rows + block / 4).view(1, -1, 1).expand(1, -1, 2)] * 2)
+        cache.length, self.mark = end, self.mark + end - start
+        kept[start:] = rows.tolist()
+
+    def fork(self) -> None:
+        parent, group, kept = self.pick()
+        child, its, mine = self.pick()
+        count = self.random.randint(0, len(kept))
+        if child is parent or its != group or not 0 < count <= child.max_tokens:
+            with pytest.raises(ValueError, match="can't begin"):
+                child.fork(parent, count)
+            return
+        mine.clear()
+        with suppress(OutOfRoom):
+            child.fork(parent, count)()
+            mine[:] = kept[:count]
+            self.forks += 1
+
+    def evict(self) -> None:
+        cache, _, kept = self.pick()
+        cache.evict()
+        kept.clear()
+
+    def close(self) -> None:
+        cache, _, _ = self.sessions.pop(self.random.randrange(len(self.sessions)))
+        cache.close()
+        cache.close()
+
+    def check(self) -> None:
+        """Each page that is in use counts once, in all and for its group; nothing has been overwritten."""
+        for group, tally in enumerate(self.tallies):
+            caches = [cache for cache, its, _ in self.sessions if its == group]
+            tables = [cache.table.tolist() for cache in caches]
+            if self.store.pool is None:
+                assert tally.pages == sum(cache.pages for cache in caches)
+            else:
+                assert tally.pages == len({page for table in tables for page in table})
+                assert all(
+                    len(table) == len(set(table)) == cache.pages for table, cache in zip(tables, caches, strict=True)
+                )
+        assert self.store.tokens_free == self.store.tokens_total - PAGE * sum(tally.pages for tally in self.tallies)
+        for cache, _, kept in self.sessions:
+            assert cache.length == len(kept)
+            for block in range(2) if kept else ():
+                for memory in cache.view(len(kept) - 1, len(kept)).read(block):
+                    assert memory[0, 0, :, 0].tolist() == [mark + block / 4 for mark in kept]
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["slotted", "paged"])
+def test_ten_thousand_operations_with_shared_beginnings(paged: bool) -> None:
+    mirror = Mirror(paged, seed=7)
+    for number in range(10_000):
+        if len(mirror.sessions) < 2:
+            mirror.open()
+        elif len(mirror.sessions) > 12:
+            mirror.close()
+        else:
+            kinds = (mirror.open, mirror.write, mirror.fork, mirror.evict, mirror.close)
+            mirror.random.choices(kinds, (2, 12, 6, 1, 1))[0]()
+        if number % 10 == 0:
+            mirror.check()
+    assert mirror.refused > 50
+    assert mirror.forks > 500
+    while mirror.sessions:
+        mirror.close()
+    assert mirror.store.bytes_used == 0
+    if mirror.store.pool is not None:
+        assert sorted(mirror.store.pool._free) == list(range(1, 25))
+
+
+def test_a_shared_beginning_is_there_once_and_outlives_its_parent() -> None:
+    room = store(8, paged=True)
+    parent, child = room.open(6 * PAGE), room.open(6 * PAGE)
+    parent.reserve(3 * PAGE)
+    parent.view(0, 3 * PAGE).write(0, *[torch.full((2, 3 * PAGE, 16), 3.0)] * 2)
+    parent.length = 3 * PAGE
+    child.fork(parent, 2 * PAGE + 5)()
+    assert room.tokens_free == 4 * PAGE, "two pages are shared, the third is copied"
+    parent.reserve(PAGE, 7)  # goes back, and writes
+    parent.crop(7)
+    parent.view(7, PAGE).write(0, *[torch.full((2, PAGE - 7, 16), 9.0)] * 2)
+    assert room.tokens_free == 3 * PAGE, "one page of its own"
+    assert (child.view(0, 2 * PAGE + 5).read(0)[0] == 3).all()
+    keys = parent.view(0, PAGE).read(0)[0]
+    assert (keys[:, :, :7] == 3).all()
+    assert (keys[:, :, 7:] == 9).all()
+    parent.evict()
+    parent.close()
+    assert room.tokens_free == 5 * PAGE
+    assert (child.view(0, 2 * PAGE + 5).read(0)[1] == 3).all()
+    child.close()
+    assert room.bytes_used == 0
 
 
 def test_refusals_say_what_is_there() -> None:

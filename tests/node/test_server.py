@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 import torch
 
+from hivemint.contracts.errors import LinkClosed
 from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, Step
 from hivemint.contracts.network import Contracts, Network
 from hivemint.contracts.signature import Signer
@@ -21,7 +22,7 @@ from hivemint.node.settings import NodeSettings
 from hivemint.node.span import Span
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.messages import Cancel, Cancelled, Close, Closed, Code, Refused, StepReceipt
-from support.node_client import FakeChain, NodeSession, RefusedError, View, hash_of, routed
+from support.node_client import FakeChain, NodeSession, RefusedError, View, hash_of, random_head, routed
 from support.promises import DOMAIN, signer
 from support.tiny import tiny_model
 
@@ -204,8 +205,8 @@ async def test_steps_that_break_the_rules_are_refused_before_any_compute(pair: P
             session.request(4, start=4, total=old_total + 40, signer=signer(4)),  # forged
         ],
         Code.STEP: [session.request(4, start=4, step=3, total=old_total + 40)],
-        Code.GAP: [session.request(4, start=5, total=old_total + 40)],
-        Code.LIMIT: [session.request(17, start=4, total=10**6), session.request(16, start=49, total=10**6)],
+        Code.GAP: [session.request(4, start=start, total=old_total + 40) for start in (5, 64, 2**63 - 1)],
+        Code.LIMIT: [session.request(17, start=4, total=10**6)],
         Code.PROTOCOL: [session.request(4, start=4, kind=1, total=10**6)],
         Code.INPUT: [session.request(4, start=4, source=Step(1), total=10**6)],
         Code.MISSING: [session.request(4, start=4, push=True, total=10**6)],
@@ -221,6 +222,198 @@ async def test_steps_that_break_the_rules_are_refused_before_any_compute(pair: P
     assert pair.first.node.engine.gauge.batches == batches
     session.total = old_total
     await session.step(rows, 4)  # and the session goes on
+
+
+async def test_a_lower_start_crops_and_is_paid_like_any_step(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(31), price=ASK)
+    rows, other = torch.randn(8, 32), torch.randn(3, 32)
+    await session.step(rows, 0)
+    again = await session.step(other, 5)
+    span = pair.first.node.kit.span
+    whole = span.run([Work(span.new_store(1 << 20).open(64), 0, torch.cat([rows[:5], other]))])[0]
+    assert torch.allclose(again, whole[5:], atol=1e-5)
+    assert session.receipt.receipt.tokens == 11
+    assert pair.first.journal.book(signer(31).address).owed == 11 * ASK
+    session.total = 11 * ASK
+    await session.step(rows, 0)  # and back to the beginning
+    assert session.receipt.receipt.tokens == 19
+
+
+async def test_a_negative_start_is_no_request(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(32))
+    await session.step(torch.randn(4, 32), 0)
+    await session.send(session.request(1, start=-1), torch.randn(1, 32))
+    with pytest.raises(LinkClosed, match="malformed StepRequest"):
+        await session.answer()
+
+
+async def test_a_step_dropped_before_it_began_costs_no_cache(pair: Pair) -> None:
+    session = await pair.open(pair.first, signer(33), price=ASK)
+    rows = torch.randn(8, 32)
+    await session.step(rows[:6], 0)
+    await session.send(session.request(2, start=1))  # a crop whose input never comes
+    await session.link.send(Cancel(Step(2)))
+    answer, _ = await session.answer()
+    assert isinstance(answer, Cancelled)
+    session.total = 6 * ASK
+    got = await session.step(rows[6:], 6)
+    span = pair.first.node.kit.span
+    whole = span.run([Work(span.new_store(1 << 20).open(64), 0, rows)])[0]
+    assert torch.allclose(got, whole[6:], atol=1e-5)
+
+
+async def whole(pair: Pair, rows: torch.Tensor) -> torch.Tensor:
+    """What the first node's span makes of `rows`, alone."""
+    span = pair.first.node.kit.span
+    return span.run([Work(span.new_store(1 << 20).open(64), 0, rows)])[0]
+
+
+async def test_a_fork_begins_with_what_another_session_computed(pair: Pair) -> None:
+    """Nothing is computed, receipted or owed for it, and what becomes of the parent is no matter."""
+    wallet = signer(41)
+    parent = await pair.open(pair.first, wallet, price=ASK)
+    rows = torch.randn(12, 32)
+    await parent.step(rows[:8], 0)
+    batches = pair.first.node.engine.gauge.batches
+    child, other = [await pair.open(pair.first, wallet, price=ASK) for _ in range(2)]
+    child.total = other.total = parent.total
+    await child.fork(parent, 6)
+    await other.fork(parent, 8)
+    assert pair.first.node.engine.gauge.batches == batches
+    assert (child.receipt.receipt.step, child.receipt.receipt.tokens) == (1, 0)
+    await parent.step(torch.randn(5, 32), 2)  # the parent goes another way
+    child.total = parent.total
+    assert torch.allclose(await child.step(rows[6:], 6), (await whole(pair, rows))[6:], atol=1e-5)
+    await parent.link.close()
+    assert child.receipt.receipt.tokens == 6
+    other.total = child.total
+    mine = torch.cat([rows[:8], torch.randn(2, 32)])
+    assert torch.allclose(await other.step(mine[8:], 8), (await whole(pair, mine))[8:], atol=1e-5)
+    assert pair.first.journal.book(wallet.address).owed == (8 + 5 + 6 + 2) * ASK
+
+
+async def test_a_fork_and_the_step_behind_it_go_out_together(pair: Pair) -> None:
+    parent, child = await pair.open(pair.first, signer(42)), await pair.open(pair.first, signer(42))
+    rows = torch.randn(9, 32)
+    await parent.step(rows[:7], 0)
+    fork = child.fork_request(parent, 7)
+    behind = child.request(2, start=7, step=2, rows="all")
+    await child.send(fork)
+    await child.send(behind, rows[7:])
+    first, _ = await child.answer()
+    second, tensor = await child.answer()
+    assert isinstance(first, StepReceipt)
+    assert isinstance(second, StepReceipt)
+    assert [first.receipt.receipt.step, second.receipt.receipt.step] == [1, 2]
+    assert tensor is not None
+    got = torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).view(2, -1)
+    assert torch.allclose(got, (await whole(pair, rows))[7:], atol=1e-5)
+    await child.send(fork)  # asked again: the stored answer
+    again, _ = await child.answer()
+    assert isinstance(again, Refused | StepReceipt)
+    assert again == first
+
+
+async def test_no_fork_tells_of_sessions_that_are_not_the_keys_own(pair: Pair) -> None:
+    """Another wallet, another key of this one, the other lane and a head made up: one answer, nothing computed."""
+    wallet = signer(43)
+    parent = await pair.open(pair.first, wallet, price=ASK)
+    await parent.step(torch.randn(8, 32), 0)
+    batches, room = pair.first.node.engine.gauge.batches, pair.first.node.engine.room.store.bytes_used
+    pair.first.chain.keys[(wallet.address, signer(45).address)] = 2**40
+    strangers = [
+        await pair.open(pair.first, signer(44), price=ASK),
+        await pair.open(pair.first, wallet, key=signer(45), price=ASK),
+        await pair.open(pair.first, wallet),
+    ]
+    said = set()
+    for stranger in strangers:
+        for head in (parent.receipt.receipt.head, random_head()):
+            await stranger.send(stranger.fork_request(parent, 4, head=head))
+            refused, _ = await stranger.answer()
+            assert isinstance(refused, Refused)
+            assert (refused.code, refused.cached) == (Code.GAP, 0)
+            said.add((refused.what, refused.why))
+    assert len(said) == 1
+    assert pair.first.node.engine.gauge.batches == batches
+    assert pair.first.node.engine.room.store.bytes_used == room
+
+
+async def test_forks_that_cannot_be_are_refused_with_their_reason(pair: Pair) -> None:
+    wallet = signer(46)
+    parent, child = [await pair.open(pair.first, wallet, price=ASK) for _ in range(2)]
+    await parent.step(torch.randn(8, 32), 0)
+    child.total = parent.total
+    small = await pair.open(pair.first, wallet, price=ASK, max_tokens=4)
+    wrong: list[tuple[NodeSession, Code, dict[str, Any]]] = [
+        (child, Code.GAP, {"count": 9}),
+        (child, Code.GAP, {"head": parent.kept[0].receipt.head}),  # an old head
+        (child, Code.GAP, {"head": child.receipt.receipt.head}),  # itself
+        (child, Code.GAP, {"head": None}),
+        (child, Code.GAP, {"start": 1}),
+        (child, Code.PROTOCOL, {"rows": "last"}),
+        (child, Code.PROTOCOL, {"kind": 0}),
+        (child, Code.STEP, {"step": 2}),
+        (child, Code.VOUCHER, {"signer": signer(4)}),
+        (small, Code.LIMIT, {"total": parent.total}),
+    ]
+    for session, code, changes in wrong:
+        await session.send(session.fork_request(parent, changes.pop("count", 8), **changes))
+        refused, _ = await session.answer()
+        assert isinstance(refused, Refused)
+        assert refused.code is code, refused
+        assert refused.cached == (8 if code is Code.GAP and not changes else 0)
+        assert refused.owed == 8 * ASK
+    await child.step(torch.randn(2, 32), 0)
+    late = child.fork_request(parent, 4)
+    await child.send(late)
+    refused, _ = await child.answer()
+    assert isinstance(refused, Refused)
+    assert refused.code is Code.PROTOCOL, "only a first step forks"
+
+
+async def test_a_parent_with_steps_in_flight_is_no_parent_yet(pair: Pair) -> None:
+    parent, child = await pair.open(pair.first, signer(47)), await pair.open(pair.first, signer(47))
+    await parent.step(torch.randn(8, 32), 0)
+    await parent.send(parent.request(2, start=3))  # its input never comes
+    async with asyncio.timeout(10):  # both came on links of their own
+        while True:
+            await child.send(child.fork_request(parent, 4))
+            refused, _ = await child.answer()
+            if isinstance(refused, Refused):
+                break
+            child = await pair.open(pair.first, signer(47))
+    assert refused.code is Code.STEP
+    await parent.link.send(Cancel(Step(2)))
+    await parent.answer()
+    await child.fork(parent, 8)
+
+
+async def test_a_fork_without_room_owes_nothing_and_the_session_goes_on(pair: Pair) -> None:
+    parent, child = await pair.open(pair.first, signer(48)), await pair.open(pair.first, signer(48))
+    rows = torch.randn(8, 32)
+    await parent.step(rows, 0)
+    store = pair.first.node.engine.room.store
+    taken, store._pages_taken = store._pages_taken, store._pages_total
+    with pytest.raises(RefusedError) as caught:
+        await child.fork(parent, 8)
+    assert caught.value.refused.code is Code.BUSY
+    store._pages_taken = taken
+    await child.step(rows, 0)
+    assert child.receipt.receipt.step == 1
+
+
+async def test_an_evicted_parent_is_a_gap(pair: Pair) -> None:
+    parent, child = await pair.open(pair.first, signer(49)), await pair.open(pair.first, signer(49))
+    await parent.step(torch.randn(8, 32), 0)
+    room = pair.first.node.engine.room
+    victim = room.seats[0]
+    victim.cache.evict()
+    assert victim.on_evicted
+    victim.on_evicted()
+    with pytest.raises(RefusedError) as caught:
+        await child.fork(parent, 8)
+    assert (caught.value.refused.code, caught.value.refused.cached) == (Code.GAP, 0)
 
 
 async def test_the_same_request_again_gives_the_stored_answer(pair: Pair) -> None:

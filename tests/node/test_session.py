@@ -20,6 +20,7 @@ from hivemint.contracts.receipt import (
 from hivemint.contracts.signed import Session
 from hivemint.ledger.entries import Book
 from hivemint.node.account import Account
+from hivemint.node.scheduler import Job
 from hivemint.node.session import Again, ServedSession, TakenStep
 from hivemint.swarm.messages import Code, Refused, StepReceipt, StepRequest
 from support.promises import DOMAIN, signer
@@ -205,6 +206,35 @@ def test_a_crop_goes_back_and_tokens_still_grow() -> None:
     gap = take(session, books, request(session, 3, 5, 1, session.receipt, 110))
     assert isinstance(gap, Refused)
     assert gap.cached == 0
+
+
+def test_a_crop_that_never_began_leaves_the_cache_as_it_was() -> None:
+    session, books = make()
+    for number, start, count in ((1, 0, 8), (2, 3, 2)):
+        step = take(session, books, request(session, number, start, count, session.receipt, 100))
+        assert isinstance(step, TakenStep)
+        if number == 1:
+            answer(session, step)
+    assert session.length == 5
+    session.drop(Step(2))
+    assert session.length == 8
+    step = take(session, books, request(session, 2, 3, 2, session.receipt, 100))
+    assert isinstance(step, TakenStep)
+    step.job = Job(session.lane, "flow", "session", 2, started_at=1.0)
+    session.drop(Step(2), begun=True)
+    assert session.length == 3, "the device may have written from there on"
+
+
+@pytest.mark.parametrize("start", [6, 64, 2**31, 2**63 - 1])
+def test_a_start_beyond_the_cache_is_a_gap_with_the_cached_length(start: int) -> None:
+    session, books = make()
+    step = take(session, books, request(session, 1, 0, 5, session.receipt, 50))
+    assert isinstance(step, TakenStep)
+    for number in (2, 3):
+        gap = take(session, books, request(session, number, start, 1, session.receipt, 10**5))
+        assert isinstance(gap, Refused)
+        assert gap.code is (Code.GAP if number == 2 else Code.STEP)
+        assert (gap.cached, gap.owed) == (5, 50)
 
 
 @pytest.mark.parametrize(

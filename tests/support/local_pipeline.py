@@ -1,6 +1,7 @@
 """The swarm's reference for tests: a whole model's blocks in this process, by transformers' own layers and cache."""
 
 import asyncio
+import copy
 from typing import Any
 
 import torch
@@ -41,6 +42,12 @@ class LocalPipeline:
         states: torch.Tensor = out.last_hidden_state[0]
         return states[-1:] if rows == "last" else states
 
+    def crop(self, length: int) -> None:
+        assert 0 <= length <= self.position
+        if length < self.position:
+            self._cache.crop(length - self.position)
+        self.position = length
+
     async def close(self) -> None:
         self.closed = True
 
@@ -58,12 +65,27 @@ class LocalSwarm:
         self.room, self.before_step = room, before_step
         self.pipelines: list[LocalPipeline] = []
         self.asked: list[int] = []
+        self.forks: list[int] = []
+        self.forgets = False
         self.closed = False
 
     async def open(self, tokens: int) -> Pipeline:
         self.asked.append(tokens)
         self.pipelines.append(LocalPipeline(self, tokens if self.room is None else self.room))
         return self.pipelines[-1]
+
+    async def fork(self, parent: Pipeline, tokens: int, count: int) -> Pipeline | None:
+        assert isinstance(parent, LocalPipeline)
+        assert not parent.closed
+        assert 0 < count <= parent.position
+        self.forks.append(count)
+        if self.forgets:
+            return None
+        child = LocalPipeline(self, tokens if self.room is None else self.room)
+        child._cache, child.position = copy.deepcopy(parent._cache), parent.position
+        child.crop(count)
+        self.pipelines.append(child)
+        return child
 
     async def plan(self, tokens: int) -> Plan:
         end = BlockIndex(self.decoder.config.num_hidden_layers)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from hivemint.contracts.ids import Address, Credits, Head, PeerId, SessionId, Step, TensorHash
+from hivemint.contracts.ids import FORK, Address, Credits, Head, PeerId, SessionId, Step, TensorHash
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     Leaf,
     check_receipt,
     following,
+    fork,
     opening,
     sign_voucher,
 )
@@ -146,6 +147,27 @@ class NodeSession:
         self.receipt = check_receipt(self.domain, answer.receipt, following(self.receipt.receipt, leaf))
         self.kept.append(self.receipt)
         return self.receipt
+
+    async def fork(self, parent: "NodeSession", count: int, **changes: Any) -> None:
+        """Begin with the first `count` tokens of `parent`, and check the receipt for it."""
+        await self.send(self.fork_request(parent, count, **changes))
+        answer, tensor = await self.answer()
+        if isinstance(answer, Refused):
+            raise RefusedError(answer)
+        assert isinstance(answer, StepReceipt), answer
+        assert tensor is None
+        assert answer.rows == b""
+        before = self.receipt.receipt
+        leaf = fork(before, parent.receipt.receipt, count)
+        self.receipt = check_receipt(self.domain, answer.receipt, following(before, leaf))
+        self.kept.append(self.receipt)
+
+    def fork_request(self, parent: "NodeSession", count: int, **changes: Any) -> StepRequest:
+        head = changes.pop("head", parent.receipt.receipt.head)
+        fields = {"kind": FORK, "parent": head, "total": self.total, **changes}
+        made = self.request(count, start=fields.pop("start", 0), **fields)
+        self.total -= self.session.price * count
+        return made
 
     async def step(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
         """One whole step of a single node, checked; `[count, hidden]` in and out."""

@@ -85,11 +85,11 @@ def chat(
     sampling = _sampling(temperature, top_k, top_p)
     turns = [{"role": "system", "content": system}] if system else []
     joining = _joined(network, wallet, session_key, password_file, model, quiet=as_json, bid=bid, max_price=max_price)
-    with joining as (swarm_model, tokenizer):
+    with joining as (swarm_model, tokenizer), swarm_model.conversation() as talk:
         for question in _questions(as_json):
             turns.append({"role": "user", "content": question})
             ids = _encode(tokenizer, turns, None)
-            answer = _answer(swarm_model, tokenizer, ids, max_tokens, sampling, as_json)
+            answer = _answer(swarm_model, tokenizer, ids, max_tokens, {**sampling, "conversation": talk}, as_json)
             turns.append({"role": "assistant", "content": answer["text"]})
             _show(answer, as_json)
 

@@ -24,7 +24,7 @@ from hivemint.client.ends import Ends
 from hivemint.client.head import largest_only
 from hivemint.client.loop import LoopThread
 from hivemint.client.pipeline import Plan, Swarm
-from hivemint.client.sequences import Sequences, padding
+from hivemint.client.sequences import Conversation, Sequences, alike, padding
 from hivemint.contracts.errors import BadInput
 from hivemint.contracts.home import Home
 from hivemint.contracts.ids import Credits
@@ -92,28 +92,38 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         Each row is a sequence with its own sessions; left padding needs its `attention_mask`. Raises `BadInput` for
         beams and other modes, a prompt beyond the model's context, a mask with holes; `SwarmError`, `Refusal` or
         `ProofError` when a node fails. Ctrl-C cancels the steps under way and closes the sessions.
+
+        What rows begin with alike (num_return_sequences, a common prompt) is computed and paid once where the nodes
+        can share it. `conversation` (see there) keeps the sessions of a single row for the next prompt.
         """
         if kwargs.get("inputs_embeds") is not None or kwargs.get("past_key_values") is not None:
             raise BadInput("generate takes token ids only", why="embeddings and caches of another model don't fit")
-        with Sequences(self.swarm, self._ends, self._loop) as sequences:
+        conversation: Conversation | None = kwargs.pop("conversation", None)
+        with Sequences(self.swarm, self._ends, self._loop, conversation) as sequences:
             return super().generate(inputs, *args, sequences=sequences, **kwargs)
+
+    def conversation(self) -> Conversation:
+        """For a talk: `generate(ids, conversation=talk)` computes only what an answer before has not yet."""
+        return Conversation(self._loop)
 
     def dry_run(
         self, input_ids: torch.Tensor, *, attention_mask: torch.Tensor | None = None, max_new_tokens: int | None = None
     ) -> Plan:
         """The route of `generate` for `input_ids` `[batch, length]` and what it would cost. Nothing is paid.
 
-        Tokens and sums are those of all rows together.
+        Tokens and sums are those of all rows together; what rows begin with alike counts once.
         """
         batch, length = input_ids.shape
         pads = [0] * batch if attention_mask is None else padding(attention_mask, batch, length)
         answer = max_new_tokens or self.generation_config.max_new_tokens or 20  # transformers' own default
         limit = min(self._ends.context, length + answer)
         plans = [self._loop.run(self.swarm.plan(limit - 1 - pad)) for pad in pads]
+        groups = alike([row[pad:] for row, pad in zip(input_ids, pads, strict=True)])
+        spared = sum((len(group) - 1) * count for group, count in groups)
         return replace(
             plans[0],
-            tokens=sum(plan.tokens for plan in plans),
-            cost=Credits(sum(plan.cost for plan in plans)),
+            tokens=sum(plan.tokens for plan in plans) - spared,
+            cost=Credits(sum(plan.cost for plan in plans) - spared * sum(hop.price for hop in plans[0].hops)),
             reserved=Credits(sum(plan.reserved for plan in plans)),
         )
 

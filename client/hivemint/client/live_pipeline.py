@@ -95,6 +95,12 @@ class LivePipeline:
             self._told = True
             raise
 
+    def crop(self, length: int) -> None:
+        """See `Pipeline.crop`. The nodes learn of it by the lower start of the next step."""
+        if not 0 <= length <= self._position:
+            raise ValueError(f"cannot go back to {length}: {self._position} positions are cached")
+        self._position = length
+
     async def _forward(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         count, width = hidden.shape
         if width != self._hidden_size or count < 1:
@@ -113,6 +119,29 @@ class LivePipeline:
             at += size
         tensors = [await self._output(one) for one in outputs]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    async def settle(self) -> None:
+        """Until no step is in flight and all receipts have been checked. Raises what broke the pipeline."""
+        await self._room(1)
+
+    async def fork(self, parent: "LivePipeline", count: int) -> None:
+        """Begin with the first `count` positions of a settled pipeline over the same nodes, before anything else.
+
+        Nothing is computed and nothing paid for them. Raises SessionLimit where a node has them no more; then, as
+        after any other error, only `close` may follow.
+        """
+        self._check_usable()
+        step = self._last = Step(1)
+        self._position = count
+        state = self._steps.add_fork(step, count)
+        for session, its in zip(self._sessions, parent.sessions, strict=True):
+            request = session.prepare_fork(step, its.newest, state.count)
+            try:
+                await session.send(request, None)
+            except LinkClosed as error:
+                self._fail(NodeGone(session.leg, "went away", error.why or error.what))
+                self._check_usable()
+        await self.settle()
 
     async def cancel(self) -> None:
         """See `Pipeline.cancel`."""

@@ -72,6 +72,14 @@ class Pipeline(Protocol):
         """
         ...
 
+    def crop(self, length: int) -> None:
+        """Go on from an earlier position: the next `forward` starts at `length` (a rejected draft, another answer).
+
+        Nothing is sent and nothing is paid back: what was computed stays owed, and counts in the sessions' limits.
+        Raises ValueError unless 0 <= length <= position.
+        """
+        ...
+
     async def close(self) -> None:
         """Sign off with every node. Harmless when called again or after an error."""
         ...
@@ -86,6 +94,15 @@ class Swarm(Protocol):
 
     async def open(self, tokens: int) -> Pipeline:
         """Find a route and shake hands for one sequence of at most `tokens` positions, paid or free as configured."""
+        ...
+
+    async def fork(self, parent: Pipeline, tokens: int, count: int) -> Pipeline | None:
+        """A new pipeline for at most `tokens` positions that begins with the first `count` of `parent`: nothing is
+        computed and nothing paid for them. None where that can't be had (now): `open` one and send them.
+
+        The caller alone knows that both texts begin with the same tokens. `parent` must be at rest; it goes on as it
+        was, or is closed, at its owner's wish.
+        """
         ...
 
     async def plan(self, tokens: int) -> Plan:

@@ -1,6 +1,12 @@
-"""The sequences of one `generate` call: a pipeline each, no padding sent, none for a sequence that has ended."""
+"""The sequences of one `generate` call: a pipeline each, no padding sent, none for a sequence that has ended.
+
+What several texts of a call begin with is computed once; and what a text begins with that an earlier call of the same
+conversation had, not at all.
+"""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import torch
 
@@ -12,6 +18,9 @@ from hivemint.contracts.errors import BadInput, SwarmError
 GOODBYE = 5.0
 """Seconds that closing or cancelling may take: what a node does not hear now it learns from the ended stream."""
 
+SHARED = 16
+"""Tokens that texts must begin with alike to share them: a fork waits for a message to every node and back."""
+
 
 class Sequence:
     """One text on its way through the swarm; where a session ends, it goes on in a new one."""
@@ -19,6 +28,18 @@ class Sequence:
     def __init__(self, swarm: Swarm, ends: Ends, tokens: int) -> None:
         self._swarm, self._ends, self._tokens = swarm, ends, tokens
         self._pipeline: Pipeline | None = None
+        self._ids = torch.empty(0, dtype=torch.long)
+
+    @property
+    def computed(self) -> torch.Tensor:
+        """The token ids whose positions the nodes have."""
+        return self._ids[: self._pipeline.position] if self._pipeline else self._ids[:0]
+
+    async def begin_as(self, other: "Sequence", ids: torch.Tensor) -> None:
+        """Begin with what `other` has computed of the text `ids`, all but its last token, if it can be had."""
+        count = min(common([other.computed, ids]), len(ids) - 1)
+        if count >= SHARED and other._pipeline is not None:
+            self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
 
     async def advance(self, ids: torch.Tensor) -> torch.Tensor:
         """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
@@ -26,7 +47,7 @@ class Sequence:
         Only positions that are not cached yet are computed. A session at its limit is closed and the text so far
         replayed in a new one; a second limit at once is an error.
         """
-        fresh = self._pipeline is None
+        fresh, self._ids = self._pipeline is None, ids
         pipeline = self._pipeline = self._pipeline or await self._swarm.open(self._tokens)
         try:
             return await pipeline.forward(self._ends.embed(ids[pipeline.position :]), rows="last")
@@ -50,11 +71,42 @@ class Sequence:
             await pipeline.close()
 
 
+class Conversation:
+    """One talk over several calls of `generate`, one after the other, for a text at a time.
+
+    The sessions of an answer stay open, so that the next prompt, which begins with all that was said, computes only
+    what is new. A context manager.
+    """
+
+    def __init__(self, loop: LoopThread) -> None:
+        self._loop = loop
+        self._last: Sequence | None = None
+
+    def keep(self, sequence: Sequence) -> None:
+        self._last = sequence
+
+    def take(self) -> Sequence | None:
+        """What the last call has left; it is the caller's to close."""
+        last, self._last = self._last, None
+        return last
+
+    def close(self) -> None:
+        """Sign off. Harmless when called again, or after the model has been closed."""
+        if (last := self.take()) is not None and self._loop.alive:
+            self._loop.run(last.close())
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Sequences:
     """All rows of a batch. A context manager: leaving it closes the sessions, after an interrupt cancels them first."""
 
-    def __init__(self, swarm: Swarm, ends: Ends, loop: LoopThread) -> None:
-        self._swarm, self._ends, self._loop = swarm, ends, loop
+    def __init__(self, swarm: Swarm, ends: Ends, loop: LoopThread, conversation: Conversation | None = None) -> None:
+        self._swarm, self._ends, self._loop, self._conversation = swarm, ends, loop, conversation
         self._rows: list[Sequence | None] = []
         self._starts: list[int] = []
         self.limit = ends.context
@@ -91,6 +143,8 @@ class Sequences:
         """
         if not self._rows:
             self._begin(ids, mask)
+            if len(self._rows) > 1 or self._conversation is not None:
+                self._loop.run(self._share(ids))
         if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
             return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
         return self._loop.run(self._advance_all(ids))
@@ -105,14 +159,26 @@ class Sequences:
             else:
                 hidden[index] = (await row.advance(ids[index, self._starts[index] :]))[0]
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index, row in enumerate(self._rows):
-                    if row is not None:
-                        group.create_task(one(index, row))
-        except BaseExceptionGroup as errors:  # the first to fail has cancelled the others
-            raise errors.exceptions[0] from None
+        await _together([one(index, row) for index, row in enumerate(self._rows) if row is not None])
         return hidden
+
+    async def _share(self, ids: torch.Tensor) -> None:
+        """Before the first step: begin with what the conversation had, and compute once what rows begin with."""
+        texts = [text[start:] for text, start in zip(ids, self._starts, strict=True)]
+        rows = [row for row in self._rows if row is not None]  # all are there yet
+        if self._conversation is not None and (before := self._conversation.take()) is not None:
+            try:
+                if len(rows) == 1:
+                    await rows[0].begin_as(before, texts[0])
+            finally:
+                await before.close()
+
+        async def one(group: list[int], count: int) -> None:
+            first = rows[group[0]]
+            await first.advance(texts[group[0]][:count])
+            await _together([rows[other].begin_as(first, texts[other]) for other in group[1:]])
+
+        await _together([one(group, count) for group, count in alike(texts)])
 
     def __enter__(self) -> "Sequences":
         return self
@@ -120,6 +186,9 @@ class Sequences:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Raises what a pipeline's closing raises (a lie about the last step), unless another error is on its way."""
         interrupted = kind is not None and not issubclass(kind, Exception)
+        if error is None and self._conversation is not None and len(self._rows) == 1 and self._rows[0] is not None:
+            self._conversation.keep(self._rows[0])
+            self._rows = []
         failed = self._loop.run(self._end(cancel=interrupted))
         if failed is not None and error is None:
             raise failed
@@ -140,6 +209,36 @@ class Sequences:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
+
+
+def alike(texts: list[torch.Tensor]) -> list[tuple[list[int], int]]:
+    """Groups of texts that begin alike, and with how many tokens: less than any text has, so each has an own end."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, text in enumerate(texts):
+        if len(text) > SHARED:
+            groups.setdefault(tuple(text[:SHARED].tolist()), []).append(index)
+    found = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        members = [texts[index] for index in group]
+        found.append((group, min(common(members), min(len(text) for text in members) - 1)))
+    return found
+
+
+def common(texts: list[torch.Tensor]) -> int:
+    """How many tokens all texts begin with."""
+    shortest = min(len(text) for text in texts)
+    same = torch.stack([text[:shortest] == texts[0][:shortest] for text in texts]).all(0)
+    return shortest if bool(same.all()) else int(same.int().argmin())
+
+
+async def _together(work: list[Coroutine[Any, Any, None]]) -> None:
+    """All at once; the first to fail cancels the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def padding(mask: torch.Tensor, batch: int, length: int) -> list[int]:

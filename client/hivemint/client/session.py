@@ -11,14 +11,16 @@ import contextlib
 from hivemint.client.handshake import Greeting, NodeLied, NodeRefusal, Payer, SignedSession
 from hivemint.client.pipeline import SessionLimit
 from hivemint.contracts.errors import LinkClosed, ProofError, Refusal, SwarmError
-from hivemint.contracts.ids import FORWARD, Credits, Step, TensorHash
+from hivemint.contracts.ids import FORK, FORWARD, Credits, Step, TensorHash
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     Leaf,
     SignedVoucher,
     check_receipt,
     following,
+    fork,
     sign_voucher,
+    work,
 )
 from hivemint.contracts.signed import Voucher
 from hivemint.swarm.messages import (
@@ -52,6 +54,7 @@ class NodeSession:
         self.spent = 0
         self.pending: dict[Step, StepRequest] = {}
         self.distrusted = False
+        self.parent: CheckedReceipt | None = None
         self.closed = asyncio.Event()
         self._payer = payer
         self._sent: Voucher | None = None  # the newest voucher that has left
@@ -93,6 +96,17 @@ class NodeSession:
         self.pending[step] = request
         return request
 
+    def prepare_fork(self, step: Step, parent: CheckedReceipt, count: int) -> StepRequest:
+        """The first step, free: begin with the K/V of the session at this node whose newest receipt is `parent`."""
+        voucher = sign_voucher(self._payer.domain, self.proved, Credits(0), self._payer.who.key).signed
+        self.parent = parent
+        self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.receipt.head)
+        return request
+
+    def cost(self, request: StepRequest) -> Credits:
+        """In wei."""
+        return Credits(work(request.kind, request.count) * self.price)
+
     async def send(self, request: StepRequest, data: bytes | None) -> None:
         """With the tensor's wire bytes if this is the first hop. Raises LinkClosed."""
         if data is None:
@@ -106,17 +120,21 @@ class NodeSession:
         request = self.pending.get(step)
         if request is None:
             raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.receipt.step}")
-        if len(message.rows) != request.count * HASH_SIZE:
+        rows = 0 if request.kind == FORK else request.count
+        if len(message.rows) != rows * HASH_SIZE:
             raise ProofError("A receipt has the wrong number of row hashes", why=f"{len(message.rows)} bytes")
-        output = tensor_hash(message.rows)
         previous = self.newest.receipt
-        leaf = Leaf(previous.head, step, FORWARD, request.start, request.count, input_hash, output)
+        if request.kind == FORK and self.parent is not None:
+            leaf = fork(previous, self.parent.receipt, request.count)
+        else:
+            output = tensor_hash(message.rows)
+            leaf = Leaf(previous.head, step, request.kind, request.start, request.count, input_hash, output)
         self.newest = check_receipt(self._payer.domain, message.receipt, following(previous, leaf))
         self._checked[step] = self.newest
         del self.pending[step]
-        if self.price:
-            self._payer.book.delivered(self.leg.operator, Credits(request.count * self.price))
-        return output
+        if cost := self.cost(request):
+            self._payer.book.delivered(self.leg.operator, cost)
+        return leaf.output_hash
 
     def prove(self, step: Step) -> None:
         """All hops' receipts of this step fit together: vouchers may bind it (promise P17)."""
@@ -125,8 +143,7 @@ class NodeSession:
     def drop(self, step: Step) -> None:
         """The node will not do this step: nothing is owed for it, what was promised pays the next one."""
         request = self.pending.pop(step, None)
-        if request is not None and self.price:
-            cost = Credits(request.count * self.price)
+        if request is not None and (cost := self.cost(request)):
             self.spent -= cost
             self._payer.book.released(self.leg.operator, cost)
 
@@ -140,9 +157,9 @@ class NodeSession:
         self.drop(message.step)
         if message.code in (Code.GAP, Code.BUSY):
             return SessionLimit("The session has lost its room", why=f"at the {self.leg}: {message.what}")
-        if message.code is Code.VOUCHER and self.price and request is not None:
+        if message.code is Code.VOUCHER and request is not None and self.cost(request):
             self._payer.book.standing(self.leg.operator, message.owed)
-            if request.voucher.voucher.total < message.owed + request.count * self.price:
+            if request.voucher.voucher.total < message.owed + self.cost(request):
                 if not self.pending:
                     return None
                 return SessionLimit("This wallet pays the node from another process too", why=f"at the {self.leg}")
@@ -176,7 +193,7 @@ class NodeSession:
                     await self.closed.wait()
         if self.price:
             for request in self.pending.values():  # their fate is unknown: the debt stays, as it may be real
-                self._payer.book.delivered(self.leg.operator, Credits(request.count * self.price))
+                self._payer.book.delivered(self.leg.operator, self.cost(request))
         self.pending.clear()
         await self.link.close("the session is over")
 

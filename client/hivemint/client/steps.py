@@ -9,7 +9,7 @@ import torch
 from hivemint.client.route import Speeds
 from hivemint.client.session import NodeSession
 from hivemint.contracts.errors import ProofError, ProtocolError
-from hivemint.contracts.ids import Step, TensorHash
+from hivemint.contracts.ids import Digest, Step, TensorHash
 from hivemint.swarm.messages import RowMode, StepReceipt, Tensor
 from hivemint.swarm.rows import HASH_SIZE, from_wire, row_bytes, row_hashes, tensor_hash
 
@@ -52,6 +52,12 @@ class Steps:
         self.open[number] = state
         return state
 
+    def add_fork(self, number: Step, count: int) -> StepState:
+        """A step without rows: no hop's receipt waits for another's."""
+        state = StepState(number, 0, count, "none", b"", None, [TensorHash(Digest(bytes(32)))], self._loop.time())
+        self.open[number] = state
+        return state
+
     def suspect(self) -> NodeSession:
         """The hop that the oldest step waits for."""
         state = next(iter(self.open.values()), None)
@@ -86,7 +92,8 @@ class Steps:
                 if state.output_rows != expected:
                     raise ProofError("The output is not the one that its node signed for", why=f"step {state.number}")
         except ProofError as error:
-            raise session.lied(error, *self._sessions[max(0, hop - 1) : hop]) from None
+            before = self._sessions[max(0, hop - 1) : hop] if state.data else ()
+            raise session.lied(error, *before) from None
         state.times.append(self._loop.time())
 
     def output(self, hop: int, message: Tensor) -> None:
@@ -102,7 +109,7 @@ class Steps:
 
     def _learn(self, state: StepState) -> None:
         """Times of decode steps, hop by hop: from one hop's receipt to the next one's."""
-        if state.count != 1:
+        if state.count != 1 or not state.data:
             return
         before = state.sent
         for session, at in zip(self._sessions, state.times, strict=True):

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from hivemint.client.handshake import Greeting, Payer, greet, neighbours, shake_hands, sign_session
 from hivemint.client.live_pipeline import LivePipeline
 from hivemint.client.nodes import Nodes, Target
-from hivemint.client.pipeline import Plan, SessionLimit
+from hivemint.client.pipeline import Pipeline, Plan, SessionLimit
 from hivemint.client.purse import Purse
 from hivemint.client.route import Leg, MissingBlocks, Route, Speeds, Wish, plan_route
 from hivemint.client.session import NodeSession
@@ -29,6 +31,7 @@ from hivemint.swarm.messages import Code
 from hivemint.swarm.models import LocalModel
 from hivemint.swarm.records import CheckedRecord
 
+log = structlog.get_logger(__name__)
 ATTEMPTS = 4
 """Routes tried for one pipeline, each without the nodes that failed before."""
 _TRY_LATER = (Code.BUSY, Code.RATE)
@@ -82,9 +85,28 @@ class SwarmClient:
             except (SwarmError, ProofError) as error:
                 failures = self._failed(error, failures)
             else:
-                self._pipelines = {one for one in self._pipelines if one.open}
-                self._pipelines.add(pipeline)
+                self._keep(pipeline)
                 return pipeline
+
+    async def fork(self, parent: Pipeline, tokens: int, count: int) -> LivePipeline | None:
+        """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now."""
+        if not isinstance(parent, LivePipeline) or not 0 < count <= min(parent.position, tokens):
+            return None
+        pipeline = None
+        try:
+            await parent.settle()
+            pipeline = await self.along(Route(tuple(one.leg for one in parent.sessions)), tokens)
+            await pipeline.fork(parent, count)
+        except (SwarmError, Refusal, ProofError) as error:
+            log.info("nothing to begin with", reason=str(error))
+            if pipeline is None and not isinstance(error, Refusal):
+                self._set_aside(error)
+            elif pipeline is not None:
+                with contextlib.suppress(ProofError):  # it is what failed here
+                    await pipeline.close()
+            return None
+        self._keep(pipeline)
+        return pipeline
 
     async def plan(self, tokens: int) -> Plan:
         """See `Swarm.plan`."""
@@ -124,6 +146,10 @@ class SwarmClient:
         self._payer.book.close()
 
     # ---- inside
+
+    def _keep(self, pipeline: LivePipeline) -> None:
+        self._pipelines = {one for one in self._pipelines if one.open}
+        self._pipelines.add(pipeline)
 
     async def _awaited_route(self, tokens: int, free_only: bool) -> Route:
         """A route; where blocks are missing, wait for them as long as the settings say."""

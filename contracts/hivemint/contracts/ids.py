@@ -47,5 +47,5 @@ Tokens = NewType("Tokens", int)
 """Token positions computed, prefill, decode and rejected drafts alike."""
 
 ONE_CREDIT = 10**18
-FORWARD, BACKWARD = 0, 1
+FORWARD, BACKWARD, FORK = 0, 1, 2
 """`kind` of a step."""

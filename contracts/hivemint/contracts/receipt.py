@@ -14,6 +14,8 @@ import msgspec
 from hivemint.contracts.errors import ProofError
 from hivemint.contracts.ids import (
     BACKWARD,
+    FORK,
+    FORWARD,
     Address,
     Credits,
     Digest,
@@ -28,13 +30,20 @@ from hivemint.contracts.keccak import keccak
 from hivemint.contracts.signature import Signer, recover
 from hivemint.contracts.signed import Domain, Receipt, SignatureBytes, Voucher, _Len32, _word
 
+_PASSES = {FORWARD: 1, BACKWARD: 2, FORK: 0}
+
+
+def work(kind: int, count: int) -> int:
+    """The tokens that a step counts and costs: a backward pass twice its positions, a fork none."""
+    return count * _PASSES[kind]
+
 
 class Leaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one step did. `count` token positions from `start`; hashes are over the wire bytes (`swarm.rows`)."""
 
     previous: Annotated[Head, _Len32]
     step: Annotated[Step, msgspec.Meta(ge=1, le=2**63 - 1)]
-    kind: Annotated[int, msgspec.Meta(ge=0, le=1)]
+    kind: Annotated[int, msgspec.Meta(ge=0, le=2)]
     start: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     count: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     input_hash: Annotated[TensorHash, _Len32]
@@ -47,8 +56,8 @@ class Leaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def tokens(self) -> int:
-        """What the step adds to `Receipt.tokens`: a backward pass counts each position twice."""
-        return self.count * (2 if self.kind == BACKWARD else 1)
+        """What the step adds to `Receipt.tokens`."""
+        return work(self.kind, self.count)
 
 
 def opening(node: Address, client: Address, session: SessionId) -> Receipt:
@@ -86,6 +95,15 @@ class SignedVoucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     voucher: Voucher
     signature: SignatureBytes
+
+
+def fork(previous: Receipt, parent: Receipt, count: int) -> Leaf:
+    """The first leaf of a session that begins with the K/V of another one's positions `0 .. count - 1`.
+
+    In the place of the hashes stand the parent's head, to which all that its K/V came from is bound, and its session.
+    """
+    came_from = TensorHash(Digest(parent.head)), TensorHash(Digest(parent.session_id))
+    return Leaf(previous.head, Step(previous.step + 1), FORK, 0, count, *came_from)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, PreTrainedConfig
 
 from hivemint.node import kernels
 from hivemint.node.batch import Packing, Part
-from hivemint.node.kv_cache import KvShape, KvView
+from hivemint.node.kv_cache import KvShape
+from hivemint.node.slots import KvView
 
 NAME = "hivemint_packed"
 """The attention implementation's name. It has no mask function, so transformers builds no masks for it."""

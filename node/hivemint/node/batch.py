@@ -9,8 +9,9 @@ import torch
 
 from hivemint.contracts.errors import HivemintError
 from hivemint.node import kernels
-from hivemint.node.kv_cache import KvCache, KvView
+from hivemint.node.kv_cache import KvCache
 from hivemint.node.pages import EMPTY, PagedView, PagePool, Plan, Table, plan_numbers
+from hivemint.node.slots import KvView
 
 
 class BadWork(HivemintError):

@@ -135,6 +135,7 @@ class Talk:
         session = ServedSession(terms, admitted.session_id, account, offer.ahead, offer.max_rows, receipt)
         self.session, self._seat, self.key_on_chain = session, seat, admitted.key_on_chain
         seat.on_evicted = session.evicted
+        self._shop.seats[session.session_id] = seat
         lobby.enter(self)
         steps = self._steps = Steps(self._shop, self._link, session, seat, admitted.wire, self._broken)
         shown = message.delegation
@@ -239,6 +240,7 @@ class Talk:
             await steps.settle()
             if steps.previous:
                 self._shop.inbox.forget(SessionId(steps.previous.session))
+        self._shop.seats.pop(session.session_id, None)
         if self._seat:
             self._shop.engine.release(self._seat)
         self._shop.journal.close_session(session.session_id)

@@ -90,6 +90,7 @@ class Engine:
         self._jobs: dict[Job, StepJob] = {}
         self._seen: dict[Seat, float] = {}
         self._running: list[Seat] = []
+        self._held: list[Seat] = []
         self._leaving: list[Seat] = []
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "compute")
@@ -127,6 +128,30 @@ class Engine:
         finally:
             cache.close()
 
+    def fork(self, parent: Seat, child: Seat, count: int) -> "asyncio.Future[None]":
+        """`child` begins with the K/V of the first `count` tokens of `parent`. Raises OutOfRoom.
+
+        Room is taken at once; what must be copied is copied behind the batch that runs, before any that comes later.
+        """
+        pair = [parent, child]
+        for seat in pair:
+            seat.busy += 1
+
+        def let_go(_: object = None) -> None:
+            for seat in pair:
+                seat.busy -= 1
+                self._held.remove(seat)
+            self._see_off()
+
+        self._held += pair
+        try:
+            copied = self._loop.run_in_executor(self._thread, self.room.fork(parent, child, count))
+        except BaseException:
+            let_go()
+            raise
+        copied.add_done_callback(let_go)
+        return copied
+
     def free_wait(self) -> float:
         """Seconds until a free step that came now would start: free rows ahead of it over the lane's sure share."""
         share = self.scheduler.reserve / self.scheduler.budget
@@ -137,7 +162,7 @@ class Engine:
 
     def release(self, seat: Seat) -> None:
         """Give a seat back; while the device still writes to it, right after that."""
-        if seat in self._running:
+        if seat in self._running or seat in self._held:
             self._leaving.append(seat)
         else:
             self.room.close(seat)
@@ -166,7 +191,8 @@ class Engine:
                 if not part.first:
                     self.gauge.started(part.job)
                 try:
-                    self.room.take(step.seat, step.start + part.first + part.rows)
+                    start = step.start + part.first
+                    self.room.take(step.seat, start + part.rows, start)
                 except OutOfRoom as error:
                     self.scheduler.drop(part.job)
                     step.output.set_exception(error)
@@ -203,9 +229,15 @@ class Engine:
         self._running = [step.seat for _, step in batch]
         outputs = await self._loop.run_in_executor(self._thread, self._forward, works, [part for part, _ in batch])
         self._running = []
-        while self._leaving:
-            self.room.close(self._leaving.pop())
+        self._see_off()
         return outputs
+
+    def _see_off(self) -> None:
+        """Close the seats that were given back while the device used them."""
+        gone = [seat for seat in self._leaving if seat not in self._running and seat not in self._held]
+        for seat in gone:
+            self._leaving.remove(seat)
+            self.room.close(seat)
 
     def _forward(self, works: list[Work], parts: list[Slice]) -> list[Output]:
         """In the compute thread. When a batch fails, each step runs alone: one bad step costs only itself."""

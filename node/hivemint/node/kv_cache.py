@@ -5,9 +5,9 @@ for `max_tokens` is only addressed when a session opens, and the system commits 
 devices all pages are allocated at once (`pages.py`). Either way the store counts pages: `bytes_used` is what is taken.
 """
 
-import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -16,9 +16,9 @@ import psutil
 import torch
 
 from hivemint.contracts.errors import HivemintError
-from hivemint.node.pages import EMPTY, PAGE, PagedView, PagePool, Table
+from hivemint.node.pages import EMPTY, PAGE, PagedView, PagePool, Table, pages_for
+from hivemint.node.slots import KvView, Slot
 
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _CPU_SHARE, _GPU_SHARE = 0.5, 0.8
 
 
@@ -39,6 +39,13 @@ class KvShape:
         return self.heads * (self.key_dim + self.value_dim)
 
 
+@dataclass(eq=False)
+class Tally:
+    """Pages that a group of sessions holds; one that several of them read counts once."""
+
+    pages: int = 0
+
+
 class KvStore:
     """A node's room for keys and values. Counting is thread-safe; writing is the compute thread's alone."""
 
@@ -54,6 +61,7 @@ class KvStore:
         self._page_bytes = self.bytes_per_token * PAGE
         self._pages_total = budget // self._page_bytes
         self._pages_taken = 0
+        self._rest = Tally()
         self._lock = Lock()
         self.pool: PagePool | None = None
         if device.type != "cpu" if paged is None else paged:
@@ -76,8 +84,11 @@ class KvStore:
     def bytes_used(self) -> int:
         return self._pages_taken * self._page_bytes
 
-    def open(self, max_tokens: int) -> "KvCache":
-        """An empty cache for up to `max_tokens`; takes no page yet. Raises OutOfRoom if it could never fill."""
+    def open(self, max_tokens: int, tally: Tally | None = None) -> "KvCache":
+        """An empty cache for up to `max_tokens`; takes no page yet. Raises OutOfRoom if it could never fill.
+
+        `tally`: its group's count of pages. Only caches of one group can share any.
+        """
         if max_tokens < 1:
             raise ValueError(f"a cache holds at least one token, not {max_tokens}")
         if pages_for(max_tokens) > self._pages_total:
@@ -88,9 +99,9 @@ class KvStore:
             )
         if self._pages_taken >= self._pages_total:
             raise OutOfRoom("no room for another session", why="every K/V page is taken", next_step="try again later")
-        return KvCache(self, max_tokens)
+        return KvCache(self, max_tokens, tally or self._rest)
 
-    def _take(self, pages: int) -> Table:
+    def _take(self, pages: int, tally: Tally) -> Table:
         with self._lock:
             if pages > self._pages_total - self._pages_taken:
                 raise OutOfRoom(
@@ -99,13 +110,14 @@ class KvStore:
                     next_step="try again when a session has closed",
                 )
             self._pages_taken += pages
+            tally.pages += pages
             return EMPTY if self.pool is None else self.pool.take(pages)
 
-    def _give_back(self, pages: int, table: Table) -> None:
+    def _give_back(self, pages: int, table: Table, tally: Tally) -> None:
         with self._lock:
-            self._pages_taken -= pages
-            if self.pool is not None:
-                self.pool.give_back(table)
+            free = pages if self.pool is None else self.pool.give_back(table)
+            self._pages_taken -= free
+            tally.pages -= free
 
 
 class KvCache:
@@ -114,27 +126,32 @@ class KvCache:
     Never evict or close it while a step of its session runs: the step writes to the memory that is given back.
     """
 
-    def __init__(self, store: KvStore, max_tokens: int) -> None:
+    def __init__(self, store: KvStore, max_tokens: int, tally: Tally) -> None:
         self.length = 0
         self.max_tokens = max_tokens
         self.pages = 0
-        self._keys: list[torch.Tensor] = []  # per block [1, heads, capacity, key_dim]
-        self._values: list[torch.Tensor] = []
-        self._all: torch.Tensor | None = None  # where all blocks are alike: [blocks, 2, 1, heads, capacity, dim]
         self.pool = store.pool
         self.table = EMPTY
         """Page numbers, where memory is one pool of pages."""
-        self._store = store
-        self._mapping: mmap.mmap | None = None
+        self._store, self._tally = store, tally
+        self._shared = 0  # pages from here on are read by this session alone
         self._open = True
-        if self.pool is None:
-            self._map()
+        self._slot = None if self.pool is not None else self._address()
 
     def __len__(self) -> int:
         return self.length
 
-    def reserve(self, length: int) -> None:
-        """Take the pages that `length` tokens need. Raises OutOfRoom and changes nothing if there are too few."""
+    def missing(self, length: int, start: int | None = None) -> int:
+        """Pages that `reserve` would take."""
+        needed = pages_for(length)
+        return max(0, needed - self.pages) + len(self._foreign(self.length if start is None else start, needed))
+
+    def reserve(self, length: int, start: int | None = None) -> None:
+        """Take the pages that `length` tokens need, of which those from `start` on (default: the new ones) are written.
+
+        A page to be written that other sessions read is swapped for one of its own. Raises OutOfRoom and changes
+        nothing if there are too few.
+        """
         if not self._open:
             raise OutOfRoom("the session's cache is closed", next_step="open a new session")
         if length > self.max_tokens:
@@ -142,24 +159,53 @@ class KvCache:
                 f"{length} tokens don't fit this session", why=f"it was opened for {self.max_tokens}",
                 next_step="open a new session with a higher limit",
             )  # fmt: skip
-        needed = pages_for(length)
-        if needed <= self.pages:
+        needed, start = pages_for(length), self.length if start is None else start
+        foreign = self._foreign(start, needed)
+        grown = max(0, needed - self.pages)
+        if not grown and not len(foreign):
             return
-        fresh = self._store._take(needed - self.pages)
-        if len(fresh):
-            self.table = np.concatenate((self.table, fresh))
-        self.pages = needed
+        fresh = self._store._take(grown + len(foreign), self._tally)
+        if len(foreign):
+            self._swap(foreign, fresh[: len(foreign)], start)
+        if self.pool is not None:
+            self.table = np.concatenate((self.table, fresh[len(foreign) :]))
+        self.pages += grown
 
-    def view(self, start: int, end: int) -> "KvView | PagedView":
+    def fork_pages(self, count: int) -> int:
+        """Pages that `fork` would take: all where a session's memory is one piece, else a last one in part."""
+        return pages_for(count) if self.pool is None else pages_for(count % PAGE)
+
+    def fork(self, parent: "KvCache", count: int) -> Callable[[], None]:
+        """Begin with the first `count` tokens of `parent`, in place of what is here; whole pages of a pool are shared.
+
+        Room is taken now; the call that comes back copies what has to be copied, and is for the compute thread. Until
+        it has run, neither session may be evicted or closed. Raises OutOfRoom, and then nothing is here.
+        """
+        if not 0 < count <= min(parent.length, self.max_tokens) or parent is self or parent._tally is not self._tally:
+            raise ValueError(f"{count} tokens of a cache with {parent.length} can't begin one for {self.max_tokens}")
+        self.evict()
+        fresh = self._store._take(self.fork_pages(count), self._tally)
+        self.length = count
+        if self._slot is not None and parent._slot is not None:
+            self.pages = pages_for(count)
+            return partial(torch._foreach_copy_, self._slot.rows(count), parent._slot.rows(count))
+        assert self.pool is not None  # noqa: S101 - memory is either
+        whole = count // PAGE
+        with self._store._lock:
+            self.pool.share(parent.table[:whole])
+        self.table = np.concatenate((parent.table[:whole], fresh))
+        self.pages = len(self.table)
+        self._shared, parent._shared = whole, max(parent._shared, whole)
+        pairs = [(int(parent.table[whole]), int(fresh[0]))] if len(fresh) else []
+        return partial(_copy_pages, self.pool, pairs)
+
+    def view(self, start: int, end: int) -> KvView | PagedView:
         """The memory for one step: positions `start .. end - 1` to write, `0 .. end - 1` to read."""
         if self.pool is not None:
             return PagedView(self.pool, self.table, start, end)
-        if self._all is not None:  # a handful of operations for all blocks together
-            pairs = self._all[:, :, :, :, :end].unbind(1)
-            return KvView(self._all[:, :, 0, :, start:end].unbind(0), None, pairs[0].unbind(0), pairs[1].unbind(0))
-        keys = [block[:, :, :end] for block in self._keys]
-        values = [block[:, :, :end] for block in self._values]
-        return KvView([block[0, :, start:] for block in keys], [block[0, :, start:] for block in values], keys, values)
+        if self._slot is None:
+            raise OutOfRoom("the session's cache is closed", next_step="open a new session")
+        return self._slot.view(start, end)
 
     def crop(self, length: int) -> None:
         """Forget all tokens from position `length` on. O(1); the pages stay with the session."""
@@ -169,76 +215,44 @@ class KvCache:
 
     def evict(self) -> None:
         """Forget everything and give the room back; the session may fill it again later."""
-        self.length = 0
-        self._store._give_back(self.pages, self.table)
-        self.pages, self.table = 0, EMPTY
-        if self._mapping is not None:
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+        self._store._give_back(self.pages, self.table, self._tally)
+        self.length, self.pages, self.table, self._shared = 0, 0, EMPTY, 0
+        if self._slot is not None:
+            self._slot.clear()
 
     def close(self) -> None:
         """Give the room back for good. Closing twice is harmless."""
         if self._open:
             self.evict()
-            self._open = False
-            self._mapping = None
-            self._forget()
+            self._open, self._slot = False, None
 
-    def _map(self) -> None:
-        """Address room for `max_tokens`; the system commits it page by page as it is written."""
-        capacity = pages_for(self.max_tokens) * PAGE
-        size = capacity * self._store.bytes_per_token
+    def _foreign(self, start: int, pages: int) -> Table:
+        """Places in the table, from that of token `start` on and below `pages`, of pages that others read too."""
+        first = start // PAGE
+        if first >= self._shared or self.pool is None:  # nearly always
+            return EMPTY
+        return self.pool.shared(self.table[first : min(self._shared, pages)]) + first
+
+    def _swap(self, places: Table, fresh: Table, start: int) -> None:
+        """Own pages at these places of the table. What stands before `start` in the first one is kept."""
+        assert self.pool is not None  # noqa: S101 - nothing is shared elsewhere
+        table = self.table.copy()
+        gone, table[places] = table[places], fresh
+        if places[0] * PAGE < start:
+            self.pool.copy(int(gone[0]), int(fresh[0]))
+        self._store._give_back(len(gone), gone, self._tally)
+        self.table = table
+
+    def _address(self) -> Slot:
         try:
-            self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+            return Slot(self._store.shapes, self._store.dtype, pages_for(self.max_tokens) * PAGE)
         except (OSError, OverflowError) as problem:
-            raise OutOfRoom(f"cannot address {size} bytes of K/V", why=str(problem)) from problem
-        flat = torch.frombuffer(self._mapping, dtype=torch.uint8).view(self._store.dtype)
-        self._carve(flat, capacity)
-
-    def _carve(self, flat: torch.Tensor, capacity: int) -> None:
-        self._forget()
-        shapes = self._store.shapes
-        if len(set(shapes)) == 1 and shapes[0].key_dim == shapes[0].value_dim:
-            self._all = flat.view(len(shapes), 2, 1, shapes[0].heads, capacity, shapes[0].key_dim)
-        start = 0
-        for shape in shapes:
-            middle = start + shape.heads * capacity * shape.key_dim
-            end = middle + shape.heads * capacity * shape.value_dim
-            self._keys.append(flat[start:middle].view(1, shape.heads, capacity, shape.key_dim))
-            self._values.append(flat[middle:end].view(1, shape.heads, capacity, shape.value_dim))
-            start = end
-
-    def _forget(self) -> None:
-        self._keys, self._values, self._all = [], [], None
+            raise OutOfRoom(f"cannot address the K/V of {self.max_tokens} tokens", why=str(problem)) from problem
 
 
-@dataclass(frozen=True, eq=False)
-class KvView:
-    """One session's K/V memory for one step, a tensor a block.
-
-    `keys`, `values`: `[1, heads, end, dim]` to attend over. `new`: where the step's rows belong, `[2, heads, count,
-    dim]` (keys, then values), or, if blocks differ, `[heads, count, dim]` for the keys and `new_values` beside it.
-    """
-
-    new: Sequence[torch.Tensor]
-    new_values: Sequence[torch.Tensor] | None
-    keys: Sequence[torch.Tensor]
-    values: Sequence[torch.Tensor]
-
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep the step's rows `[heads, count, dim]` of one block."""
-        if self.new_values is None:
-            self.new[layer].copy_(torch.stack((keys, values)))
-        else:
-            self.new[layer].copy_(keys)
-            self.new_values[layer].copy_(values)
-
-    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of positions `0 .. end - 1`: `[1, heads, end, dim]` each."""
-        return self.keys[layer], self.values[layer]
-
-
-def pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE)
+def _copy_pages(pool: PagePool, pairs: list[tuple[int, int]]) -> None:
+    for page, to in pairs:
+        pool.copy(page, to)
 
 
 def free_share(device: torch.device) -> int:

@@ -1,8 +1,9 @@
 """Paged memory for keys and values on devices that commit memory at once, and the plan of a step over it.
 
 One tensor a block holds all sessions' pages; a session owns a list of page numbers. Taking a page copies nothing,
-crop is a number, and any page serves any session, so nothing fragments. Page 0 is nobody's: padding rows of a
-captured step write there.
+crop is a number, and any page serves any session, so nothing fragments. Sessions that begin alike may read the same
+pages; who writes to one that others read takes a page of its own first. Page 0 is nobody's: padding rows of a captured
+step write there.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ Table = np.ndarray[Any, np.dtype[np.int32]]
 EMPTY: Table = np.empty(0, np.int32)
 
 
+def pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE)
+
+
 class PagePool:
     """Memory of `pages` pages in every block: keys `[pages + 1, heads, PAGE, key_dim]`, values alike."""
 
@@ -36,6 +41,7 @@ class PagePool:
         self.forwards: dict[Any, Any] = {}
         """Forwards captured over this memory, by decoder (`graphs.py`)."""
         self._free = list(range(pages, 0, -1))
+        self._readers = np.zeros(pages + 1, np.int32)  # sessions that a page belongs to
 
     def take(self, count: int) -> Table:
         """The numbers of `count` pages that nobody has. The store has counted before that there are as many."""
@@ -43,10 +49,28 @@ class PagePool:
             return EMPTY
         taken = np.array(self._free[-count:], np.int32)
         del self._free[-count:]
+        self._readers[taken] = 1
         return taken
 
-    def give_back(self, table: Table) -> None:
-        self._free.extend(table.tolist())
+    def share(self, table: Table) -> None:
+        """One more session reads these pages."""
+        self._readers[table] += 1
+
+    def shared(self, table: Table) -> Table:
+        """At which places of `table` stand pages that other sessions read too."""
+        return np.flatnonzero(self._readers[table] > 1).astype(np.int32)
+
+    def give_back(self, table: Table) -> int:
+        """One session less for each of these pages. How many are free by that."""
+        self._readers[table] -= 1
+        free = table[self._readers[table] == 0].tolist()
+        self._free.extend(free)
+        return len(free)
+
+    def copy(self, page: int, to: int) -> None:
+        """Copy a page in all blocks."""
+        for memory in (*self.keys, *self.values):
+            memory[to] = memory[page]
 
 
 class PagedView:

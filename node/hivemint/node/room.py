@@ -8,11 +8,14 @@ lane's share. Reserving without using blocks nobody.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from hivemint.node.kv_cache import KvCache, KvStore, OutOfRoom, pages_for
+from hivemint.node.kv_cache import KvCache, KvStore, OutOfRoom, Tally
+from hivemint.node.pages import PAGE, pages_for
 from hivemint.node.scheduler import Lane
 
 IDLE = 30.0
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -36,35 +39,38 @@ class Room:
         self.store = store
         self._share, self._idle, self._max_seats, self._clock = free_share, idle, max_seats, clock
         self.seats: list[Seat] = []
+        self._tallies = {lane: Tally() for lane in Lane}
 
     def open(self, lane: Lane, max_tokens: int) -> Seat:
         """A seat without any page yet. Raises OutOfRoom."""
         if len(self.seats) >= self._max_seats:
             raise OutOfRoom("no seat for another session", why=f"{len(self.seats)} are open", next_step="wait")
         try:
-            cache = self.store.open(max_tokens)
+            cache = self.store.open(max_tokens, self._tallies[lane])
         except OutOfRoom:
             if pages_for(max_tokens) > pages_for(self.store.tokens_total) or not self._evict_one(lane, self._clock()):
                 raise
-            cache = self.store.open(max_tokens)
+            cache = self.store.open(max_tokens, self._tallies[lane])
         seat = Seat(cache, lane, self._clock())
         self.seats.append(seat)
         return seat
 
-    def take(self, seat: Seat, tokens: int) -> None:
-        """Pages for `tokens` in all, evicting others if it must. Raises OutOfRoom, nothing changed for this seat."""
-        now = seat.used_at = self._clock()
-        while True:
-            if self._may_grow(seat, tokens):
-                try:
-                    return seat.cache.reserve(tokens)
-                except OutOfRoom:
-                    if tokens > seat.cache.max_tokens:
-                        raise
-            if not self._evict_one(seat.lane, now, but=seat):
-                raise OutOfRoom(
-                    f"no room for {tokens} tokens now", why="the other sessions are busy", next_step="try again later"
-                )
+    def take(self, seat: Seat, tokens: int, start: int | None = None) -> None:
+        """Pages for `tokens` in all, those from `start` on to be written, evicting others if it must.
+
+        Raises OutOfRoom, nothing changed for this seat.
+        """
+        seat.used_at = self._clock()
+        missing = seat.cache.missing(tokens, start)
+        if not missing or tokens > seat.cache.max_tokens:
+            return seat.cache.reserve(tokens, start)
+        return self._evicting(seat, missing, lambda: seat.cache.reserve(tokens, start))
+
+    def fork(self, parent: Seat, child: Seat, count: int) -> Callable[[], None]:
+        """`child` begins with `count` tokens of `parent`: see `KvCache.fork`. Both seats are held by being busy."""
+        parent.used_at = child.used_at = self._clock()
+        missing = child.cache.fork_pages(count)
+        return self._evicting(child, missing, lambda: child.cache.fork(parent.cache, count))
 
     def close(self, seat: Seat) -> None:
         if seat in self.seats:
@@ -72,22 +78,31 @@ class Room:
         seat.cache.close()
 
     def used(self, lane: Lane) -> int:
-        """Tokens in the pages of a lane's sessions."""
-        return sum(seat.cache.pages for seat in self.seats if seat.lane is lane) * self._page_tokens
-
-    @property
-    def _page_tokens(self) -> int:
-        return self.store.tokens_total // max(1, pages_for(self.store.tokens_total))
+        """Tokens in the pages of a lane's sessions. What several of them read counts once."""
+        return self._tallies[lane].pages * PAGE
 
     @property
     def _free_tokens_kept(self) -> int:
         return int(self.store.tokens_total * self._share)
 
-    def _may_grow(self, seat: Seat, tokens: int) -> bool:
+    def _evicting(self, seat: Seat, missing: int, take: Callable[[], T]) -> T:
+        """`take`, which needs `missing` pages for `seat`, after as many evictions as it needs."""
+        while True:
+            if self._may_grow(seat, missing):
+                try:
+                    return take()
+                except OutOfRoom:
+                    if missing * PAGE <= self.store.tokens_free:
+                        raise
+            if not self._evict_one(seat.lane, seat.used_at, but=seat):
+                why, next_step = "the other sessions are busy", "try again later"
+                raise OutOfRoom(f"no room for {missing * PAGE} tokens now", why=why, next_step=next_step)
+
+    def _may_grow(self, seat: Seat, missing: int) -> bool:
         """Paid sessions leave the free lane its share while it has anybody."""
         if seat.lane is Lane.FREE or not any(other.lane is Lane.FREE for other in self.seats):
             return True
-        grown = self.used(Lane.PAID) + max(0, pages_for(tokens) - seat.cache.pages) * self._page_tokens
+        grown = self.used(Lane.PAID) + missing * PAGE
         return grown <= self.store.tokens_total - self._free_tokens_kept
 
     def _evict_one(self, lane: Lane, now: float, but: Seat | None = None) -> bool:

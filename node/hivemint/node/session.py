@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from hivemint.contracts.ids import BACKWARD, FORWARD, Digest, SessionId, Step, TensorHash
-from hivemint.contracts.receipt import CheckedReceipt, CheckedVoucher, Countersigned
+from hivemint.contracts.ids import BACKWARD, FORK, FORWARD, Digest, SessionId, Step, TensorHash
+from hivemint.contracts.receipt import CheckedReceipt, CheckedVoucher, Countersigned, work
 from hivemint.contracts.signed import Session
 from hivemint.node.account import Account
 from hivemint.node.scheduler import Job, Lane
@@ -34,6 +34,7 @@ class TakenStep:
     request: StepRequest
     price: int
     pair: Countersigned
+    before: int = 0  # the cache's length without this step
     job: Job | None = None
     sealed: bool = False
     input_hash: TensorHash | None = None
@@ -47,7 +48,7 @@ class TakenStep:
     @property
     def begun(self) -> bool:
         """The device has some of its rows, or had."""
-        return self.job is not None and self.job.started_at is not None
+        return self.request.kind == FORK or (self.job is not None and self.job.started_at is not None)
 
 
 @dataclass(eq=False)
@@ -88,14 +89,14 @@ class ServedSession:
         return [step for step in self.steps.values() if step.answer is None]
 
     def price_of(self, request: StepRequest) -> int:
-        """In wei; a backward pass counts each position twice."""
-        return self.terms.price * request.count * (2 if request.kind == BACKWARD else 1)
+        """In wei."""
+        return self.terms.price * work(request.kind, request.count)
 
     def judge(self, request: StepRequest) -> Refused | Again | None:
         """All that can be said without the voucher's signature."""
         if request.step <= self.last:
             return self._repeated(request)
-        for check in (self._check_order, self._check_shape, self._check_gap, self._check_amount, self._check_binding):
+        for check in (self._check_order, self._check_gap, self._check_shape, self._check_amount, self._check_binding):
             if refused := check(request):
                 return refused
         return self.check_cover(request)
@@ -114,7 +115,7 @@ class ServedSession:
 
     def take(self, request: StepRequest, voucher: CheckedVoucher) -> TakenStep:
         """The request has passed all checks: owed rises, the voucher counts."""
-        step = TakenStep(request, self.price_of(request), self.countersign(voucher))
+        step = TakenStep(request, self.price_of(request), self.countersign(voucher), self.length)
         self.account.charge(step.price)
         self.spent += step.price
         self.last = request.step
@@ -156,7 +157,9 @@ class ServedSession:
             self.spent -= step.price
         if gone:
             self.last = Step(gone[0].number - 1)
-            self.length = gone[0].request.start
+            # those that never began have cropped nothing; one that did may have written from its start on
+            written = [s.request.start for s in gone if s.begun and s.request.kind != BACKWARD]
+            self.length = min([gone[0].before, *written])
         return gone
 
     def evicted(self) -> None:
@@ -201,10 +204,48 @@ class ServedSession:
             )
         return None
 
+    def parent(self, request: StepRequest) -> "ServedSession | None":
+        """The open session whose K/V a fork may begin with: of the same key, blocks, numerics and lane as this one."""
+        for other in self.account.sessions:
+            if other is not self and isinstance(other, ServedSession) and other.receipt.receipt.head == request.parent:
+                return other if other.kin == self.kin else None
+        return None
+
+    @property
+    def kin(self) -> tuple[object, ...]:
+        """What two sessions of one client must have in common to share K/V."""
+        terms = self.terms
+        return terms.session_key, terms.numerics, terms.first_block, terms.end_block, self.lane
+
+    def _check_fork(self, request: StepRequest) -> Refused | None:
+        if request.step != 1 or request.start or request.source is not None or request.push or request.rows != "none":
+            return self.refused(
+                request, Code.PROTOCOL, "A fork is a session's first step, from position 0, without input and output",
+                f"got step {request.step}, start {request.start}",
+            )  # fmt: skip
+        parent = self.parent(request)
+        if parent is not None and parent.pending:
+            return self.refused(
+                request, Code.STEP, "The session to begin with has steps in flight", "", "wait for its receipts"
+            )
+        cached = 0 if parent is None else parent.length
+        if request.count <= cached:
+            return None
+        refused = self.refused(
+            request, Code.GAP, "There is nothing to begin with",
+            f"no open session like this one, with that head, has {request.count} tokens, the one here has {cached}",
+            "send the tokens themselves",
+        )  # fmt: skip
+        return msgspec.structs.replace(refused, cached=cached)
+
     def _check_shape(self, request: StepRequest) -> Refused | None:
-        if request.kind != FORWARD:
+        if request.kind == FORK and (refused := self._check_fork(request)):
+            return refused
+        if request.kind != FORK and request.parent is not None:
+            return self.refused(request, Code.PROTOCOL, "Only a fork names another session")
+        if request.kind not in (FORWARD, FORK):
             return self.refused(request, Code.PROTOCOL, "This node serves no backward passes")
-        if request.count > self.max_rows:
+        if request.kind == FORWARD and request.count > self.max_rows:
             return self.refused(
                 request, Code.LIMIT, "The step has too many rows", f"expected at most {self.max_rows}, "
                 f"got {request.count}", "send it in smaller chunks",

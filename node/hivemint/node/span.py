@@ -89,7 +89,7 @@ class Span:
             return []
         check(batch, self.hidden_size, self.max_positions)
         for work in batch:
-            work.cache.reserve(work.end)
+            work.cache.reserve(work.end, work.start)
         for work in batch:
             work.cache.crop(work.start)
         counts = [work.count for work in batch]

@@ -12,15 +12,16 @@ A step that fails before it is measured costs nothing and takes the steps behind
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import structlog
 import torch
 
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
-from hivemint.contracts.ids import Address, SessionId, Step
-from hivemint.contracts.receipt import Countersigned
+from hivemint.contracts.ids import FORK, Address, SessionId, Step
+from hivemint.contracts.receipt import Countersigned, following, fork
+from hivemint.contracts.signed import Receipt
 from hivemint.ledger.entries import Entry
 from hivemint.ledger.journal import Journal
 from hivemint.node.admission import Offer
@@ -72,6 +73,8 @@ class Shop:
     hidden_size: int
     dtype: torch.dtype
     stats: Stats
+    seats: dict[SessionId, Seat] = field(default_factory=dict)
+    """K/V room of every open session."""
 
 
 class StepFailed(HivemintError):
@@ -122,6 +125,9 @@ class Steps:
     def begin(self, step: TakenStep) -> None:
         """The request was taken: the step goes its way."""
         request, pushed = step.request, None
+        if request.kind == FORK:
+            self._begin_fork(step)
+            return
         if request.source is None or self.previous is None:
             self._inputs[step.number] = asyncio.get_running_loop().create_future()
         else:
@@ -149,7 +155,7 @@ class Steps:
     def repeat(self, step: TakenStep, request: StepRequest) -> None:
         """The same request again: the stored answer, if the input is the same too."""
         waiting = None
-        if request.source is None:  # the tensor follows at once, so there must be a place for it
+        if request.source is None and request.kind != FORK:  # the tensor follows at once: there must be a place
             waiting = self._inputs.setdefault(step.number, asyncio.get_running_loop().create_future())
         self._spawn(self._repeat(step, request, waiting))
 
@@ -297,6 +303,49 @@ class Steps:
         await self._link.send(answer)
         if request.rows != "none":
             shop.stats.sent("client")
+
+    def _begin_fork(self, step: TakenStep) -> None:
+        """All that is asked of the parent is settled here, before anybody else's turn: its state is the one named."""
+        session, shop, count = self.session, self._shop, step.request.count
+        parent = session.parent(step.request)
+        if parent is None:
+            raise RuntimeError("a fork was taken without its parent")
+        try:
+            copied: asyncio.Future[None] = shop.engine.fork(shop.seats[parent.session_id], self._seat, count)
+        except OutOfRoom as error:
+            copied = asyncio.get_running_loop().create_future()
+            copied.set_exception(error)
+        leaf = fork(session.receipt.receipt, parent.receipt.receipt, count)
+        self._seat.busy += 1
+        self._tasks[step.number] = self._spawn(self._serve_fork(step, following(session.receipt.receipt, leaf), copied))
+
+    async def _serve_fork(self, step: TakenStep, receipt: Receipt, copied: "asyncio.Future[None]") -> None:
+        """Nothing is computed and nothing owed; the receipt binds what the K/V came from."""
+        session = self.session
+        try:
+            async with self._entering:  # the steps behind it begin on what was copied
+                await self._copied(copied)
+            async with self._leaving:
+                if session.steps.get(step.number) is step:
+                    session.seal(step)
+                    await self.store(0, step.pair)
+                    signed = await self._shop.meter.sign(receipt)
+                    answer = StepReceipt(signed.signed, b"", session.account.highest, session.account.owed)
+                    session.answer(step, signed, answer)
+                    await self._link.send(answer)
+        except StepFailed as failed:
+            await self._fail(step, failed)
+        finally:
+            self._tasks.pop(step.number, None)
+            self._seat.busy -= 1
+
+    async def _copied(self, copied: "asyncio.Future[None]") -> None:
+        try:
+            await asyncio.shield(copied)
+        except OutOfRoom as error:
+            raise StepFailed(Code.BUSY, error.what, error.why, error.next_step, 1.0) from None
+        except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for all of its own
+            raise StepFailed(Code.FAILED, "The device failed at this fork", str(error), "try another node") from None
 
     async def _push(self, *messages: Tensor | HopReceipt) -> None:
         """A broken link to the next node is the client's to replace: it gets this node's receipt all the same."""

@@ -172,17 +172,22 @@ class StepRequest(Message, frozen=True):
 
     `push`: the output goes to `Route.next` too. The voucher covers this step and binds a receipt not older than
     `step - ahead`.
+
+    A fork (`kind` 2) is a session's first step or none: it takes over the K/V of positions `0 .. count - 1` from
+    another session of the same key at this node, whose newest receipt has the head `parent`. It has no input and no
+    output, and costs nothing.
     """
 
     NUMBER: ClassVar[int] = 8
     step: StepNumber
-    kind: Annotated[int, msgspec.Meta(ge=0, le=1)]
+    kind: Annotated[int, msgspec.Meta(ge=0, le=2)]
     start: Uint63
     count: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     voucher: SignedVoucher
     source: StepNumber | None = None
     push: bool = False
     rows: RowMode = "none"
+    parent: Bytes32 | None = None
 
 
 class StepReceipt(Message, frozen=True):

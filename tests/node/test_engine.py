@@ -1,0 +1,156 @@
+"""The hot loop over a real span: what shares a forward, and that sharing changes nothing."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from hivemint.contracts.ids import BlockIndex
+from hivemint.node.batch import Work
+from hivemint.node.engine import Engine
+from hivemint.node.kv_cache import KvStore, OutOfRoom
+from hivemint.node.pages import PAGE
+from hivemint.node.room import Room, Seat
+from hivemint.node.scheduler import Job, Lane, Scheduler
+from hivemint.node.span import Span
+from support.tiny import tiny_model
+
+
+class Watched:
+    """A span that notes (start, count) of each part of each forward."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.forwards: list[list[tuple[int, int]]] = []
+
+    def run(self, batch: list[Work]) -> list[torch.Tensor]:
+        self.forwards.append([(work.start, work.count) for work in batch])
+        return self.span.run(batch)
+
+
+class Bench:
+    """An engine with its room; sessions are seats."""
+
+    def __init__(self, span: Span, budget: int, paged: bool) -> None:
+        self.span = Watched(span)
+        shapes = span.new_store(1).shapes
+        self.room = Room(KvStore(shapes, span.dtype, span.device, 1 << 20, paged))
+        self.engine = Engine(self.span, Scheduler(budget), self.room)
+
+    def seat(self) -> Seat:
+        return self.room.open(Lane.PAID, 60)
+
+    async def step(self, seat: Seat, start: int, rows: torch.Tensor) -> torch.Tensor:
+        job = Job(Lane.PAID, id(seat), id(seat), len(rows))
+        return await self.engine.finish(self.engine.enqueue(job, seat, start, rows))
+
+
+@pytest.fixture(scope="module")
+def span(tmp_path_factory: pytest.TempPathFactory) -> Span:
+    folder: Path = tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return Span.load(folder, BlockIndex(0), BlockIndex(2))
+
+
+@pytest_asyncio.fixture(params=[False, True], ids=["slotted", "paged"])
+async def bench(span: Span, request: Any) -> AsyncIterator[Bench]:
+    made = Bench(span, 64, request.param)
+    loop = asyncio.create_task(made.engine.run())
+    yield made
+    loop.cancel()
+    with suppress(asyncio.CancelledError):
+        await loop
+
+
+async def test_prefill_decode_and_verify_steps_share_one_forward(bench: Bench, span: Span) -> None:
+    """A prompt's chunk, one token, and a draft of four behind a crop: one batch, each as if it were alone."""
+    texts = [torch.randn(length, 32) for length in (20, 9, 12)]
+    prefill, decode, verify = (bench.seat() for _ in texts)
+    await bench.step(decode, 0, texts[1][:8])
+    await bench.step(verify, 0, torch.cat([texts[2][:8], torch.randn(3, 32)]))
+    before = len(bench.span.forwards)
+    outputs = await asyncio.gather(
+        bench.step(prefill, 0, texts[0]), bench.step(decode, 8, texts[1][8:]), bench.step(verify, 8, texts[2][8:])
+    )
+    assert [sorted(parts) for parts in bench.span.forwards[before:]] == [[(0, 20), (8, 1), (8, 4)]]
+    for text, output, start in zip(texts, outputs, (0, 8, 8), strict=True):
+        alone = span.run([Work(span.new_store(1 << 20).open(60), 0, text)])[0]
+        torch.testing.assert_close(output, alone[start:], rtol=1e-4, atol=1e-5)
+    assert [seat.cache.length for seat in (prefill, decode, verify)] == [20, 9, 12]
+
+
+async def test_a_long_prompt_is_cut_and_the_others_steps_go_with_each_chunk(bench: Bench) -> None:
+    bench.engine.scheduler.budget = 8
+    prefill, decode, verify = (bench.seat() for _ in range(3))
+    await bench.step(decode, 0, torch.randn(4, 32))
+    await bench.step(verify, 0, torch.randn(6, 32))
+    before = len(bench.span.forwards)
+
+    async def talk(seat: Seat, start: int, count: int) -> None:
+        await bench.step(seat, start, torch.randn(count, 32))
+
+    await asyncio.gather(talk(prefill, 0, 30), talk(decode, 4, 1), talk(verify, 5, 3))
+    forwards = bench.span.forwards[before:]
+    assert {(4, 1), (5, 3)} < set(forwards[0]), "nobody waits for the whole prompt"
+    assert len(forwards[0]) == 3
+    assert all(sum(count for _, count in parts) <= 8 for parts in forwards[:-1])
+    assert prefill.cache.length == 30
+
+
+async def test_a_fork_goes_on_where_its_parent_was(bench: Bench, span: Span) -> None:
+    """The parent goes back and writes other rows right behind the fork; each keeps its own."""
+    rows, other = torch.randn(24, 32), torch.randn(6, 32)
+    parent, child = bench.seat(), bench.seat()
+    await bench.step(parent, 0, rows[:20])
+    copied = bench.engine.fork(parent, child, 18)
+    went, goes = await asyncio.gather(bench.step(parent, 10, other), bench.step(child, 18, rows[18:]))
+    await copied
+    for text, output, start in ((torch.cat([rows[:10], other]), went, 10), (rows, goes, 18)):
+        alone = span.run([Work(span.new_store(1 << 20).open(60), 0, text)])[0]
+        torch.testing.assert_close(output, alone[start:], rtol=1e-4, atol=1e-5)
+    bench.engine.release(parent)
+    bench.engine.release(child)
+    assert bench.room.used(Lane.PAID) == bench.room.store.bytes_used == 0
+
+
+async def test_seats_given_back_while_they_are_copied_close_behind_that(bench: Bench) -> None:
+    parent, child = bench.seat(), bench.seat()
+    await bench.step(parent, 0, torch.randn(20, 32))
+    fork, may_go = bench.room.fork, threading.Event()
+
+    def slow(*args: Any) -> Any:
+        copy = fork(*args)
+        return lambda: may_go.wait(10) and copy()
+
+    bench.room.fork = slow  # type: ignore[method-assign, assignment]
+    copied = bench.engine.fork(parent, child, 18)
+    assert parent.busy == child.busy == 1, "nobody may take their room"
+    bench.engine.release(child)
+    bench.engine.release(parent)
+    assert bench.room.used(Lane.PAID) > 0
+    may_go.set()
+    await copied
+    await asyncio.sleep(0)
+    assert bench.room.used(Lane.PAID) == bench.room.store.bytes_used == 0
+    assert bench.room.seats == []
+
+
+async def test_a_fork_evicts_idle_sessions_but_never_its_parent(span: Span) -> None:
+    store = KvStore(span.new_store(1).shapes, span.dtype, span.device, 2 * PAGE * span.new_store(1).bytes_per_token)
+    room = Room(store, idle=0.0)
+    engine = Engine(Watched(span), Scheduler(64), room)
+    parent, idle, child, late = (room.open(Lane.PAID, 60) for _ in range(4))
+    for seat in (parent, idle):
+        room.take(seat, 20)
+        seat.cache.length = 20
+    await engine.fork(parent, child, 20)
+    assert [seat.cache.length for seat in (parent, idle, child)] == [20, 0, 20]
+    child.busy = 1
+    with pytest.raises(OutOfRoom, match="the other sessions are busy"):
+        engine.fork(parent, late, 20)
+    assert (parent.busy, late.busy, parent.cache.length) == (0, 0, 20)

@@ -1,0 +1,105 @@
+"""Real nodes of a tiny model in this process, over real links, and a real client of them; the chain alone is a fake."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from hivemint.client.handshake import Payer
+from hivemint.client.nodes import Target
+from hivemint.client.settings import Bid, ClientSettings
+from hivemint.client.swarm_client import SwarmClient
+from hivemint.client.wallet import Identity
+from hivemint.contracts.ids import Address, BlockIndex, ModelId
+from hivemint.contracts.network import Contracts, Network
+from hivemint.contracts.signature import Signer
+from hivemint.ledger.journal import Journal
+from hivemint.ledger.vouchers import VoucherBook
+from hivemint.node.server import Kit, Node
+from hivemint.node.settings import node_settings
+from hivemint.node.span import Span
+from hivemint.swarm.host import Host, HostSettings
+from support.node_client import FakeChain
+from support.promises import DOMAIN, signer
+
+ZERO = Address("0x" + "11" * 20)
+NETWORK = Network("test", DOMAIN.chain_id, "http://127.0.0.1:1", Contracts(ZERO, ZERO, DOMAIN.settlement, *[ZERO] * 3))
+MODEL = ModelId(b"\x07" * 32)
+CLIENT = signer(42)
+ASK = 10
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+
+
+@dataclass
+class RealNodes:
+    """Nodes with their blocks, one client, and the whole model by the library."""
+
+    nodes: list[Node]
+    host: Any
+    client: SwarmClient
+    whole: Any
+
+    def expected(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the library's own blocks make of `rows`, before the last norm."""
+        hidden: list[torch.Tensor] = []
+        hook = self.whole.model.layers[-1].register_forward_hook(lambda _, __, out: hidden.append(out))
+        with torch.no_grad():
+            self.whole(inputs_embeds=rows[None])
+        hook.remove()
+        return (hidden[0][0] if isinstance(hidden[0], tuple) else hidden[0]).reshape(rows.shape)
+
+    def go_free(self) -> None:
+        """From now on the client bids nothing."""
+        self.client.settings = self.client.settings.model_copy(update={"bid": Bid("free")})
+
+
+@asynccontextmanager
+async def real_nodes(
+    folder: Path,
+    home: Path,
+    *,
+    spans: Sequence[tuple[int, int]] = ((0, 1), (1, 2)),
+    wallet: Signer = CLIENT,
+    wrap: Callable[[Host], Any] = lambda host: host,
+    **settings: Any,
+) -> AsyncIterator[RealNodes]:
+    """One node a span, listening on loopback. `wrap` stands between the client and its host; `settings`: the nodes'."""
+    async with AsyncExitStack() as stack:
+        hosts: list[Host] = []
+        for listen in [LOOPBACK] * len(spans) + [()]:
+            boot = hosts[0].addresses if hosts else ()
+            hosts.append(await Host.start(HostSettings("test", listen=listen, bootstrap=boot)))
+            stack.push_async_callback(hosts[-1].close)
+        nodes = []
+        chosen = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16, "precision": "fp32", **settings}
+        for number, (first, end) in enumerate(spans):
+            key = signer(1000 + number)
+            journal = Journal.open(f"sqlite:///{home / str(number)}.db", DOMAIN, key.address)
+            stack.push_async_callback(journal.close)
+            span = Span.load(folder, BlockIndex(first), BlockIndex(end))
+            kit = Kit(NETWORK, MODEL, span, key, hosts[number], journal, FakeChain())
+            nodes.append(await Node.start(kit, node_settings(**chosen)))
+            stack.push_async_callback(nodes[-1].close)
+        host = wrap(hosts[-1])
+        payer = Payer(Identity.own(wallet), DOMAIN, VoucherBook.open(home / "vouchers.db", DOMAIN, wallet.address))
+        auto: Any = AutoModelForCausalLM
+        whole = auto.from_pretrained(folder, dtype=torch.float32).eval()
+        target = Target(MODEL, whole.config.num_hidden_layers, whole.config.hidden_size)
+        asked = ClientSettings(bid=Bid("times"), min_chunk=4, prefill_chunks=2, step_timeout=10)
+        client = SwarmClient(host, target, payer, None, asked)
+        stack.push_async_callback(client.close)
+        yield RealNodes(nodes, host, client, whole)
+
+
+async def emptied(node: Node) -> None:
+    """Until the node has noticed that its clients are gone."""
+    for _ in range(1000):
+        if not node.lobby.guests:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{len(node.lobby.guests)} sessions are still open")
