@@ -26,14 +26,7 @@ from hivemint.node.linear import PackedLinear, PlainLinear, can_pack, pack_linea
 from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, LazyTensor, Progress, Reader
 from hivemint.swarm.anatomy import Anatomy
-
-FAMILIES = frozenset(
-    {
-        "bloom", "cohere", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss",
-        "granite", "llama", "mistral", "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
-    }
-)  # fmt: skip
-"""Families with a passing test in tests/node/test_span_families.py. All others are refused by name."""
+from hivemint.swarm.families import outside_of
 
 _PLAIN_SHARE = 0.05
 _STATEFUL_ROPE = {"dynamic", "longrope"}
@@ -98,12 +91,7 @@ def load_decoder(
 
 def read_config(anatomy: Anatomy) -> PreTrainedConfig:
     """The folder's config, if its family can be served. Raises ModelError with the reason if not."""
-    if anatomy.family not in FAMILIES:
-        raise ModelError(
-            f"models of the family {anatomy.family!r} can't be served yet",
-            why="no test proves that its spans compute what the whole model computes",
-            next_step=f"choose one of: {', '.join(sorted(FAMILIES))}",
-        )
+    outside_of(anatomy)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             anatomy.folder, local_files_only=True, trust_remote_code=False
