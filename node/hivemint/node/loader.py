@@ -8,7 +8,7 @@ them. Rope, norms, experts and every other detail of a family stay the library's
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from hivemint.node import attention, int8, kernels
 from hivemint.node.alone import ShapeCache
 from hivemint.node.kv_cache import KvShape
 from hivemint.node.lean import lean_layers
-from hivemint.node.linear import PackedLinear, PlainLinear, can_pack, pack_linears
+from hivemint.node.linear import PackedLinear, PlainLinear, can_pack, is_plain, pack_linears
 from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, LazyTensor, Progress, Reader
 from hivemint.swarm.anatomy import Anatomy
@@ -214,7 +214,7 @@ def quicken(decoder: PreTrainedModel, precision: Precision, device: torch.device
     if kernels.available(device) and not precision.quantised:
         lean_layers(layers, PlainLinear)
     elif device.type == "cpu" and precision.weights == "int8":
-        int8.prove([module for module in layers[0].modules() if type(module) is nn.Linear])
+        int8.prove([cast(nn.Linear, module) for module in layers[0].modules() if is_plain(module)])
         lean_layers(layers, int8.Int8Linear)
         pack_linears(decoder, int8.Int8Linear)
     elif device.type == "cpu" and can_pack(precision.dtype):
@@ -227,8 +227,9 @@ def _check_linear_share(decoder: PreTrainedModel, precision: Precision) -> None:
     plain = quantised = 0
     for module in decoder.modules():
         elements = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
-        if isinstance(module, nn.Linear):  # bitsandbytes' are linears too
-            quantised += module.in_features * module.out_features
+        if is_plain(module) or type(module).__module__.startswith("bitsandbytes."):
+            linear = cast(nn.Linear, module)  # bitsandbytes' are linears too
+            quantised += linear.in_features * linear.out_features
         else:
             plain += elements
     if plain > _PLAIN_SHARE * quantised:

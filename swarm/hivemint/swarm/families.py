@@ -23,15 +23,19 @@ class Outside:
     before: tuple[str, ...] = ()
     positions: str | None = None
     after: tuple[str, ...] = ("norm",)
+    experts: bool = False
+    """Most weights are in experts, which no quantisation takes."""
 
 
 LLAMA_LIKE = (
-    "cohere", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "llama", "mistral", "mixtral",
-    "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+    "cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3",
+    "smollm3",
 )  # fmt: skip
+EXPERTS = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")
 
 FAMILIES: Mapping[str, Outside] = {
     **dict.fromkeys(LLAMA_LIKE, Outside()),
+    **dict.fromkeys(EXPERTS, Outside(experts=True)),
     "bloom": Outside(blocks="h", before=("word_embeddings_layernorm",), after=("ln_f",)),
     "falcon": Outside(blocks="h", after=("ln_f",)),
     "gpt2": Outside(blocks="h", positions="wpe", after=("ln_f",)),
