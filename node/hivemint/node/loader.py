@@ -6,6 +6,7 @@ them. Rope, norms, experts and every other detail of a family stay the library's
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -29,6 +30,7 @@ from hivemint.swarm.anatomy import Anatomy
 from hivemint.swarm.families import outside_of
 
 _PLAIN_SHARE = 0.05
+_NO_READ_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
 _STATEFUL_ROPE = {"dynamic", "longrope"}
 _ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "use_cache", "shapes"}
 
@@ -73,7 +75,7 @@ def load_decoder(
     if precision.quantised and device != "cpu":
         options["quantization_config"] = precision.bitsandbytes()
     try:
-        with _quiet():
+        with _quiet(), _one_at_a_time():
             loaded: Any = kind.from_pretrained(None, **options)
     except ImportError as problem:
         why, next_step = str(problem)[:300], "install bitsandbytes, or choose bf16"
@@ -249,6 +251,20 @@ def _check_report(report: dict[str, Any], anatomy: Anatomy) -> None:
                 why=f"{fault.replace('_', ' ')}: {', '.join(named[:3])}{' ...' if len(named) > 3 else ''}",
                 next_step="fetch the model again",
             )
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """The library reads ahead in threads, without a limit: whole models wait in memory to be converted."""
+    before = os.environ.get(_NO_READ_AHEAD)
+    os.environ[_NO_READ_AHEAD] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_READ_AHEAD]
+        else:
+            os.environ[_NO_READ_AHEAD] = before
 
 
 @contextmanager
