@@ -3,9 +3,9 @@
     python benchmarks/gas.py [--json FILE]
 
 Each figure is `gasUsed` of a mined transaction, per item where it carries many. Sessions, signatures and amounts have
-their real sizes (256-bit heads and nonces, amounts of 10^15 wei and more). The payout has held credits before, as on any
-day but a node's first: the very first credits that an address holds cost 17,100 gas more whoever sends them (the slot of
-its balance), which `single_first_of_payout` shows. Gas doesn't depend on the machine, so one run is exact.
+their real sizes (256-bit heads and nonces, amounts of 10^15 wei and more). The payout has held credits before, as on
+any day but a node's first: the very first credits that an address holds cost 17,100 gas more whoever sends them (the
+slot of its balance), which `single_first_of_payout` shows. Gas doesn't depend on the machine, so one run is exact.
 """
 
 import asyncio

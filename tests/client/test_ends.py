@@ -1,37 +1,20 @@
 """The client's ends of a model: with the blocks in between they are the whole model, family by family."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from hivemint.client.ends import FAMILIES, Ends
-from hivemint.contracts.errors import ModelError
+from hivemint.client.ends import Ends
+from hivemint.contracts.errors import BadInput, ModelError
 from hivemint.contracts.home import Home
+from hivemint.swarm import families
+from hivemint.swarm.families import Outside
 from hivemint.swarm.models import LocalModel, resolve
+from support.families import HIDDEN, TINY, VOCABULARY, Whole, ids
 from support.tiny import tiny_model
 
 pytest_plugins = ["support.models"]
-
-EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "cohere": ("cohere", {"logit_scale": 0.25}),
-    "gemma": ("gemma", {"head_dim": 8}),
-    "gemma2": ("gemma2", {"head_dim": 8, "final_logit_softcapping": 3.0}),
-    "granite": ("granite", {"embedding_multiplier": 7.0, "logits_scaling": 3.0}),
-    "llama": ("llama", {}),
-    "llama tied": ("llama", {"tie_word_embeddings": True}),
-    "mistral": ("mistral", {}),
-    "mixtral": ("mixtral", EXPERTS),
-    "olmo2": ("olmo2", {}),
-    "phi3": ("phi3", {"pad_token_id": 0}),
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {"head_dim": 16}),
-    "qwen3_moe": ("qwen3_moe", EXPERTS),
-    "smollm3": ("smollm3", {}),
-}
 
 
 @pytest.fixture
@@ -39,29 +22,41 @@ def home(tmp_path: Path) -> Home:
     return Home.open(tmp_path / "home")
 
 
-def test_every_accepted_family_is_tested() -> None:
-    assert {family for family, _ in TINY.values()} == FAMILIES
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_ends_and_blocks_are_the_whole_model(name: str, tmp_path: Path, home: Home) -> None:
-    family, changes = TINY[name]
-    folder = tiny_model(tmp_path / "model", family, **changes)
-    whole: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    blocks = whole.get_decoder().layers
-    into: list[torch.Tensor] = []
-    out: list[torch.Tensor] = []
-    blocks[0].register_forward_pre_hook(lambda _, args: into.append(args[0]))
-    blocks[-1].register_forward_hook(
-        lambda _, args, result: out.append(result[0] if isinstance(result, tuple) else result)
-    )
-    ids = torch.tensor([3, 60, 7, 9, 2])
-    with torch.no_grad():
-        expected = whole(ids[None]).logits[0]
-    ends = Ends.load(resolve(folder, home=home))
-    torch.testing.assert_close(ends.embed(ids), into[0][0], rtol=0, atol=0)
-    torch.testing.assert_close(ends.logits(out[0].reshape(5, -1)), expected)
-    assert ends.logits(out[0].reshape(5, -1)[-1:]).shape == (1, 64)
+    whole = Whole(*TINY[name], tmp_path / "model")
+    text = ids(5, 11)
+    states = whole.states(text)
+    ends = Ends.load(resolve(whole.folder, home=home))
+    torch.testing.assert_close(ends.embed(text), states[0], rtol=0, atol=0)
+    torch.testing.assert_close(ends.embed(text[4:], 4), states[0][4:], rtol=0, atol=0)
+    torch.testing.assert_close(ends.logits(states[-1]), whole.logits(text))
+    assert ends.logits(states[-1][-1:]).shape == (1, VOCABULARY)
+
+
+def test_learned_positions_end_where_the_model_does(tmp_path: Path, home: Home) -> None:
+    ends = Ends.load(resolve(Whole(*TINY["opt"], tmp_path / "model").folder, home=home))
+    assert ends.embed(ids(1, 2), ends.context - 2).shape == (2, HIDDEN)
+    for start in (ends.context - 1, -1):
+        with pytest.raises(BadInput, match="has learned 256"):
+            ends.embed(ids(1, 2), start)
+
+
+@pytest.mark.parametrize(("name", "table"), [
+    ("bloom", Outside(blocks="h", after=("ln_f",))),
+    ("gpt2", Outside(blocks="h", after=("ln_f",))),
+    ("opt", Outside(before=("project_in",), after=("final_layer_norm", "project_out"))),
+    ("opt", Outside(before=("project_in",), positions="embed_positions", after=("project_out",))),
+    ("mixtral", Outside(after=())),
+])  # fmt: skip
+def test_a_family_that_fails_its_guards_is_refused_by_name(
+    name: str, table: Outside, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is wrong, as it would be if the library changed."""
+    monkeypatch.setattr(families, "FAMILIES", {name: table})
+    model = resolve(Whole(*TINY[name], tmp_path / "model").folder, home=home)
+    with pytest.raises(ModelError, match=f"{name} can't be run.*does something else outside its blocks"):
+        Ends.load(model)
 
 
 def test_only_the_ends_are_loaded(smollm2: LocalModel) -> None:
@@ -87,7 +82,7 @@ def test_only_the_ends_are_checked(tmp_path: Path, home: Home) -> None:
 
 def test_an_untested_family_is_refused_by_name(tmp_path: Path, home: Home) -> None:
     folder = tiny_model(tmp_path / "model", "stablelm")
-    with pytest.raises(ModelError, match="'stablelm' cannot be run yet"):
+    with pytest.raises(ModelError, match=r"'stablelm' can't be run yet"):
         Ends.load(resolve(folder, home=home))
 
 

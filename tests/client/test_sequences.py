@@ -40,7 +40,7 @@ class Swarm:
         return next(self._next)
 
 
-ENDS: Any = SimpleNamespace(context=64, hidden_size=4, embed=lambda ids: torch.zeros(len(ids), 4))
+ENDS: Any = SimpleNamespace(context=64, hidden_size=4, embed=lambda ids, start: torch.zeros(len(ids), 4))
 
 
 def generate(swarm: Any, failing: Exception | None = None) -> None:

@@ -97,7 +97,7 @@ def test_refuses_a_family_without_a_test_by_name(tmp_path: Path, folder: Path) -
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "xglm"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"'xglm' can't be served yet.*llama"):
+    with pytest.raises(ModelError, match=r"'xglm' can't be run yet.*llama"):
         load(tmp_path)
 
 

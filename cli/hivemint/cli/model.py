@@ -11,11 +11,15 @@ from hivemint.cli.console import JsonFlag, emit, err, out, table
 from hivemint.contracts.errors import ModelError
 from hivemint.contracts.ids import BlockIndex
 from hivemint.swarm import models
+from hivemint.swarm.families import FAMILIES
+from hivemint.swarm.footprint import PRECISIONS, fit, footprint
 from hivemint.swarm.models import LocalModel
 
 app = typer.Typer(help="Models on this machine: pull, info, list.")
 
 STAGES = {"download": "downloading", "check": "checking digests", "convert": "converting", "digest": "taking digests"}
+SESSION = 8192
+"""Tokens of the session that must have room beside a span that is said to fit, unless the model has fewer positions."""
 ModelArgument = Annotated[str, typer.Argument(help="A pulled model's name, a Hugging Face folder, or a hub id.")]
 
 
@@ -38,18 +42,21 @@ def info(
     verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with the manifest.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """What a model is: blocks, sizes, id."""
+    """What a model is, what a block of it takes at each precision, and what span of it fits this machine."""
     with _progress(as_json) as progress:
         found = models.resolve(model, progress=progress)
         document = _describe(found, progress)
         if verify:
             found.check(progress)
             document["verified"] = True
+        machine = _machine(found)
     if as_json:
-        emit(document)
+        emit(document | {"machine": machine})
         return
     for name, value in document.items():
         out.print(f"[dim]{name.replace('_', ' '):>16}[/]  {_readable(name, value)}", highlight=False, soft_wrap=True)
+    for device in machine:
+        _show_device(device, found.anatomy.num_blocks)
 
 
 @app.command("list")
@@ -75,6 +82,7 @@ def _describe(model: LocalModel, progress: Callable[[str, int, int], None]) -> d
         "model_id": "0x" + manifest.model_id.hex(),
         "folder": str(model.folder),
         "family": anatomy.family,
+        "served": anatomy.family in FAMILIES,
         "blocks": anatomy.num_blocks,
         "hidden_size": anatomy.hidden_size,
         "context": anatomy.max_positions,
@@ -83,6 +91,48 @@ def _describe(model: LocalModel, progress: Callable[[str, int, int], None]) -> d
         "bytes": manifest.nbytes,
         "bytes_per_block": anatomy.block_bytes(BlockIndex(0)),
     }
+
+
+def _machine(model: LocalModel) -> list[dict[str, Any]]:
+    """For each device here: its free memory, and by precision what a block takes and what fits."""
+    import torch
+
+    from hivemint.node.kv_cache import CPU_SHARE, GPU_SHARE, free_memory
+    from hivemint.node.linear import can_pack
+
+    context = min(model.anatomy.max_positions, SESSION)
+    devices = [("cpu", free_memory(), CPU_SHARE)]
+    for index in range(torch.cuda.device_count()):
+        devices.append((f"cuda:{index}", torch.cuda.mem_get_info(index)[0], GPU_SHARE))
+    found = []
+    for name, free, share in devices:
+        kind, _, _ = name.partition(":")
+        precisions: dict[str, Any] = {}
+        for weights in PRECISIONS:
+            need = footprint(model.anatomy, weights, kind, wide=kind == "cpu" and can_pack(torch.bfloat16))
+            fits = fit(model.anatomy, need, free, share, context)
+            precisions[weights] = {
+                "bytes_per_block": need.block,
+                "kv_bytes_per_1000_tokens": need.kv,
+                "fits_blocks": 0 if need.refused else fits.blocks,
+                "fits_tokens": 0 if need.refused else fits.kv_tokens,
+                "refused": need.refused or None,
+            }
+        found.append({"device": name, "free_bytes": free, "precisions": precisions})
+    return found
+
+
+def _show_device(device: dict[str, Any], blocks: int) -> None:
+    rows = []
+    for weights, need in device["precisions"].items():
+        if need["refused"]:
+            fits, tokens = f"refused: {need['refused']}", ""
+        else:
+            fits, tokens = f"{need['fits_blocks']} of {blocks} blocks", f"{need['fits_tokens']:,}"
+        rows.append((weights, _mb(need["bytes_per_block"]), _mb(need["kv_bytes_per_1000_tokens"]), fits, tokens))
+    columns = ("weights", ">a block", ">1,000 tokens in a block", "fits", ">tokens beside")
+    out.print()
+    table(f"{device['device']}, {_mb(device['free_bytes'])} free", *columns, rows=rows)
 
 
 def _row(model: LocalModel) -> dict[str, Any]:

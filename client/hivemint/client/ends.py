@@ -6,7 +6,6 @@ own forward then runs over them, so the scaled embeddings and capped logits of a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,47 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from hivemint.client.head import Head
-from hivemint.contracts.errors import ModelError
+from hivemint.contracts.errors import BadInput, ModelError
+from hivemint.swarm.families import Outside, outside_of
 from hivemint.swarm.manifest import Manifest
 from hivemint.swarm.models import LocalModel
-
-FAMILIES = frozenset({
-    "cohere", "gemma", "gemma2", "granite", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3",
-    "qwen3_moe", "smollm3",
-})  # fmt: skip
-"""Families with a passing test. Others keep more outside of their blocks (learned positions, other norms)."""
 
 
 class Ends:
     """Embeddings, norm and head of one model, fp32 on the CPU. Thread-safe: its tensors are only read."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, outside: Outside, context: int) -> None:
+        """`model`: the library's causal model without its blocks. Raises ModelError if `outside` is wrong."""
         self._model = model
-        self._embed = model.get_input_embeddings()
+        decoder: Any = model.get_decoder()
+        self._words = model.get_input_embeddings()
         self._multiplier = float(getattr(model.config, "embedding_multiplier", 1.0))  # granite
+        self._before = _modules(decoder, outside.before)
+        self._positions: Any = getattr(decoder, outside.positions) if outside.positions else None
+        self._after = _modules(decoder, outside.after)
         self.config: PretrainedConfig = model.config
         self.hidden_size: int = self.config.hidden_size
-        self.context: int = self.config.max_position_embeddings
+        self.context = context
         """Positions that the model was made for."""
+        self._check(decoder, outside)
+        decoder.forward = self._finish
 
     @classmethod
     def load(cls, model: LocalModel, manifest: Manifest | None = None) -> "Ends":
         """Read only the tensors outside of the blocks, checked against `manifest` (default: the model's own).
 
-        Raises `ModelError`: a family without a passing test, a damaged folder, another digest.
+        Raises `ModelError`: a family without a passing test or one that fails the checks here, a damaged folder,
+        another digest.
         """
         anatomy = model.anatomy
-        if anatomy.family not in FAMILIES:
-            raise ModelError(
-                f"models of the family {anatomy.family!r} cannot be run yet",
-                why="only families with a passing test against the library are",
-                next_step=f"choose one of {', '.join(sorted(FAMILIES))}",
-            )
+        outside = outside_of(anatomy)
         manifest = manifest or model.manifest
         entries = anatomy.outer_tensors()
         manifest.check_tensors(model.folder, [entry.name for entry in entries])
         config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False, local_files_only=True)
         weights = _read({entry.name: entry.file for entry in entries})
         with _no_progress_bar():
-            loaded, info = _without_blocks(config).from_pretrained(
+            loaded, info = _without_blocks(config, outside).from_pretrained(
                 None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
             )
         if wrong := {kind: names for kind, names in info.items() if names and kind != "error_msgs"}:
@@ -69,12 +66,28 @@ class Ends:
             )
         loaded.eval().requires_grad_(False)
         loaded.set_output_embeddings(Head(loaded.get_output_embeddings()))
-        return cls(loaded)
+        return cls(loaded, outside, anatomy.max_positions)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids `[count]` to the first block's input `[count, hidden]`, fp32."""
-        hidden: torch.Tensor = self._embed(ids)
-        return hidden * self._multiplier if self._multiplier != 1.0 else hidden
+    def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Token ids `[count]` of the positions `start ..` to the first block's input `[count, hidden]`, fp32.
+
+        Raises `BadInput` for positions that the model has not learned.
+        """
+        hidden: torch.Tensor = self._words(ids)
+        if self._multiplier != 1.0:
+            hidden = hidden * self._multiplier
+        for module in self._before:
+            hidden = module(hidden)
+        if self._positions is None:
+            return hidden
+        if not 0 <= start <= self.context - len(ids):
+            raise BadInput(
+                f"there is no position {start + len(ids) - 1}", why=f"the model has learned {self.context}",
+                next_step="shorten the text",
+            )  # fmt: skip
+        first = start + getattr(self._positions, "offset", 0)  # OPT's table starts with two unused rows
+        learned: torch.Tensor = self._positions.weight[first : first + len(ids)]
+        return hidden + learned
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -83,6 +96,33 @@ class Ends:
         logits: torch.Tensor = out.logits[0]
         return logits
 
+    def _finish(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> MoeModelOutputWithPast:
+        """The decoder's forward after its last block: no masks, no rotary tables (0.3 ms a token)."""
+        hidden = inputs_embeds
+        for module in self._after:
+            hidden = module(hidden)
+        output = MoeModelOutputWithPast(last_hidden_state=hidden)  # mixtures of experts ask it for router logits
+        output.cross_attentions = None  # and GPT-2 for these
+        return output
+
+    @torch.no_grad()
+    def _check(self, decoder: Any, outside: Outside) -> None:
+        """The guards: what is computed here is what the library's own decoder computes when it has no blocks."""
+        count = min(3, self.context)
+        ids = torch.arange(1, count + 1) % self.config.vocab_size
+        start = 0 if self._positions is None else self.context - count
+        places = {} if self._positions is None else {"position_ids": torch.arange(start, self.context).unsqueeze(0)}
+        ours = self.embed(ids, start)
+        with _no_modules(decoder, outside.after):
+            before = decoder(input_ids=ids[None], use_cache=False, **places).last_hidden_state[0]
+        after = decoder(input_ids=ids[None], use_cache=False, **places).last_hidden_state[0]
+        for mine, theirs in ((ours, before), (self._finish(inputs_embeds=ours)[0], after)):
+            if not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5):
+                raise ModelError(
+                    f"{self.config.model_type} can't be run",
+                    why="its decoder does something else outside its blocks than is known here",
+                )
+
     def generation_config(self, folder: Path) -> GenerationConfig:
         """The folder's generation_config.json, or what config.json implies."""
         if (folder / "generation_config.json").is_file():
@@ -90,24 +130,35 @@ class Ends:
         return GenerationConfig.from_model_config(self.config)
 
 
-def _without_blocks(config: PretrainedConfig) -> Any:
+def _modules(decoder: Any, names: tuple[str, ...]) -> list[Any]:
+    """Those of the named modules that this config has."""
+    return [module for name in names if (module := getattr(decoder, name)) is not None]
+
+
+@contextmanager
+def _no_modules(decoder: Any, names: tuple[str, ...]) -> Iterator[None]:
+    """The named modules pass on what they get."""
+    kept = {name: getattr(decoder, name) for name in names}
+    for name in names:
+        setattr(decoder, name, nn.Identity())
+    try:
+        yield
+    finally:
+        for name, module in kept.items():
+            setattr(decoder, name, module)
+
+
+def _without_blocks(config: PretrainedConfig, outside: Outside) -> Any:
     """The family's causal model class, narrowed to one that keeps no block."""
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
     def __init__(self: Any, config: PretrainedConfig) -> None:
         with torch.device("meta"):
             family.__init__(self, config)
-        decoder = self.get_decoder()
-        decoder.layers = nn.ModuleList()
-        decoder.forward = partial(_norm_only, decoder)
+        setattr(self.get_decoder(), outside.blocks, nn.ModuleList())
 
-    return type(family.__name__, (family,), {"__init__": __init__, "__module__": __name__})
-
-
-def _norm_only(decoder: Any, inputs_embeds: torch.Tensor, **_: Any) -> MoeModelOutputWithPast:
-    """A decoder's forward after its last block: no masks, no rotary tables (0.3 ms a token)."""
-    # the richer output: mixtures of experts ask it for router logits
-    return MoeModelOutputWithPast(last_hidden_state=decoder.norm(inputs_embeds))
+    # in the name of the library: it renames the stored tensors of its own classes only
+    return type(family.__name__, (family,), {"__init__": __init__, "__module__": family.__module__})
 
 
 @contextmanager

@@ -131,9 +131,9 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         """Run a coroutine of `swarm` in the network's thread and return its result."""
         return self._loop.run(coroutine)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids `[count]` to the hidden states `[count, hidden]` that enter the first block."""
-        return self._ends.embed(ids)
+    def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Token ids `[count]` of the positions `start ..` to the hidden states `[count, hidden]` that enter block 0."""
+        return self._ends.embed(ids, start)
 
     def close(self) -> None:
         """Leave the network. Harmless when called again."""

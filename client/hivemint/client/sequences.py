@@ -50,7 +50,7 @@ class Sequence:
         fresh, self._ids = self._pipeline is None, ids
         pipeline = self._pipeline = self._pipeline or await self._swarm.open(self._tokens)
         try:
-            return await pipeline.forward(self._ends.embed(ids[pipeline.position :]), rows="last")
+            return await pipeline.forward(self._ends.embed(ids[pipeline.position :], pipeline.position), rows="last")
         except SessionLimit as limit:
             if fresh:
                 raise SwarmError(

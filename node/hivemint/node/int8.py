@@ -17,6 +17,9 @@ from hivemint.contracts.errors import ModelError
 from hivemint.node.linear import PackedLinear, can_pack
 
 FEW_ROWS = 6
+MEASURED = 32 << 20
+"""Weights on which int8 is measured: 128 MB in fp32."""
+_PART = 1 << 20  # weights that are converted at a time
 MOST_ERROR = 0.05
 """Largest relative error of a linear's output on noise. Int8 by rows gives 0.01 for ordinary weights."""
 WORTH = 0.9
@@ -29,10 +32,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach().float()
-        scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        self.weight = (weight / scales.unsqueeze(1)).round_().to(torch.int8)
-        self.scales = scales.bfloat16()
+        self.weight, self.scales = _to_int8(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
         self.wide: PackedLinear | None = None
         if can_pack(torch.bfloat16):
@@ -66,8 +66,26 @@ class Int8Linear(nn.Module):
         return self.weight.bfloat16() * self.scales.unsqueeze(1)
 
 
+def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[out, in]` in 8 bits, and each row's scale. By parts, so that no whole fp32 copy is needed."""
+    whole = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight), dtype=torch.bfloat16)
+    step = max(1, _PART // weight.shape[1])
+    for first in range(0, len(weight), step):
+        part = weight[first : first + step].to(torch.float32, copy=True)
+        scale = (part.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        whole[first : first + step] = part.div_(scale.unsqueeze(1)).round_()
+        scales[first : first + step] = scale
+    return whole, scales
+
+
 def prove(linears: list[nn.Linear], clock: Callable[[], float] = time.thread_time) -> None:
-    """Measure int8 on one block's linears. Raises ModelError with the figures if it is wrong or not faster."""
+    """Measure int8 on one block's linears. Raises ModelError with the figures if it is wrong or not faster.
+
+    Of a large block the first ones, until no cache holds them: the measure takes memory beside the span.
+    """
+    sizes = [linear.in_features * linear.out_features for linear in linears]
+    linears = [linear for index, linear in enumerate(linears) if sum(sizes[:index]) < MEASURED]
     inputs = [torch.randn(1, linear.in_features, generator=torch.Generator().manual_seed(1)) for linear in linears]
     plain = [PackedLinear(nn.Linear(x.in_features, x.out_features, bias=False).requires_grad_(False)) for x in linears]
     ours = [Int8Linear(linear) for linear in linears]

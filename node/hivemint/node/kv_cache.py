@@ -19,7 +19,7 @@ from hivemint.contracts.errors import HivemintError
 from hivemint.node.pages import EMPTY, PAGE, PagedView, PagePool, Table, pages_for
 from hivemint.node.slots import KvView, Slot
 
-_CPU_SHARE, _GPU_SHARE = 0.5, 0.8
+CPU_SHARE, GPU_SHARE = 0.5, 0.8
 
 
 class OutOfRoom(HivemintError):
@@ -258,8 +258,8 @@ def _copy_pages(pool: PagePool, pairs: list[tuple[int, int]]) -> None:
 def free_share(device: torch.device) -> int:
     """Bytes that a node may sensibly give to K/V: half of the free memory, on a GPU four fifths."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
-    return int(free_memory() * _CPU_SHARE)
+        return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
+    return int(free_memory() * CPU_SHARE)
 
 
 def free_memory() -> int:

@@ -30,8 +30,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             function: Any = _Through
-            through: torch.Tensor = function.apply(x, self.packed, self.bias)
-            return through
+            rows: torch.Tensor = function.apply(x.reshape(-1, self.in_features), self.packed, self.bias)
+            return rows.view(*x.shape[:-1], -1)  # a view made here may be added to in place, as Falcon does
         return _linear(x, self.packed, self.bias)
 
     def added(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -87,9 +87,14 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is a linear that may be replaced. Falcon's own class computes the same."""
+    return type(module) is nn.Linear or type(module).__name__ == "FalconLinear"
+
+
 def pack_linears(decoder: nn.Module, make: Callable[[nn.Linear], nn.Module] = PackedLinear) -> None:
     """Replace every plain linear of a CPU decoder by its packed form, in place, freeing weight after weight."""
-    names = [name for name, module in decoder.named_modules() if type(module) is nn.Linear]
+    names = [name for name, module in decoder.named_modules() if is_plain(module)]
     freed = 0
     for name in names:  # by name: a list of the modules would keep every plain weight alive until the end
         linear = cast(nn.Linear, decoder.get_submodule(name))

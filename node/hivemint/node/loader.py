@@ -6,9 +6,10 @@ them. Rope, norms, experts and every other detail of a family stay the library's
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,20 +23,14 @@ from hivemint.node import attention, int8, kernels
 from hivemint.node.alone import ShapeCache
 from hivemint.node.kv_cache import KvShape
 from hivemint.node.lean import lean_layers
-from hivemint.node.linear import PackedLinear, PlainLinear, can_pack, pack_linears
+from hivemint.node.linear import PackedLinear, PlainLinear, can_pack, is_plain, pack_linears
 from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, LazyTensor, Progress, Reader
 from hivemint.swarm.anatomy import Anatomy
-
-FAMILIES = frozenset(
-    {
-        "bloom", "cohere", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss",
-        "granite", "llama", "mistral", "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
-    }
-)  # fmt: skip
-"""Families with a passing test in tests/node/test_span_families.py. All others are refused by name."""
+from hivemint.swarm.families import outside_of
 
 _PLAIN_SHARE = 0.05
+_NO_READ_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
 _STATEFUL_ROPE = {"dynamic", "longrope"}
 _ATTENTION_OPTIONS = {"dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "use_cache", "shapes"}
 
@@ -80,7 +75,7 @@ def load_decoder(
     if precision.quantised and device != "cpu":
         options["quantization_config"] = precision.bitsandbytes()
     try:
-        with _quiet():
+        with _quiet(), _one_at_a_time():
             loaded: Any = kind.from_pretrained(None, **options)
     except ImportError as problem:
         why, next_step = str(problem)[:300], "install bitsandbytes, or choose bf16"
@@ -98,12 +93,7 @@ def load_decoder(
 
 def read_config(anatomy: Anatomy) -> PreTrainedConfig:
     """The folder's config, if its family can be served. Raises ModelError with the reason if not."""
-    if anatomy.family not in FAMILIES:
-        raise ModelError(
-            f"models of the family {anatomy.family!r} can't be served yet",
-            why="no test proves that its spans compute what the whole model computes",
-            next_step=f"choose one of: {', '.join(sorted(FAMILIES))}",
-        )
+    outside_of(anatomy)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             anatomy.folder, local_files_only=True, trust_remote_code=False
@@ -226,7 +216,7 @@ def quicken(decoder: PreTrainedModel, precision: Precision, device: torch.device
     if kernels.available(device) and not precision.quantised:
         lean_layers(layers, PlainLinear)
     elif device.type == "cpu" and precision.weights == "int8":
-        int8.prove([module for module in layers[0].modules() if type(module) is nn.Linear])
+        int8.prove([cast(nn.Linear, module) for module in layers[0].modules() if is_plain(module)])
         lean_layers(layers, int8.Int8Linear)
         pack_linears(decoder, int8.Int8Linear)
     elif device.type == "cpu" and can_pack(precision.dtype):
@@ -239,8 +229,9 @@ def _check_linear_share(decoder: PreTrainedModel, precision: Precision) -> None:
     plain = quantised = 0
     for module in decoder.modules():
         elements = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
-        if isinstance(module, nn.Linear):  # bitsandbytes' are linears too
-            quantised += module.in_features * module.out_features
+        if is_plain(module) or type(module).__module__.startswith("bitsandbytes."):
+            linear = cast(nn.Linear, module)  # bitsandbytes' are linears too
+            quantised += linear.in_features * linear.out_features
         else:
             plain += elements
     if plain > _PLAIN_SHARE * quantised:
@@ -260,6 +251,20 @@ def _check_report(report: dict[str, Any], anatomy: Anatomy) -> None:
                 why=f"{fault.replace('_', ' ')}: {', '.join(named[:3])}{' ...' if len(named) > 3 else ''}",
                 next_step="fetch the model again",
             )
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """The library reads ahead in threads, without a limit: whole models wait in memory to be converted."""
+    before = os.environ.get(_NO_READ_AHEAD)
+    os.environ[_NO_READ_AHEAD] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_READ_AHEAD]
+        else:
+            os.environ[_NO_READ_AHEAD] = before
 
 
 @contextmanager

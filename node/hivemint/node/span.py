@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hivemint.contracts.ids import BlockIndex
-from hivemint.node import kernels, loader
+from hivemint.node import kernels, loader, memory
 from hivemint.node.alone import SessionCache
 from hivemint.node.batch import BadWork, Packing, Part, Work, check
 from hivemint.node.graphs import DecodeGraphs
@@ -69,10 +69,11 @@ class Span:
         elif isinstance(precision, str):
             precision = Precision.parse(precision)
         anatomy = Anatomy.read(folder)
-        decoder = loader.load_decoder(anatomy, (first, end), precision, device, on_progress, check)
         place = torch.device(device)
-        shapes = loader.check_decoder(decoder, precision.dtype, place)
-        loader.quicken(decoder, precision, place)
+        with memory.exact():
+            decoder = loader.load_decoder(anatomy, (first, end), precision, device, on_progress, check)
+            shapes = loader.check_decoder(decoder, precision.dtype, place)
+            loader.quicken(decoder, precision, place)
         return cls(decoder, anatomy, first, precision, place, shapes)
 
     def new_store(self, budget_bytes: int | None = None) -> KvStore:

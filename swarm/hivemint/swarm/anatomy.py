@@ -26,6 +26,7 @@ MAX_CONFIG = 16_000_000
 MAX_BLOCKS, MAX_WIDTH = 4096, 1 << 20
 UNBOUNDED_POSITIONS = 1 << 20  # families without learned or declared positions (ALiBi)
 
+_NO_GROUPS = {"bloom", "gpt2", "gpt_neox", "opt"}
 _BLOCK_NAME = re.compile(r"^(?P<prefix>(?:[A-Za-z_]+\.)*)(?P<index>\d+)\.(?P<rest>.+)$")
 
 
@@ -76,7 +77,7 @@ class Anatomy:
         num_blocks = _measure(config, MAX_BLOCKS, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
         hidden = _measure(config, MAX_WIDTH, "hidden_size", "n_embd", "d_model")
         heads = _measure(config, MAX_WIDTH, "num_attention_heads", "n_head", "n_heads")
-        kv_heads = _measure(config, MAX_WIDTH, "num_key_value_heads", "num_kv_heads", default=heads)
+        kv_heads = _kv_heads(config, heads)
         key_dim = value_dim = _measure(config, MAX_WIDTH, "head_dim", default=hidden // heads)
         if "kv_lora_rank" in config:  # latent attention: every head keeps its own keys and values once expanded
             kv_heads = heads
@@ -221,6 +222,15 @@ def _read_json(file: Path, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _damaged(file, "it is no JSON object")
     return value
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    """Heads of keys and values that are kept. Some families have no groups, whatever their config says besides."""
+    if config.get("model_type") == "falcon":  # its largest models share heads, but keep a copy for each
+        return 1 if config.get("multi_query", True) and not config.get("new_decoder_architecture") else heads
+    if config.get("model_type") in _NO_GROUPS:
+        return heads
+    return _measure(config, MAX_WIDTH, "num_key_value_heads", "num_kv_heads", default=heads)
 
 
 def _measure(config: Mapping[str, Any], most: int, *names: str, default: int | None = None) -> int:
