@@ -15,6 +15,7 @@ from hivemint.node.batch import Work
 from hivemint.node.kv_cache import KvCache, OutOfRoom
 from hivemint.node.room import Room, Seat
 from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
+from hivemint.node.watchdog import Load
 
 _SMOOTH = 0.2
 GATHER = 0.3
@@ -80,6 +81,10 @@ class Gauge:
         self.batches += 1
         self.busy_s += seconds
 
+    def usual_s(self, rows: int) -> float:
+        """What a batch of `rows` takes by what was measured: at least that of the last batches."""
+        return max(self.step_s, rows / self.rows_per_s if self.rows_per_s else 0.0)
+
 
 class Engine:
     """Serves one span on one device."""
@@ -87,6 +92,9 @@ class Engine:
     def __init__(self, span: Computes, scheduler: Scheduler, room: Room) -> None:
         self._span, self.scheduler, self.room = span, scheduler, room
         self.gauge = Gauge()
+        self.load: Load | None = None
+        """What is on the device now."""
+        self._failed: ComputeFailed | None = None
         self._jobs: dict[Job, StepJob] = {}
         self._seen: dict[Seat, float] = {}
         self._running: list[Seat] = []
@@ -102,7 +110,16 @@ class Engine:
         self._seen[seat] = self._loop.time()
         self.scheduler.add(job)
         self._arrived.set()
+        if self._failed is not None:
+            step.output.set_exception(self._failed)
         return step
+
+    def fail(self, error: HivemintError) -> None:
+        """The device computes nothing any more: every step under way, and each that comes, ends with ComputeFailed."""
+        self._failed = ComputeFailed(error.what, why=error.why, next_step="use another node")
+        for step in self._jobs.values():
+            if not step.output.done():
+                step.output.set_exception(self._failed)
 
     async def finish(self, step: StepJob) -> torch.Tensor:
         """The output, `[count, hidden]`. Cancelling takes the step back. Raises OutOfRoom and ComputeFailed."""
@@ -200,9 +217,12 @@ class Engine:
             Work(step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows])
             for part, step in batch
         ]
+        parts = [part for part, _ in batch]
         self._running = [step.seat for _, step in batch]
-        outputs = await self._loop.run_in_executor(self._thread, self._forward, works, [part for part, _ in batch])
-        self._running = []
+        rows = sum(part.rows for part in parts)
+        self.load = Load(rows, len(parts), self.gauge.usual_s(rows))
+        outputs = await self._loop.run_in_executor(self._thread, self._forward, works, parts)
+        self.load, self._running = None, []
         while self._leaving:
             self.room.close(self._leaving.pop())
         return outputs
