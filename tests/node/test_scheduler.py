@@ -154,17 +154,16 @@ def test_a_higher_bid_never_gets_less(
     low, high = sorted((one, two))
     assume(low < high)
     device = make(budget=16)
-    wanted = sorted([(at, 0, rows, 1.0, Lane.PAID) for at, rows in mine] + [(at, 1, *rest) for at, *rest in others])
-    number = 0
+    wanted: list[tuple[int, list[Job]]] = [
+        (at, [paid(name, rows, bid) for name, bid in (("low", low), ("high", high))]) for at, rows in mine
+    ]
+    for number, (at, rows, weight, lane) in enumerate(others):
+        wanted.append((at, [Job(lane, ("other", number), ("other", number), rows, weight)]))
+    wanted.sort(key=lambda one: one[0])
     while wanted or device.scheduler:
         while wanted and wanted[0][0] <= device.batches:
-            _, kind, rows, weight, lane = wanted.pop(0)
-            number += 1
-            if kind:
-                device.scheduler.add(Job(lane, ("other", number), ("other", number), rows, weight))
-            else:
-                for name, bid in (("low", low), ("high", high)):
-                    device.scheduler.add(paid(name, rows, bid))
+            for job in wanted.pop(0)[1]:
+                device.scheduler.add(job)
         device.tick()
         assert device.served.get("high", 0) >= device.served.get("low", 0)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ class Gauge:
     rows_done: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     batches: int = 0
     batch_rows: float = 0.0
+    sizes: Counter[int] = field(default_factory=Counter)
+    """Batches by their rows, rounded up to a power of two."""
     busy_s: float = 0.0
 
     def started(self, job: Job) -> None:
@@ -79,6 +82,7 @@ class Gauge:
         self.rows_per_s += _SMOOTH * (speed - self.rows_per_s)
         self.batch_rows += _SMOOTH * (rows - self.batch_rows)
         self.batches += 1
+        self.sizes[1 << (rows - 1).bit_length()] += 1
         self.busy_s += seconds
 
     def usual_s(self, rows: int) -> float:
