@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ async def test_control_calls_are_answered_under_full_load(tmp_path: Path, short_
     """The share of batches during which at least five calls are answered, one after the other, where a batch takes as
     long as forty of them would. Were the loop held up by the compute, no call would be.
     """
-    changes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "max_position_embeddings": MOST}
+    changes: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "max_position_embeddings": MOST}
     model = tiny_model(tmp_path / "wide", **changes)
     async with one_node(model, tmp_path, kv_bytes=1 << 28, max_rows=MOST, batch_rows=MOST) as served:
         session, span = await served.open(signer(1)), served.span
