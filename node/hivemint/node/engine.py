@@ -85,9 +85,10 @@ class Gauge:
         self.sizes[1 << (rows - 1).bit_length()] += 1
         self.busy_s += seconds
 
-    def usual_s(self, rows: int) -> float:
-        """What a batch of `rows` takes by what was measured: at least that of the last batches."""
-        return max(self.step_s, rows / self.rows_per_s if self.rows_per_s else 0.0)
+    def load(self, batch: list[Slice]) -> Load:
+        """What the device is given, and how long that takes by what was measured: at least as long as of late."""
+        rows = sum(part.rows for part in batch)
+        return Load(rows, len(batch), max(self.step_s, rows / self.rows_per_s if self.rows_per_s else 0.0))
 
 
 class Engine:
@@ -223,8 +224,7 @@ class Engine:
         ]
         parts = [part for part, _ in batch]
         self._running = [step.seat for _, step in batch]
-        rows = sum(part.rows for part in parts)
-        self.load = Load(rows, len(parts), self.gauge.usual_s(rows))
+        self.load = self.gauge.load(parts)
         outputs = await self._loop.run_in_executor(self._thread, self._forward, works, parts)
         self.load, self._running = None, []
         while self._leaving:
