@@ -72,19 +72,27 @@ jobs = st.lists(
 
 @given(jobs)
 def test_everything_is_served_once_and_no_capacity_is_withheld(work: list[tuple[Lane, int, int, float]]) -> None:
+    """Each lane gets its sure share of every batch, as far as it has work; one lane alone gets it all."""
     device = make()
     made = [paid(("p", s), r, w) if lane is Lane.PAID else free(s % 2, ("f", s), r) for lane, s, r, w in work]
     for job in made:
         device.scheduler.add(job)
     ended: list[Job] = []
     only_free = all(job.lane is Lane.FREE for job in made)
+    paid_sessions = {job.session for job in made if job.lane is Lane.PAID}
     while device.scheduler:
         heads = device.scheduler._heads()
-        ready = sum(job.rows - job.done for job in heads)
-        before = sum(device.served.values())
+        by_lane = {lane: sum(job.rows - job.done for job in heads if job.lane is lane) for lane in Lane}
+        ready = sum(by_lane.values())
+        before = dict(device.served)
         ended += device.tick()
-        ran = sum(device.served.values()) - before
+        got = {session: rows - before.get(session, 0) for session, rows in device.served.items()}
+        paid_ran = sum(rows for session, rows in got.items() if session in paid_sessions)
+        ran = sum(got.values())
         assert ran > 0
+        scheduler = device.scheduler
+        assert paid_ran >= min(by_lane[Lane.PAID], scheduler.budget - scheduler.reserve)
+        assert ran - paid_ran >= min(by_lane[Lane.FREE], scheduler.reserve)
         if only_free or all(job.lane is Lane.PAID for job in heads):
             assert ran >= min(device.scheduler.budget, ready)
     assert sorted(map(id, ended)) == sorted(map(id, made))
