@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("span", "int8", "stream", "prefill", "concurrency", "receipts", "footprint", "gas", "selfdealing", "gpu_span")
+NAMES = (
+    "span", "int8", "stream", "prefill", "concurrency", "load", "receipts", "footprint", "gas", "selfdealing",
+    "gpu_span",
+)  # fmt: skip
 HERE = Path(__file__).parent
 
 

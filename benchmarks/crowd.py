@@ -23,10 +23,20 @@ class Crowd:
 
     def run(self, prompt: int, new_tokens: int) -> float:
         """All sessions at once; seconds from the first start to the last end."""
-        for process in self.processes:
-            _write(process, {"prompt": prompt, "new_tokens": new_tokens})
-        answers = [_read(process) for process in self.processes]
+        answers = self.ask([{"prompt": prompt, "new_tokens": new_tokens}] * len(self.processes))
         return float(max(answer["ended"] for answer in answers) - min(answer["began"] for answer in answers))
+
+    def ask(self, tasks: Sequence[Any]) -> list[Any]:
+        """A task for each process; their answers, when all have them."""
+        self.tell(tasks)
+        return self.hear()
+
+    def tell(self, tasks: Sequence[Any]) -> None:
+        for process, task in zip(self.processes, tasks, strict=True):
+            _write(process, task)
+
+    def hear(self) -> list[Any]:
+        return [_read(process) for process in self.processes]
 
     def cpu_s(self) -> float:
         return sum(tree_cpu_s(process.pid) for process in self.processes)

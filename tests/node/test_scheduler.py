@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from math import ceil
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hivemint.node.scheduler import LINGER, MAX_WEIGHT, Job, Lane, Scheduler, weight_of
+from hivemint.node.scheduler import LINGER, MAX_WEIGHT, SHORT, Job, Lane, Scheduler, weight_of
 
 
 @dataclass
@@ -72,19 +72,27 @@ jobs = st.lists(
 
 @given(jobs)
 def test_everything_is_served_once_and_no_capacity_is_withheld(work: list[tuple[Lane, int, int, float]]) -> None:
+    """Each lane gets its sure share of every batch, as far as it has work; one lane alone gets it all."""
     device = make()
     made = [paid(("p", s), r, w) if lane is Lane.PAID else free(s % 2, ("f", s), r) for lane, s, r, w in work]
     for job in made:
         device.scheduler.add(job)
     ended: list[Job] = []
     only_free = all(job.lane is Lane.FREE for job in made)
+    paid_sessions = {job.session for job in made if job.lane is Lane.PAID}
     while device.scheduler:
         heads = device.scheduler._heads()
-        ready = sum(job.rows - job.done for job in heads)
-        before = sum(device.served.values())
+        by_lane = {lane: sum(job.rows - job.done for job in heads if job.lane is lane) for lane in Lane}
+        ready = sum(by_lane.values())
+        before = dict(device.served)
         ended += device.tick()
-        ran = sum(device.served.values()) - before
+        got = {session: rows - before.get(session, 0) for session, rows in device.served.items()}
+        paid_ran = sum(rows for session, rows in got.items() if session in paid_sessions)
+        ran = sum(got.values())
         assert ran > 0
+        scheduler = device.scheduler
+        assert paid_ran >= min(by_lane[Lane.PAID], scheduler.budget - scheduler.reserve)
+        assert ran - paid_ran >= min(by_lane[Lane.FREE], scheduler.reserve)
         if only_free or all(job.lane is Lane.PAID for job in heads):
             assert ran >= min(device.scheduler.budget, ready)
     assert sorted(map(id, ended)) == sorted(map(id, made))
@@ -134,6 +142,94 @@ def test_p18_of_equal_requests_the_higher_bid_is_not_served_later(
             ends[job.flow].append(device.batches)
             device.scheduler.add(paid(job.flow, rows, job.weight))
     assert all(mine <= theirs for mine, theirs in zip(ends["high"], ends["low"], strict=False))
+
+
+requests = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(1, 120), st.floats(1, MAX_WEIGHT), st.sampled_from(list(Lane))),
+    max_size=30,
+)
+"""(after how many batches, rows, weight, lane)"""
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 120)), min_size=1, max_size=12), requests,
+    st.floats(1, MAX_WEIGHT), st.floats(1, MAX_WEIGHT),
+)  # fmt: skip
+def test_a_higher_bid_never_gets_less(
+    mine: list[tuple[int, int]], others: list[tuple[int, int, float, Lane]], one: float, two: float
+) -> None:
+    """Open loop: two sessions ask the same at the same times, others what they like; at no time has the lower more."""
+    low, high = sorted((one, two))
+    assume(low < high)
+    device = make(budget=16)
+    wanted: list[tuple[int, list[Job]]] = [
+        (at, [paid(name, rows, bid) for name, bid in (("low", low), ("high", high))]) for at, rows in mine
+    ]
+    for number, (at, rows, weight, lane) in enumerate(others):
+        wanted.append((at, [Job(lane, ("other", number), ("other", number), rows, weight)]))
+    wanted.sort(key=lambda one: one[0])
+    while wanted or device.scheduler:
+        while wanted and wanted[0][0] <= device.batches:
+            for job in wanted.pop(0)[1]:
+                device.scheduler.add(job)
+        device.tick()
+        assert device.served.get("high", 0) >= device.served.get("low", 0)
+
+
+@given(
+    st.integers(1, 12), st.integers(0, 80), st.integers(0, 3),
+    st.lists(st.tuples(st.integers(SHORT + 1, 400), st.floats(1, MAX_WEIGHT)), min_size=1, max_size=8),
+    st.integers(0, 12),
+)  # fmt: skip
+def test_a_long_prompt_stalls_no_token_by_more_than_one_batch(
+    speakers: int, spoken: int, quiet: int, prompts: list[tuple[int, float]], warm: int
+) -> None:
+    """However much the speakers have been served before, and whoever else was about and sets newcomers' counters."""
+    device = make(budget=32, share=0.25)
+    for number in range(quiet):
+        device.scheduler.add(paid(("quiet", number), 1))
+    keep_busy(device, [f"speaker {n}" for n in range(speakers)], spoken, rows=1)
+    while device.scheduler:
+        device.tick()
+    for number, (rows, weight) in enumerate(prompts):
+        device.scheduler.add(paid(("prompt", number), rows, weight))
+        device.scheduler.add(free(("peer", number), ("free prompt", number), rows))
+    for _ in range(warm):
+        device.tick()
+    tokens = [paid(f"speaker {n}", 1) for n in range(speakers)]
+    for job in tokens:
+        device.scheduler.add(job)
+    device.tick()
+    assert all(job.started_at is not None for job in tokens)
+
+
+def test_a_prompt_alone_goes_whole_and_in_chunks_as_soon_as_anybody_may_come_back() -> None:
+    device = make(budget=32)
+    device.scheduler.add(paid("reader", 60))
+    assert sum(part.rows for part in device.scheduler.pick()) == 60
+    device.scheduler.add(paid("speaker", 1))
+    device.tick()  # and its next token is on its way
+    device.scheduler.add(paid("reader", 60))
+    assert sum(part.rows for part in device.scheduler.pick()) == 32
+    device.clock.now += 2 * LINGER
+    assert sum(part.rows for part in device.scheduler.pick()) == 28
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(SHORT + 1, 120))
+def test_tokens_of_many_never_stop_a_prompt(speakers: int, rows: int) -> None:
+    """It ends when all have been served as much, and at most half of its batches go to tokens that are ahead of it."""
+    device = make(budget=16, share=0.25)
+    names = [f"speaker {n}" for n in range(speakers)]
+    for name in names:
+        device.scheduler.add(paid(name, 1))
+    prompt = paid("reader", rows)
+    device.scheduler.add(prompt)
+    while prompt.done < prompt.rows:
+        for job in device.tick():
+            if job.flow in names:
+                device.scheduler.add(paid(job.flow, 1))
+    assert device.batches <= 2 + ceil((speakers * (rows + 1) + 2 * rows) / device.scheduler.budget)
 
 
 def test_a_bid_of_four_times_the_ask_gets_four_times_the_rows_under_load() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from hivemint.cli.console import (
     need,
     out,
     run_async,
+    show_error,
     table,
 )
 from hivemint.contracts.credits import format_credits, parse_coins
@@ -86,7 +88,25 @@ def start(
     found = find_model(where, model, first, end, home)
     signer = _unlock(home, wallet, password_file)
     plan = Plan(where, found, first, end, name or wallet, signer, settings, home)
-    run_async(_serve(plan))
+    from hivemint.node.watchdog import DeviceHung
+
+    try:
+        run_async(_serve(plan))
+    except DeviceHung as error:
+        show_error(error)
+        _leave(1)
+    except KeyboardInterrupt:
+        _leave(130)
+
+
+def _leave(code: int) -> None:
+    """End the process although the device is at work, or stuck: the interpreter would wait for its thread for ever.
+
+    Sessions, swarm and journal have been closed by now.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 async def _serve(plan: "Plan") -> None:

@@ -38,6 +38,8 @@ from hivemint.swarm.messages import (
 log = structlog.get_logger(__name__)
 HANDSHAKE = 20.0
 """Seconds that a client has from Terms to Open."""
+GOODBYE = 1.0
+"""Seconds for the last word to a client."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,22 @@ class Talk:
         finally:
             await asyncio.shield(self._leave())
 
-    async def end(self, code: Code, why: str) -> None:
-        """The node ends the session: expiry, thaw, revocation, draining. Steps that were taken are finished first."""
+    async def end(self, code: Code, why: str, within: float | None = None) -> None:
+        """The node ends the session: expiry, thaw, revocation, draining. Steps that were taken are finished first.
+
+        What is not done `within` so many seconds is dropped, its input never came; nothing is owed for it.
+        """
         if self.session is None or self.session.closed or self._steps is None:
             return
         self.session.close(code, why)
-        await self._steps.finish()
-        with suppress(SwarmError):
-            await self._link.send(Closed(code, why[:400]))
+        try:
+            async with asyncio.timeout(within):
+                await self._steps.finish()
+        except TimeoutError:
+            log.warning("steps did not end in time", session=self.session.session_id.hex()[:12], waited_s=within)
+        with suppress(SwarmError, TimeoutError):  # a client that does not read is not waited for
+            async with asyncio.timeout(GOODBYE):
+                await self._link.send(Closed(code, why[:400]))
         await self._link.close(why)
 
     # ---- handshake

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from hivemint.node.batch import Work
 from hivemint.node.kv_cache import KvCache, OutOfRoom
 from hivemint.node.room import Room, Seat
 from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
+from hivemint.node.watchdog import Load
 
 _SMOOTH = 0.2
 GATHER = 0.3
@@ -63,6 +65,8 @@ class Gauge:
     rows_done: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     batches: int = 0
     batch_rows: float = 0.0
+    sizes: Counter[int] = field(default_factory=Counter)
+    """Batches by their rows, rounded up to a power of two."""
     busy_s: float = 0.0
 
     def started(self, job: Job) -> None:
@@ -78,7 +82,13 @@ class Gauge:
         self.rows_per_s += _SMOOTH * (speed - self.rows_per_s)
         self.batch_rows += _SMOOTH * (rows - self.batch_rows)
         self.batches += 1
+        self.sizes[1 << (rows - 1).bit_length()] += 1
         self.busy_s += seconds
+
+    def load(self, batch: list[Slice]) -> Load:
+        """What the device is given, and how long that takes by what was measured: at least as long as of late."""
+        rows = sum(part.rows for part in batch)
+        return Load(rows, len(batch), max(self.step_s, rows / self.rows_per_s if self.rows_per_s else 0.0))
 
 
 class Engine:
@@ -87,6 +97,9 @@ class Engine:
     def __init__(self, span: Computes, scheduler: Scheduler, room: Room) -> None:
         self._span, self.scheduler, self.room = span, scheduler, room
         self.gauge = Gauge()
+        self.load: Load | None = None
+        """What is on the device now."""
+        self._failed: ComputeFailed | None = None
         self._jobs: dict[Job, StepJob] = {}
         self._seen: dict[Seat, float] = {}
         self._running: list[Seat] = []
@@ -103,7 +116,16 @@ class Engine:
         self._seen[seat] = self._loop.time()
         self.scheduler.add(job)
         self._arrived.set()
+        if self._failed is not None:
+            step.output.set_exception(self._failed)
         return step
+
+    def fail(self, error: HivemintError) -> None:
+        """The device computes nothing any more: every step under way, and each that comes, ends with ComputeFailed."""
+        self._failed = ComputeFailed(error.what, why=error.why, next_step="use another node")
+        for step in self._jobs.values():
+            if not step.output.done():
+                step.output.set_exception(self._failed)
 
     async def finish(self, step: StepJob) -> torch.Tensor:
         """The output, `[count, hidden]`. Cancelling takes the step back. Raises OutOfRoom and ComputeFailed."""
@@ -226,9 +248,11 @@ class Engine:
             Work(step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows])
             for part, step in batch
         ]
+        parts = [part for part, _ in batch]
         self._running = [step.seat for _, step in batch]
-        outputs = await self._loop.run_in_executor(self._thread, self._forward, works, [part for part, _ in batch])
-        self._running = []
+        self.load = self.gauge.load(parts)
+        outputs = await self._loop.run_in_executor(self._thread, self._forward, works, parts)
+        self.load, self._running = None, []
         self._see_off()
         return outputs
 

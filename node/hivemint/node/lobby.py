@@ -30,7 +30,7 @@ class Guest(Protocol):
     key_on_chain: bool
     active_at: float
 
-    async def end(self, code: Code, why: str) -> None: ...
+    async def end(self, code: Code, why: str, within: float | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,10 @@ class Lobby:
             except ChainError as error:  # vouchers stay good; new sessions are refused until it answers again
                 log.warning("the chain does not answer", reason=str(error))
 
-    async def drain(self, limit: float) -> None:
-        """Take nobody in, finish the steps that were taken, close all sessions; at most `limit` seconds."""
+    async def drain(self, limit: float, code: Code, why: str) -> None:
+        """Take nobody in, finish the steps that were taken, at most `limit` seconds, and close all sessions."""
         self.draining = True
-        ending = [guest.end(Code.DRAINING, "the node is going down") for guest in list(self.guests)]
-        try:
-            async with asyncio.timeout(limit):
-                await asyncio.gather(*ending, return_exceptions=True)
-        except TimeoutError:
-            log.warning("sessions did not end in time", open=len(self.guests))
+        await asyncio.gather(*(guest.end(code, why, limit) for guest in list(self.guests)), return_exceptions=True)
 
     async def _over(self, guest: Guest, now: float) -> tuple[Code, str] | None:
         session = guest.session

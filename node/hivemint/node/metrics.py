@@ -1,10 +1,11 @@
 """Prometheus metrics of a node, read from its own state at each scrape: nothing is counted twice."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hivemint.contracts.errors import ConfigError
@@ -13,38 +14,55 @@ from hivemint.node.scheduler import Lane
 
 if TYPE_CHECKING:
     from hivemint.node.assembly import Running
+    from hivemint.node.engine import Gauge
+
+
+SCRAPE = 5.0
+"""Seconds that a scrape waits for the event loop."""
 
 
 class NodeCollector(Collector):
-    """Reads a running node."""
+    """Reads a running node, in the event loop that it was made in: the state belongs to it."""
 
     def __init__(self, running: "Running") -> None:
-        self._running = running
+        self._running, self._loop = running, asyncio.get_running_loop()
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> list[Metric]:
+        """Called in the server's threads. Raises TimeoutError if the loop does not answer."""
+        return asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(SCRAPE)
+
+    async def _read(self) -> list[Metric]:
+        return list(self._metrics())
+
+    def _metrics(self) -> Iterator[Metric]:
         node, totals = self._running.node, self._running.journal.totals
         gauge, store = node.engine.gauge, node.engine.room.store
         rows = CounterMetricFamily("hivemint_node_tokens", "Token positions computed.", labels=["lane"])
         waits = GaugeMetricFamily("hivemint_node_wait_seconds", "Wait of a step before it starts.", labels=["lane"])
         queued = GaugeMetricFamily("hivemint_node_queued_tokens", "Token positions that wait.", labels=["lane"])
         sessions = GaugeMetricFamily("hivemint_node_sessions", "Open sessions.", labels=["lane"])
+        held = GaugeMetricFamily("hivemint_node_kv_used_tokens", "Tokens in pages that sessions hold.", labels=["lane"])
         for lane in Lane:
             rows.add_metric([lane.value], gauge.rows_done[lane])
             waits.add_metric([lane.value], gauge.wait_s[lane])
             queued.add_metric([lane.value], node.engine.scheduler.waiting(lane))
             sessions.add_metric([lane.value], node.lobby.count(lane))
-        yield from (rows, waits, queued, sessions)
+            held.add_metric([lane.value], node.engine.room.used(lane))
+        yield from (rows, waits, queued, sessions, held)
         refusals = CounterMetricFamily("hivemint_node_refusals", "Requests refused.", labels=["code"])
-        for code, count in node.counts.refusals.items():
+        for code, count in sorted((node.counts.refusals + self._running.host.refusals).items()):
             refusals.add_metric([code], count)
         yield refusals
         outputs = CounterMetricFamily("hivemint_node_outputs_sent", "Tensors that left.", labels=["to"])
         for to, count in node.counts.outputs.items():
             outputs.add_metric([to], count)
         yield outputs
+        yield _sizes(gauge, node.engine.scheduler.whole)
         yield CounterMetricFamily("hivemint_node_batches", "Batches computed.", value=gauge.batches)
         yield CounterMetricFamily("hivemint_node_compute_seconds", "Time that the device computed.", value=gauge.busy_s)
         yield GaugeMetricFamily("hivemint_node_batch_tokens", "Token positions a batch, smoothed.", gauge.batch_rows)
+        budget = node.engine.scheduler.budget
+        yield GaugeMetricFamily("hivemint_node_batch_budget_tokens", "Token positions that a batch may hold.", budget)
         yield GaugeMetricFamily("hivemint_node_tokens_per_second", "While computing, smoothed.", gauge.rows_per_s)
         yield GaugeMetricFamily("hivemint_node_kv_free_tokens", "Tokens in pages that nobody has.", store.tokens_free)
         yield GaugeMetricFamily("hivemint_node_kv_total_tokens", "Tokens that the K/V store holds.", store.tokens_total)
@@ -56,6 +74,19 @@ class NodeCollector(Collector):
         for stage, amount in flow.items():
             stages.add_metric([stage], amount / ONE_CREDIT)
         yield stages
+
+
+def _sizes(gauge: "Gauge", largest: int) -> HistogramMetricFamily:
+    """Batches by size; how full they are is this over the budget."""
+    buckets: list[tuple[str, float]] = []
+    count = 0
+    for exponent in range((largest - 1).bit_length() + 1):
+        count += gauge.sizes[1 << exponent]
+        buckets.append((f"{1 << exponent}.0", count))
+    rows = sum(gauge.rows_done.values())
+    return HistogramMetricFamily(
+        "hivemint_node_batch_size", "Token positions of a batch.", [*buckets, ("+Inf", gauge.batches)], sum_value=rows
+    )
 
 
 class MetricsServer:

@@ -10,14 +10,19 @@ Nothing here knows of time, tensors or networks: `clock` is a parameter, and a s
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import heapify, heappop, heappush
 
 MAX_WEIGHT = 16.0
 """One whale cannot stop the others, and a slip of the finger costs little (`protocol.md`, section 6)."""
 LINGER = 0.5
 """Seconds for which a flow counts as active after its last step: a token's way through the other nodes and back."""
+
+
+SHORT = 16
+"""Rows of a step that is a token's (decode, or drafts to verify) and no prompt's."""
 
 
 class Lane(StrEnum):
@@ -66,8 +71,9 @@ class _Flow:
 class Scheduler:
     """All steps that wait at one device.
 
-    `budget`: token rows a batch may hold, so that a long prompt never holds up the others for more than one chunk.
-    `free_share`: the part of it that the free lane is sure of while anyone waits there.
+    `budget`: token rows a batch may hold while others are about, so that a long prompt never holds them up for more
+    than one chunk; `whole`: rows for one that is alone. `free_share`: the part of the budget that the free lane is
+    sure of while anyone waits there.
     """
 
     def __init__(
@@ -126,7 +132,7 @@ class Scheduler:
         now = self._clock()
         heads = self._heads()
         paid_about = self._paid_active(now)
-        if len(heads) == 1 and (heads[0].lane is Lane.PAID or not paid_about):
+        if len(heads) == 1 and self._alone(heads[0], now):
             return self._fill(heads[0].lane, self.whole, now)  # nobody to hold up: the whole step at once is fastest
         free_rows = sum(job.rows - job.done for job in heads if job.lane is Lane.FREE)
         batch = self._fill(Lane.PAID, self.budget - min(self.reserve, free_rows), now)
@@ -146,43 +152,74 @@ class Scheduler:
         return list(seen.values())
 
     def _fill(self, lane: Lane, room: int, now: float) -> list[Slice]:
+        """Slices of one lane, at most `room` rows.
+
+        Half of the room goes to short steps first, whoever's turn it is: so a token waits for no prompt longer than
+        the batch that is under way, and a prompt for no more than that many tokens. The rest follows the counters.
+        """
         batch: list[Slice] = []
         taken: set[Hashable] = set()
-        while room > 0:
-            ready = [(flow, job) for flow in self._flows[lane].values() if (job := _next(flow, taken))]
-            if not ready:
-                break
-            flow, job = min(ready, key=_finish)
-            rows = min(room, job.rows - job.done)
-            batch.append(Slice(job, job.done, rows))
-            taken.add(job.session)
-            room -= rows
-            job.done += rows
-            if job.started_at is None:
-                job.started_at = now
-            if job.done == job.rows:
-                flow.jobs.remove(job)
-            flow.counter += rows / flow.weight
-            flow.last_active = now
-            self._left[lane] = flow.counter
+        for most, limit in ((SHORT, room // 2), (None, room)):
+            left = limit - sum(part.rows for part in batch)
+            for flow, job in self._in_turn(lane, taken, most):
+                rows = min(left, job.rows - job.done)
+                if rows < 1 or (most and rows < job.rows - job.done):
+                    break
+                batch.append(self._serve(lane, flow, job, rows, now))
+                taken.add(job.session)
+                left -= rows
         return batch
+
+    def _in_turn(self, lane: Lane, taken: set[Hashable], most: int | None) -> Iterator[tuple[_Flow, Job]]:
+        """Steps of at most `most` rows, one a session, by the counters, which change as they are served."""
+        flows = list(self._flows[lane].values())
+        ready = [(*_finish(flow, job), n, job) for n, flow in enumerate(flows) if (job := _next(flow, taken, most))]
+        heapify(ready)
+        while ready:
+            *_, number, job = heappop(ready)
+            flow = flows[number]
+            yield flow, job
+            if following := _next(flow, taken, most):
+                heappush(ready, (*_finish(flow, following), number, following))
+
+    def _serve(self, lane: Lane, flow: _Flow, job: Job, rows: int, now: float) -> Slice:
+        part = Slice(job, job.done, rows)
+        job.done += rows
+        if job.started_at is None:
+            job.started_at = now
+        if job.done == job.rows:
+            flow.jobs.remove(job)
+        flow.counter += rows / flow.weight
+        flow.last_active = now
+        self._left[lane] = flow.counter
+        return part
 
     def _least_active(self, lane: Lane, now: float) -> float:
         active = [f.counter for f in self._flows[lane].values() if f.jobs or now - f.last_active <= LINGER]
         return min(active, default=self._left[lane])
 
+    def _alone(self, job: Job, now: float) -> bool:
+        """No other flow has anything to do here, or had a moment ago: its next token may be on its way."""
+        mine = self._flows[job.lane].get(job.flow)
+        flows = [flow for flows in self._flows.values() for flow in flows.values() if flow is not mine]
+        return not any(flow.jobs or now - flow.last_active <= LINGER for flow in flows)
+
     def _paid_active(self, now: float) -> bool:
         return any(f.jobs or now - f.last_active <= LINGER for f in self._flows[Lane.PAID].values())
 
 
-def _finish(pair: tuple[_Flow, Job]) -> tuple[float, float]:
+def _finish(flow: _Flow, job: Job) -> tuple[float, float]:
     """The counter at which the step would end. It stays the same while the step is served in parts, so of equal
     requests the higher bid is never overtaken (P18), and a decode step does not queue behind a long prompt.
     """
-    flow, job = pair
     return flow.counter + (job.rows - job.done) / flow.weight, job.queued_at
 
 
-def _next(flow: _Flow, taken: set[Hashable]) -> Job | None:
-    """The flow's first job of a session that is not in the batch yet."""
-    return next((job for job in flow.jobs if job.session not in taken), None)
+def _next(flow: _Flow, taken: set[Hashable], most: int | None) -> Job | None:
+    """The first job, of at most `most` rows, of a session that is not in the batch yet."""
+    seen = set(taken)
+    for job in flow.jobs:
+        if job.session not in seen and (most is None or job.rows <= most):
+            return job
+        seen.add(job.session)  # steps of one session keep their order
+    return None

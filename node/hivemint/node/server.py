@@ -26,6 +26,7 @@ from hivemint.node.settings import NodeSettings
 from hivemint.node.span import Span
 from hivemint.node.steps import Shop
 from hivemint.node.threads import Worker
+from hivemint.node.watchdog import Patience, watch
 from hivemint.swarm.host import CONTROL, PUSH, Host
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import Code
@@ -75,6 +76,7 @@ class Node:
         self._worker = Worker("receipts")
         self._hop_worker = Worker("checks")
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._broke: HivemintError | None = None
         self._published: tuple[float, ...] = ()
         self._tasks: list[asyncio.Task[None]] = []
         store = kit.span.new_store(settings.kv_bytes or None)
@@ -106,6 +108,7 @@ class Node:
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("engine", node.engine.run()),
+                ("watchdog", watch(node.engine, Patience(settings.hung_times, settings.hung_least))),
                 ("sessions", node.lobby.watch()),
                 ("record", node._keep_published()),
                 ("host", node._watch_host()),
@@ -117,19 +120,31 @@ class Node:
         return node
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set. Raises what broke the node: its daemon died, its journal or device failed."""
+        """Until `stop` is set. Raises what broke the node: its daemon died, its journal failed, its device hangs."""
         stopped: asyncio.Future[Any] = asyncio.create_task(stop.wait())
         await asyncio.wait({stopped, self._failure, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if self._failure.done():
-            self._failure.result()
-        for task in self._tasks:
-            if task.done():
-                task.result()
+        try:
+            for ended in (self._failure, *self._tasks):
+                if ended.done():
+                    ended.result()
+        except Exception as error:
+            self._broke = (
+                error if isinstance(error, HivemintError) else HivemintError("The node failed", why=str(error))
+            )
+            log.error("the node cannot go on", reason=str(error))
+            raise
 
     async def close(self) -> None:
-        """Drain: finish what was taken, close the sessions, then the links. The journal and host are the maker's."""
-        await self.lobby.drain(self.settings.drain)
+        """Drain: finish what was taken, close the sessions, then the links. The journal and host are the maker's.
+
+        A broken node finishes nothing: each session is told what broke.
+        """
+        if self._broke is None:
+            await self.lobby.drain(self.settings.drain, Code.DRAINING, "the node is going down")
+        else:
+            self.engine.fail(self._broke)
+            await self.lobby.drain(self.settings.drain, Code.FAILED, f"{self._broke.what}: {self._broke.why}")
         await self.outlets.close()
         for task in self._tasks:
             task.cancel()

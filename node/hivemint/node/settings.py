@@ -67,6 +67,10 @@ class NodeSettings(BaseSettings):
     """Prometheus on loopback; 0 = any free port, none = off."""
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Seconds that a stopping node gives to the steps under way."""
+    hung_times: Annotated[float, Field(ge=2)] = 100.0
+    """A batch that takes this many times what its rows usually cost is a hung device, and the node ends."""
+    hung_least: Annotated[float, Field(gt=0)] = 30.0
+    """But not before so many seconds: a busy machine or a kernel's first compilation is no hang. Clients wait 60."""
 
 
 def node_settings(**flags: Any) -> NodeSettings:

@@ -6,6 +6,7 @@ underneath is a child process of ours; when it dies every link ends with that re
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,8 @@ class Host:
         self.key = key
         self.peer_id = key.peer_id
         self.addresses = ()
+        self.refusals: Counter[str] = Counter()
+        """Links that were turned away before their handler saw them, by code."""
         self._settings, self._daemon = settings, daemon
         self._badge = Badge(settings.network, key.peer_id, settings.swarm_key)
         self._gate = Gate(settings.limits)
@@ -184,6 +187,7 @@ class Host:
             await handler(link)
         except Refusal as error:
             reason = str(error)
+            self.refusals[error.code] += 1
             with contextlib.suppress(SwarmError):
                 await link.send(_refused(error))
         except TimeoutError:
