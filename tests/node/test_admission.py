@@ -101,6 +101,18 @@ def test_a_nonce_is_good_for_its_peer_for_a_minute_and_once() -> None:
     assert len(nonces._spent) <= NONCE_LIFE + 1
 
 
+@pytest.mark.parametrize(("first", "end", "part"), [(4, 8, None), (5, 7, (1, 3)), (4, 5, (0, 1)), (7, 8, (3, 4))])
+async def test_any_part_of_the_span_for_its_share_of_the_price(
+    desk: Desk, first: int, end: int, part: tuple[int, int] | None
+) -> None:
+    for price, code in ((5 * (end - first), None), (5 * (end - first) - 1, Code.PRICE)):
+        session = desk.session(first_block=BlockIndex(first), end_block=BlockIndex(end), price=Credits(price))
+        answer = await desk.admission.admit(PEER, Open(session, session.sign(DOMAIN, CLIENT)))
+        assert isinstance(answer, Refused if code else Admitted)
+        assert getattr(answer, "code", None) is code
+        assert OFFER.part(session) == part
+
+
 async def test_the_same_signed_session_opens_once(desk: Desk) -> None:
     session = desk.session()
     message = Open(session, session.sign(DOMAIN, CLIENT))
@@ -123,7 +135,7 @@ async def test_a_forged_signature_spends_no_nonce(desk: Desk) -> None:
         ({"domain": msgspec.structs.replace(DOMAIN, chain_id=1)}, Code.KEY),
         ({"domain": msgspec.structs.replace(DOMAIN, settlement=NODE.address)}, Code.KEY),
         ({"price": Credits(19)}, Code.PRICE),
-        ({"first_block": BlockIndex(5)}, Code.SPAN),
+        ({"first_block": BlockIndex(3)}, Code.SPAN),
         ({"first_block": BlockIndex(8), "end_block": BlockIndex(9)}, Code.SPAN),
         ({"max_tokens": 0}, Code.LIMIT),
         ({"max_tokens": 1025}, Code.LIMIT),

@@ -122,3 +122,31 @@ def test_a_gradient_flows_through_a_lean_span(tmp_path: Path) -> None:
     cpu = Span.load(tmp_path, BlockIndex(0), BlockIndex(3))
     x, g = rows(6, 1).unsqueeze(0), rows(6, 2).unsqueeze(0)
     torch.testing.assert_close(span.backward(x, g).cpu(), cpu.backward(x, g), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_forked_sessions_and_parts_of_the_span_give_what_the_cpu_gives(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Pages shared and copied by another thread than the one that computes, then captured decode steps over them."""
+
+    def branch(span: Span, store: KvStore) -> list[torch.Tensor]:
+        parent, part = store.open(400), store.open(400, blocks=(1, 3))
+        out = span.run([Work(parent, 0, rows(2 * PAGE + 9, 1)), Work(part, 0, rows(PAGE, 2))])
+        children = [store.open(400) for _ in range(3)]
+        for child, count in zip(children, (2 * PAGE + 9, 2 * PAGE, PAGE - 3), strict=True):
+            child.fork(parent, count)()
+        narrow = store.open(400, blocks=(1, 3))
+        narrow.fork(part, PAGE - 1)()
+        out += span.run([Work(parent, PAGE + 5, rows(3, 3))])  # goes back into what the children read
+        everybody = [parent, *children, part, narrow]
+        for turn in range(4):
+            out += span.run([Work(c, c.length, rows(1, 10 * turn + i)) for i, c in enumerate(everybody)])
+        children[0].close()
+        return [piece.float().cpu() for piece in out + span.run([Work(children[1], 7, rows(4, 99))])]
+
+    span = load(tmp_path, "llama", dtype)
+    store = span.new_store(1 << 25)
+    with ThreadPoolExecutor(1) as compute:
+        ours = compute.submit(branch, span, store).result()
+    cpu = Span.load(tmp_path, BlockIndex(0), BlockIndex(3))
+    for mine, theirs in zip(ours, branch(cpu, cpu.new_store(1 << 25)), strict=True):
+        assert (mine - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.contracts.ids import Address, BlockIndex, Credits, Head, ModelId, Step, TensorHash
+from hivemint.contracts.ids import FORK, Address, BlockIndex, Credits, Digest, Head, ModelId, Step, TensorHash
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     CheckedVoucher,
@@ -223,6 +223,29 @@ def test_a_crop_that_never_began_leaves_the_cache_as_it_was() -> None:
     step.job = Job(session.lane, "flow", "session", 2, started_at=1.0)
     session.drop(Step(2), begun=True)
     assert session.length == 3, "the device may have written from there on"
+
+
+def test_a_fork_costs_nothing_and_is_never_taken_back_while_its_rows_are_copied() -> None:
+    parent, books = make()
+    step = take(parent, books, request(parent, 1, 0, 8, parent.receipt, 80))
+    assert isinstance(step, TakenStep)
+    answer(parent, step)
+    child, _ = make(books=books, account=parent.account)
+    asked = StepRequest(
+        Step(1), FORK, 0, 8, voucher(child.receipt, 80).signed, parent=Digest(parent.receipt.receipt.head)
+    )
+    assert child.parent(asked) is parent
+    fork = take(child, books, asked)
+    assert isinstance(fork, TakenStep)
+    assert (fork.price, child.spent, child.length, parent.account.owed) == (0, 0, 8, 80)
+    assert child.drop(Step(1)) == []
+    assert child.drop(Step(1), begun=True) == [fork]
+    assert (child.length, child.last, parent.account.owed) == (0, 0, 80)
+    for end in (parent.evicted, lambda: parent.close(Code.EXPIRY, "over")):
+        end()
+        gap = take(child, books, asked)
+        assert isinstance(gap, Refused)
+        assert (gap.code, gap.cached) == (Code.GAP, 0)
 
 
 @pytest.mark.parametrize("start", [6, 64, 2**31, 2**63 - 1])

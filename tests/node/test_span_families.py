@@ -102,6 +102,19 @@ def test_ragged_batch_of_prefill_chunk_decode_and_verify(whole: Whole, spans: li
     assert [cache.length for cache in sessions] == [b for _, b in steps]
 
 
+def test_parts_of_a_span_compute_their_blocks_alone(whole: Whole, spans: list[Span]) -> None:
+    """Sessions of the whole span and of parts of it, prefill then decode, in one batch."""
+    span, store = spans[1], spans[1].new_store(1 << 22)
+    parts = [None, (1, 3), (0, 1), (1, 3), (1, 2)]
+    texts = [whole.states(ids(30 + seed)) for seed in range(len(parts))]
+    bounds = [(CUT, BLOCKS) if part is None else (CUT + part[0], CUT + part[1]) for part in parts]
+    sessions = [store.open(40, blocks=part) for part in parts]
+    for start, end in ((0, 20), (20, 21), (21, TOKENS)):
+        batch = [Work(s, start, text[a][start:end]) for s, text, (a, _) in zip(sessions, texts, bounds, strict=True)]
+        for output, text, (_, b) in zip(span.run(batch), texts, bounds, strict=True):
+            close(output, text[b][start:end])
+
+
 def test_backward_equals_the_whole_models_gradient(whole: Whole, spans: list[Span]) -> None:
     """Two texts of one length, a random loss: the gradient of the embeddings, span by span."""
     states = torch.stack([whole.states(ids(21)), whole.states(ids(22))], dim=1)

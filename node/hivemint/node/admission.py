@@ -68,6 +68,12 @@ class Offer:
         """The least price per token for a session's span."""
         return self.ask * session.blocks
 
+    def part(self, session: Session) -> tuple[int, int] | None:
+        """The session's blocks, counted from this node's first; None: all of them."""
+        if (session.first_block, session.end_block) == (self.first, self.end):
+            return None
+        return session.first_block - self.first, session.end_block - self.first
+
     def wire(self, session: Session) -> str | None:
         """The wire form that a session's numerics name, None if this node does not serve them."""
         label = next((label for label in self.numerics if numerics_hash(label) == session.numerics), None)
@@ -229,13 +235,7 @@ def check_model(offer: Offer, session: Session) -> Refused | None:
 
 def check_span(offer: Offer, session: Session) -> Refused | None:
     if offer.first <= session.first_block < session.end_block <= offer.end:
-        if (session.first_block, session.end_block) == (offer.first, offer.end):
-            return None
-        return _refused(
-            Code.SPAN, "This node serves its whole span only",
-            f"expected {offer.first}:{offer.end}, got {session.first_block}:{session.end_block}",
-            "plan with whole spans",
-        )  # fmt: skip
+        return None
     return _refused(
         Code.SPAN, "The session's blocks are not served here",
         f"expected blocks within {offer.first}:{offer.end}, got {session.first_block}:{session.end_block}",

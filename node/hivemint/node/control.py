@@ -138,7 +138,8 @@ class Talk:
         if refused := refused or lobby.check(self.peer, terms.price):
             return refused
         try:
-            seat = self._shop.engine.room.open(Lane.PAID if terms.price else Lane.FREE, terms.max_tokens)
+            lane = Lane.PAID if terms.price else Lane.FREE
+            seat = self._shop.engine.room.open(lane, terms.max_tokens, self._shop.offer.part(terms))
         except OutOfRoom as error:
             return lobby.busy(error.what, error.why)
         offer = self._shop.offer

@@ -22,6 +22,10 @@ from hivemint.node.slots import KvView, Slot
 CPU_SHARE, GPU_SHARE = 0.5, 0.8
 
 
+Blocks = tuple[int, int]
+"""First block of a part of a span, and the one behind its last."""
+
+
 class OutOfRoom(HivemintError):
     """The K/V budget cannot hold the tokens that were asked for. Nothing was changed."""
 
@@ -84,10 +88,11 @@ class KvStore:
     def bytes_used(self) -> int:
         return self._pages_taken * self._page_bytes
 
-    def open(self, max_tokens: int, tally: Tally | None = None) -> "KvCache":
+    def open(self, max_tokens: int, tally: Tally | None = None, blocks: Blocks | None = None) -> "KvCache":
         """An empty cache for up to `max_tokens`; takes no page yet. Raises OutOfRoom if it could never fill.
 
-        `tally`: its group's count of pages. Only caches of one group can share any.
+        `tally`: its group's count of pages. Only caches of one group can share any. `blocks`: the part of the span
+        that the session asked for, counted from the span's first; a page holds all blocks nevertheless.
         """
         if max_tokens < 1:
             raise ValueError(f"a cache holds at least one token, not {max_tokens}")
@@ -99,7 +104,7 @@ class KvStore:
             )
         if self._pages_taken >= self._pages_total:
             raise OutOfRoom("no room for another session", why="every K/V page is taken", next_step="try again later")
-        return KvCache(self, max_tokens, tally or self._rest)
+        return KvCache(self, max_tokens, tally or self._rest, blocks)
 
     def _take(self, pages: int, tally: Tally) -> Table:
         with self._lock:
@@ -126,8 +131,9 @@ class KvCache:
     Never evict or close it while a step of its session runs: the step writes to the memory that is given back.
     """
 
-    def __init__(self, store: KvStore, max_tokens: int, tally: Tally) -> None:
+    def __init__(self, store: KvStore, max_tokens: int, tally: Tally, blocks: Blocks | None = None) -> None:
         self.length = 0
+        self.blocks = blocks
         self.max_tokens = max_tokens
         self.pages = 0
         self.pool = store.pool
@@ -181,7 +187,8 @@ class KvCache:
         Room is taken now; the call that comes back copies what has to be copied, and is for the compute thread. Until
         it has run, neither session may be evicted or closed. Raises OutOfRoom, and then nothing is here.
         """
-        if not 0 < count <= min(parent.length, self.max_tokens) or parent is self or parent._tally is not self._tally:
+        kin = parent is not self and (parent._tally, parent.blocks) == (self._tally, self.blocks)
+        if not kin or not 0 < count <= min(parent.length, self.max_tokens):
             raise ValueError(f"{count} tokens of a cache with {parent.length} can't begin one for {self.max_tokens}")
         self.evict()
         fresh = self._store._take(self.fork_pages(count), self._tally)

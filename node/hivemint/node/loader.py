@@ -5,6 +5,7 @@ everything but the span is cut away, and the span's weights are read tensor by t
 them. Rope, norms, experts and every other detail of a family stay the library's own code.
 """
 
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -146,6 +147,34 @@ def cut(decoder: PreTrainedModel, num_blocks: int, first: int, end: int) -> None
         if isinstance(value, list) and len(value) == num_blocks:
             setattr(config, key, value[first:end])
     config.num_hidden_layers = end - first
+
+
+def part(decoder: PreTrainedModel, first: int, end: int) -> PreTrainedModel:
+    """A span's decoder narrowed to its blocks `first .. end - 1`: the same modules and weights, nothing is copied."""
+    count = decoder.config.num_hidden_layers
+    name, layers = find_layers(decoder, count)
+    config = copy.copy(decoder.config)
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == count:
+            setattr(config, key, value[first:end])
+    config.num_hidden_layers = end - first
+    *parents, own_name = name.split(".")
+    narrowed: PreTrainedModel = _twin(decoder, config)
+    module: nn.Module = narrowed
+    for parent in parents:
+        setattr(module, parent, _twin(module.get_submodule(parent), config))
+        module = module.get_submodule(parent)
+    setattr(module, own_name, nn.ModuleList(layers[first:end]))
+    return narrowed
+
+
+def _twin(module: Any, config: PreTrainedConfig) -> Any:
+    """The same module with places of its own for its children."""
+    twin: Any = object.__new__(type(module))
+    twin.__dict__ = {key: value for key, value in vars(module).items() if key != "forward"}  # a hook's, of the original
+    twin._modules = dict(module._modules)
+    twin.config = config
+    return twin
 
 
 class Nothing(nn.Module):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hivemint.node.kv_cache import KvCache, KvStore, OutOfRoom, Tally
+from hivemint.node.kv_cache import Blocks, KvCache, KvStore, OutOfRoom, Tally
 from hivemint.node.pages import PAGE, pages_for
 from hivemint.node.scheduler import Lane
 
@@ -41,16 +41,16 @@ class Room:
         self.seats: list[Seat] = []
         self._tallies = {lane: Tally() for lane in Lane}
 
-    def open(self, lane: Lane, max_tokens: int) -> Seat:
-        """A seat without any page yet. Raises OutOfRoom."""
+    def open(self, lane: Lane, max_tokens: int, blocks: Blocks | None = None) -> Seat:
+        """A seat without any page yet, for the whole span or a part of it. Raises OutOfRoom."""
         if len(self.seats) >= self._max_seats:
             raise OutOfRoom("no seat for another session", why=f"{len(self.seats)} are open", next_step="wait")
         try:
-            cache = self.store.open(max_tokens, self._tallies[lane])
+            cache = self.store.open(max_tokens, self._tallies[lane], blocks)
         except OutOfRoom:
             if pages_for(max_tokens) > pages_for(self.store.tokens_total) or not self._evict_one(lane, self._clock()):
                 raise
-            cache = self.store.open(max_tokens, self._tallies[lane])
+            cache = self.store.open(max_tokens, self._tallies[lane], blocks)
         seat = Seat(cache, lane, self._clock())
         self.seats.append(seat)
         return seat

@@ -11,7 +11,7 @@ from hivemint.node import kernels, loader, memory
 from hivemint.node.alone import SessionCache
 from hivemint.node.batch import BadWork, Packing, Part, Work, check
 from hivemint.node.graphs import DecodeGraphs
-from hivemint.node.kv_cache import KvShape, KvStore
+from hivemint.node.kv_cache import Blocks, KvShape, KvStore
 from hivemint.node.pages import PagePool
 from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, Progress
@@ -33,6 +33,7 @@ class Span:
         shapes: list[KvShape],
     ) -> None:
         self._decoder, self._shapes = decoder, shapes
+        self._parts: dict[Blocks, PreTrainedModel] = {}
         self.anatomy = anatomy
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
@@ -83,6 +84,7 @@ class Span:
     def run(self, batch: Sequence[Work]) -> list[torch.Tensor]:
         """One forward for all of `batch`: prefill chunks, decode and verify steps mixed. Outputs `[count, hidden]`.
 
+        Sessions of a part of the span (`cache.blocks`) share a forward with those of the same part alone.
         Keys and values of the new tokens are written and `cache.length` becomes `start + count`. Raises BadWork or
         OutOfRoom before anything has been computed; pages taken by then stay with their sessions.
         """
@@ -93,15 +95,12 @@ class Span:
             work.cache.reserve(work.end, work.start)
         for work in batch:
             work.cache.crop(work.start)
-        counts = [work.count for work in batch]
         with torch.inference_mode():
-            output = self._replay(batch, counts)
-            if output is None:
-                rows = batch[0].hidden if len(batch) == 1 else torch.cat([work.hidden for work in batch])
-                output = self._forward(rows.to(self.device, self.dtype), Packing(batch, self.dtype, self.device))
+            parts = {work.cache.blocks for work in batch}
+            outputs = self._run(batch, None) if parts == {None} else self._run_parts(batch, parts)
         for work in batch:
             work.cache.length = work.end
-        return list(torch.split(output, counts))
+        return outputs
 
     def prepare(self, store: KvStore, rows: int = 64) -> None:
         """Capture decode steps of up to `rows` rows over `store` before anybody waits. Does nothing on a CPU."""
@@ -128,6 +127,30 @@ class Span:
             output = self._decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
             return torch.autograd.grad(output, rows, gradient.to(self.device, self.dtype))[0]
 
+    def _run_parts(self, batch: Sequence[Work], parts: set[Blocks | None]) -> list[torch.Tensor]:
+        outputs: dict[Work, torch.Tensor] = {}
+        for blocks in parts:
+            works = [work for work in batch if work.cache.blocks == blocks]
+            outputs.update(zip(works, self._run(works, blocks), strict=True))
+        return [outputs[work] for work in batch]
+
+    def _run(self, batch: Sequence[Work], blocks: Blocks | None) -> list[torch.Tensor]:
+        counts = [work.count for work in batch]
+        output = self._replay(batch, counts) if blocks is None else None
+        if output is None:
+            rows = batch[0].hidden if len(batch) == 1 else torch.cat([work.hidden for work in batch])
+            packing = Packing(batch, self.dtype, self.device)
+            output = self._forward(self._part(blocks), rows.to(self.device, self.dtype), packing)
+        return list(torch.split(output, counts))
+
+    def _part(self, blocks: Blocks | None) -> PreTrainedModel:
+        """The decoder over a part of the span: the same blocks, weights and K/V places."""
+        if blocks is None:
+            return self._decoder
+        if blocks not in self._parts:
+            self._parts[blocks] = loader.part(self._decoder, *blocks)
+        return self._parts[blocks]
+
     def _graphs_of(self, pool: PagePool | None) -> DecodeGraphs | None:
         if pool is None or not self.packs or not kernels.available(self.device):
             return None
@@ -143,20 +166,20 @@ class Span:
             return None
         return graphs.run([work.hidden for work in batch], [(work.start, work.end, work.cache.table) for work in batch])
 
-    def _forward(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def _forward(self, decoder: PreTrainedModel, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Rows `[T, hidden]` through the library's own decoder: packed, or session by session if they can't be."""
         if not self.packs:
             pieces = zip(packing.parts, torch.split(rows, packing.counts), strict=True)
-            return torch.cat([self._alone(part, piece) for part, piece in pieces])
-        output = self._decoder(
+            return torch.cat([self._alone(decoder, part, piece) for part, piece in pieces])
+        output = decoder(
             inputs_embeds=rows.unsqueeze(0), position_ids=packing.positions(), use_cache=False, packing=packing
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _alone(self, part: Part, rows: torch.Tensor) -> torch.Tensor:
+    def _alone(self, decoder: PreTrainedModel, part: Part, rows: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(part.start, part.end, device=self.device).unsqueeze(0)
-        output = self._decoder(
+        output = decoder(
             inputs_embeds=rows.unsqueeze(0), position_ids=positions, use_cache=True, past_key_values=SessionCache(part)
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
