@@ -142,8 +142,11 @@ contract Settlement is SessionKeys {
     /// @inheritdoc ISettlement
     function feesBurned(uint256 epoch) external view returns (uint256) {
         Fees memory fees = _fees;
+        // Numbers of epochs are exact, unlike balances: equality is what is meant, here and in `_bookFees`.
+        // slither-disable-start incorrect-equality
         if (epoch == fees.epoch) return fees.newest;
         return epoch + 1 == fees.epoch ? fees.before : 0;
+        // slither-disable-end incorrect-equality
     }
 
     /// @inheritdoc ISettlement
@@ -198,6 +201,7 @@ contract Settlement is SessionKeys {
         (uint256 last, uint256 newest, uint256 before) = (_fees.epoch, _fees.newest, _fees.before);
         // More than 104 bits are above every cap of 96, so what is cut off changes no emission and stops no settlement.
         unchecked {
+            // slither-disable-next-line incorrect-equality
             if (last != epoch) (newest, before) = (0, last + 1 == epoch ? newest : 0);
             newest = Math.min(newest + lost, type(uint104).max);
         }

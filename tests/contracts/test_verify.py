@@ -11,6 +11,13 @@ async def test_a_true_deployment_verifies(contracts: Bindings) -> None:
     assert await verify(contracts, numbers()) == []
 
 
+async def test_owner_and_auditors_are_those_that_the_numbers_name(contracts: Bindings, testchain: TestChain) -> None:
+    deployer, other = testchain.signers[0].address, testchain.signers[1].address
+    assert await verify(contracts, replace(numbers(), owner=deployer, auditors=(deployer,))) == []
+    told = await verify(contracts, replace(numbers(), owner=other, auditors=(deployer, other)))
+    assert told == [f"the owner is {deployer}, expected {other}", f"auditor {other} is False, expected True"]
+
+
 async def test_one_changed_byte_and_other_numbers_are_told(contracts: Bindings, testchain: TestChain) -> None:
     address = contracts.settlement.address
     code = bytearray(await contracts.chain.code(address))

@@ -1,5 +1,7 @@
 """Is what stands on a chain what this package carries? Code and numbers against the artifacts."""
 
+from typing import Any
+
 from web3.utils import get_create_address
 
 from hivemint.contracts.artifacts import Artifact, load
@@ -17,8 +19,9 @@ async def verify(bindings: Bindings, numbers: Numbers | None = None, *, first_bl
 
     The contracts must name each other (else ChainError), their code must be that of the artifacts, and each immutable
     in it what this deployment's constructors write: the same code with another fee inside is another contract.
-    numbers: also compare the fixed ones and today's settings. first_block: also find the transactions that created the
-    contracts, from there on, and compare the code that they ran.
+    numbers: also compare the fixed ones, today's settings and rates, and the owner and auditors that they name.
+    first_block: also find the transactions that created the contracts, from there on, and compare the code that they
+    ran.
     """
     await check(bindings)
     found, immutables = [], await _immutables(bindings)
@@ -103,7 +106,7 @@ def _permit_domain(name: bytes, version: bytes, chain_id: int, contract: bytes) 
 async def _wrong_numbers(bindings: Bindings, numbers: Numbers) -> list[str]:
     epoch = await bindings.settlement.current_epoch()
     fixed = await bindings.parameters.fixed()
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         (name, getattr(fixed, name), getattr(numbers.fixed, name))
         for name in ("fee", "epoch", "thaw", "unbond", "delay", "halving", "min_stake", "cap", "bootstrap")
     ]
@@ -111,4 +114,8 @@ async def _wrong_numbers(bindings: Bindings, numbers: Numbers) -> list[str]:
         pairs.append((setting.name, await bindings.parameters.value(setting, epoch), numbers.settings[setting]))
     for model, rate in numbers.rates.items():
         pairs.append((f"rate of 0x{model.hex()}", await bindings.parameters.rate(model, epoch), rate))
+    if numbers.owner is not None:
+        pairs.append(("the owner", await bindings.parameters.owner(), numbers.owner))
+    for auditor in numbers.auditors:
+        pairs.append((f"auditor {auditor}", await bindings.parameters.is_auditor(auditor, epoch), True))
     return [f"{name} is {there}, expected {wanted}" for name, there, wanted in pairs if there != wanted]
