@@ -154,3 +154,25 @@ async def test_a_fork_evicts_idle_sessions_but_never_its_parent(span: Span) -> N
     with pytest.raises(OutOfRoom, match="the other sessions are busy"):
         engine.fork(parent, late, 20)
     assert (parent.busy, late.busy, parent.cache.length) == (0, 0, 20)
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+], ids=["python", "gpu", "cpu"])  # fmt: skip
+async def test_out_of_memory_is_a_refusal_and_the_next_step_is_served(
+    bench: Bench, span: Span, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    seat, rows = bench.seat(), torch.randn(5, 32)
+    await bench.step(seat, 0, rows[:3])
+
+    def fails(batch: list[Work]) -> list[torch.Tensor]:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.span, "run", fails)
+        with pytest.raises(OutOfRoom, match="no memory for a step of 1 rows"):
+            await bench.step(seat, 3, rows[3:4])
+    output = await bench.step(seat, 3, rows[3:])
+    alone = span.run([Work(span.new_store(1 << 20).open(8), 0, rows)])[0]
+    torch.testing.assert_close(output, alone[3:], atol=1e-5, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 import random
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hivemint.node.kv_cache import KvCache, KvShape, KvStore, OutOfRoom, Tally, free_share
+from hivemint.node import kv_cache
+from hivemint.node.kv_cache import SPARE, KvCache, KvShape, KvStore, OutOfRoom, Tally, free_memory, free_share
 from hivemint.node.pages import PAGE, pages_for
 
 SHAPES = (KvShape(2, 16, 16),) * 3
@@ -167,23 +169,85 @@ def test_memory_is_committed_as_tokens_come_and_given_back() -> None:
     assert room.bytes_used == 0
 
 
-@pytest.mark.parametrize("paged", [False, True])
-def test_ten_thousand_sessions_leave_nothing_behind(paged: bool) -> None:
-    room = store(40, paged=paged)
-    generator = torch.Generator().manual_seed(3)
-    live: list[KvCache] = []
-    for _ in range(10_000):
-        tokens = int(torch.randint(1, 6 * PAGE, (), generator=generator))
+class Crowd:
+    """Sessions of random sizes that write, grow, crop, are evicted and close in any order."""
+
+    SHAPES = (KvShape(1, 128, 128),) * 2
+    row = torch.ones(1, 1, 128)
+
+    def __init__(self, paged: bool, seed: int) -> None:
+        self.store = store(40, self.SHAPES, paged)
+        self.random = random.Random(seed)
+        self.live: list[KvCache] = []
+
+    def one_more(self) -> None:
         try:
-            cache = room.open(tokens)
-            cache.reserve(tokens)
-            live.append(cache)
+            self.live.append(self.store.open(6 * PAGE))
+            self.write(self.live[-1], self.random.randint(1, 3 * PAGE))
+            other = self.random.choice(self.live)
+            other.crop(self.random.randint(0, other.length))
+            self.write(other, self.random.randint(other.length + 1, 6 * PAGE + 1))
         except OutOfRoom:
-            live.pop(int(torch.randint(0, len(live), (), generator=generator))).close()
-    for cache in live:
+            leaving = self.random.choice(self.live)
+            leaving.evict()
+            if self.random.random() < 0.7:
+                leaving.close()
+                self.live.remove(leaving)
+
+    def write(self, cache: KvCache, tokens: int) -> None:
+        """The last token only: a leaked session still costs a page of the system's in each block."""
+        cache.reserve(tokens)
+        view = cache.view(tokens - 1, tokens)
+        for block in range(len(self.SHAPES)):
+            view.write(block, self.row, self.row)
+        cache.length = tokens
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=2, deadline=None)
+def test_ten_thousand_sessions_fragment_nothing(paged: bool, seed: int) -> None:
+    """The process holds no more than after the first thousand, and at the end one session can have the whole room."""
+    crowd, process = Crowd(paged, seed), psutil.Process()
+    room = crowd.store
+    for _ in range(1000):
+        crowd.one_more()
+    early = process.memory_info().rss
+    for _ in range(9000):
+        crowd.one_more()
+    assert process.memory_info().rss - early < 8 << 20
+    for cache in crowd.live:
         cache.close()
     assert room.bytes_used == 0
     assert room.tokens_free == room.tokens_total == 40 * PAGE
+    crowd.write(room.open(40 * PAGE), 40 * PAGE)
+    assert room.tokens_free == 0
+
+
+def test_memory_that_others_took_is_refused_not_overcommitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget says yes, the machine says no."""
+    room = store(4)
+    cache = room.open(2 * PAGE)
+    cache.reserve(PAGE)
+    page = PAGE * room.bytes_per_token
+    monkeypatch.setattr(kv_cache, "free_memory", lambda: SPARE + page - 1)
+    with pytest.raises(OutOfRoom, match="this machine has 128 MB left"):
+        cache.reserve(PAGE + 1)
+    assert (cache.pages, room.bytes_used) == (1, page)
+    monkeypatch.setattr(kv_cache, "free_memory", lambda: SPARE + page)
+    cache.reserve(PAGE + 1)
+
+
+def test_cached_files_of_a_control_group_count_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "_GROUP", tmp_path)
+    machine = free_memory()
+    (tmp_path / "memory.max").write_text("3000000\n")
+    assert free_memory() > machine // 2  # a group without figures: the machine's answer
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000\nactive_file 1000000\ninactive_file 500000\n")
+    assert free_memory() == 2_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > machine // 2
 
 
 class Mirror:

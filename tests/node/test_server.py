@@ -17,6 +17,7 @@ from hivemint.contracts.network import Contracts, Network
 from hivemint.contracts.signature import Signer
 from hivemint.ledger.journal import Journal
 from hivemint.node.batch import Work
+from hivemint.node.pages import PAGE
 from hivemint.node.server import Kit, Node
 from hivemint.node.settings import NodeSettings
 from hivemint.node.span import Span
@@ -109,6 +110,20 @@ async def test_a_node_serves_steps_that_equal_its_span(pair: Pair) -> None:
     assert newest is not None
     assert newest.voucher.total == 6 * ASK
     await pair.first.journal.close()
+
+
+async def test_what_is_published_is_the_room_that_is_there(pair: Pair) -> None:
+    node = pair.first.node
+    store, whole = node.engine.room.store, node.record().free_tokens
+    assert whole == store.tokens_total
+    session = await pair.open(pair.first, signer(1), price=ASK)
+    await session.step(torch.randn(4, 32), 0)
+    assert node.record().free_tokens == whole - PAGE
+    assert store.bytes_used == PAGE * store.bytes_per_token
+    await session.link.send(Close(session.request(start=4, total=4 * ASK).voucher))
+    assert await session.link.receive() == Closed()
+    while node.record().free_tokens != whole:  # noqa: ASYNC110  # the seat is closed behind the answer
+        await asyncio.sleep(0.01)
 
 
 async def test_a_node_may_compute_in_one_form_and_speak_another(model: Path, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ class Engine:
             outputs: list[Output] = [*self._span.run(works)]
         except (HivemintError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError for all of its own
             if len(works) == 1:
-                return [error]
+                return [_refused_for_memory(works[0]) if _out_of_memory(error) else error]
             return [output for work, part in zip(works, parts, strict=True) for output in self._forward([work], [part])]
         self.gauge.ran(parts, time.perf_counter() - began)
         if sum(part.rows for part in parts) >= _LARGE and not self.scheduler:
@@ -289,3 +289,14 @@ class Engine:
             step.parts.append(output)
             if part.first + part.rows == part.job.rows:
                 step.output.set_result(step.parts[0] if len(step.parts) == 1 else torch.cat(step.parts))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _refused_for_memory(work: Work) -> OutOfRoom:
+    return OutOfRoom(
+        f"no memory for a step of {work.count} rows now", why="the device has none left",
+        next_step="try again later, send fewer tokens a step, or use another node",
+    )  # fmt: skip

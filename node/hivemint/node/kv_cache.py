@@ -6,6 +6,7 @@ devices all pages are allocated at once (`pages.py`). Either way the store count
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ from hivemint.node.pages import EMPTY, PAGE, PagedView, PagePool, Table, pages_f
 from hivemint.node.slots import KvView, Slot
 
 CPU_SHARE, GPU_SHARE = 0.5, 0.8
+SPARE = 128 << 20
+"""Bytes of a CPU's memory that K/V leaves to the steps under way, whatever the budget says."""
+_GROUP = Path("/sys/fs/cgroup")
 
 
 Blocks = tuple[int, int]
@@ -114,6 +118,11 @@ class KvStore:
                     why=f"{self.tokens_free} of {self.tokens_total} tokens are free",
                     next_step="try again when a session has closed",
                 )
+            if self.pool is None and (free := free_memory()) < pages * self._page_bytes + SPARE:
+                raise OutOfRoom(  # the budget was made when others had taken less; the system would kill this process
+                    f"no memory for {pages * PAGE} more tokens", why=f"this machine has {free >> 20} MB left",
+                    next_step="try again later, or another node",
+                )  # fmt: skip
             self._pages_taken += pages
             tally.pages += pages
             return EMPTY if self.pool is None else self.pool.take(pages)
@@ -270,13 +279,12 @@ def free_share(device: torch.device) -> int:
 
 
 def free_memory() -> int:
-    """Free bytes of this machine, or of this control group if that has fewer."""
+    """Free bytes of this machine, or of this control group if that has fewer. Cached files give way, so they count."""
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
+    with suppress(OSError, ValueError):  # no control group with a limit: the machine's answer stands
+        limit = (_GROUP / "memory.max").read_text().strip()
         if limit != "max":
-            free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control group with a limit: the machine's answer stands
-        pass
+            kinds = (line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+            files = sum(int(size) for kind, size in kinds if kind in ("active_file", "inactive_file"))
+            free = min(free, int(limit) - int((_GROUP / "memory.current").read_text()) + files)
     return max(free, 0)
