@@ -146,7 +146,7 @@ def plot(loads: Mapping[str, Any]) -> Callable[[Any], None]:
             side.set(title=key.removesuffix("_ms").replace("_", " "), yscale="log")
             side.set(xlabel="offered load / capacity", ylabel="ms")
             side.grid(alpha=0.3, which="both")
-        sides[0].legend(fontsize=7)
+        sides[0].legend(fontsize=7, handlelength=4)
 
     return draw
 
