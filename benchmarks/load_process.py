@@ -42,7 +42,7 @@ class Caller:
 
     async def request(self, due: float, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """What became of it: seconds from when it was due to each token, and how late it began."""
-        told: dict[str, Any] = {"due": due, "late": time.monotonic() - due, "tokens": [], "prompt": prompt_tokens}
+        told: dict[str, Any] = {"due": due, "late": time.monotonic() - due, "tokens": []}
         pipeline = None
         try:
             pipeline = await next(self._turn).open(prompt_tokens + new_tokens)
