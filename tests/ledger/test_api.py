@@ -99,7 +99,8 @@ async def write_journal(path: Path) -> None:
 
 
 async def block_map() -> list[dict[str, Any]]:
-    node = {"peer": "12D3KooW", "operator": NODE.address, "first": 0, "end": 2, "tokens_per_s": 20.5, "new": "field"}
+    node = {"peer": "12D3KooW", "operator": NODE.address, "first": 0, "end": 2, "tokens_per_s": 20.5, "new": "field",
+            "numerics": "int8/bf16/bf16"}  # fmt: skip
     return [{"model": HOSTILE, "blocks": 4, "nodes": [node], "missing": ["2:4"]}]
 
 
@@ -206,6 +207,7 @@ async def test_the_page_shows_it_all_and_runs_nothing_foreign(served: Served) ->
         "51 paid tokens, 31 donated",
         "nobody serves 2:4",
         "20.5",
+        "int8/bf16/bf16",
         "2.85",
         "the account is empty",
     ):

@@ -6,6 +6,7 @@ AVX-512, one thread, linears of 15 SmolLM2 blocks, 1 row: fp32 4.5 ms, bf16 2.3,
 has units for it.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,12 @@ FEW_ROWS = 6
 MEASURED = 32 << 20
 """Weights on which int8 is measured: 128 MB in fp32."""
 _PART = 1 << 20  # weights that are converted at a time
-MOST_ERROR = 0.05
-"""Largest relative error of a linear's output on noise. Int8 by rows gives 0.01 for ordinary weights."""
+MOST_ERROR = 0.012
+"""Largest relative error of a block's linears on noise (root mean square): where one token in twenty becomes another.
+
+Argmax agreement of SmolLM2 with noise of this size behind every linear: 0.01 gives 0.96, 0.02 0.90, 0.05 0.80; int8 by
+rows (0.009) gives 0.96.
+"""
 WORTH = 0.9
 """Share of the fp32 time below which int8 counts as faster."""
 
@@ -89,18 +94,19 @@ def prove(linears: list[nn.Linear], clock: Callable[[], float] = time.thread_tim
     inputs = [torch.randn(1, linear.in_features, generator=torch.Generator().manual_seed(1)) for linear in linears]
     plain = [PackedLinear(nn.Linear(x.in_features, x.out_features, bias=False).requires_grad_(False)) for x in linears]
     ours = [Int8Linear(linear) for linear in linears]
-    worst = 0.0
+    errors: list[float] = []
     fp32_s: list[float] = []
     int8_s: list[float] = []
     with torch.inference_mode():
         for linear, mine, x in zip(linears, ours, inputs, strict=True):
             expected = nn.functional.linear(x, linear.weight.float())
             got = mine(x.bfloat16()).float() - (0 if mine.bias is None else mine.bias.float())
-            worst = max(worst, float((got - expected).norm() / expected.norm().clamp_min(1e-30)))
+            errors.append(float((got - expected).norm() / expected.norm().clamp_min(1e-30)))
         for _ in range(15):
             fp32_s.append(_seconds(plain, inputs, clock))
             int8_s.append(_seconds(ours, [x.bfloat16() for x in inputs], clock))
-    refuse_unless_worth(worst, statistics.median(int8_s) / statistics.median(fp32_s))
+    error = math.sqrt(statistics.fmean(error**2 for error in errors))
+    refuse_unless_worth(error, statistics.median(int8_s) / statistics.median(fp32_s))
 
 
 def _seconds(modules: Sequence[nn.Module], inputs: Sequence[torch.Tensor], clock: Callable[[], float]) -> float:
@@ -115,7 +121,7 @@ def refuse_unless_worth(error: float, time_to_fp32: float) -> None:
     if not error <= MOST_ERROR:
         raise ModelError(
             "int8 weights are refused for this model",
-            why=f"they change a block's linear by {error:.3f} of its output, more than {MOST_ERROR}",
+            why=f"they change a block's linears by {error:.3f} of their output, more than {MOST_ERROR}",
             next_step="choose bf16 or fp32",
         )
     if not time_to_fp32 <= WORTH:
