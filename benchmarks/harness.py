@@ -188,10 +188,16 @@ def prompt(tokens: int, seed: int = 0) -> Any:
     return torch.randint(1000, 40_000, (1, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def generate(model: Any, ids: Any, new_tokens: int) -> tuple[Any, Watch]:
+def generate(model: Any, ids: Any, new_tokens: int, **more: Any) -> tuple[Any, Watch]:
     """Greedy, end token off, exactly `new_tokens`."""
     clock = Watch()
     out = model.generate(
-        ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, eos_token_id=None, streamer=clock
+        ids,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        streamer=clock,
+        **more,
     )
     return out, clock

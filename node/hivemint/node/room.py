@@ -92,7 +92,7 @@ class Room:
                 try:
                     return take()
                 except OutOfRoom:
-                    if missing * PAGE <= self.store.tokens_free:
+                    if seat not in self.seats:  # it has been closed: nobody's room helps it
                         raise
             if not self._evict_one(seat.lane, seat.used_at, but=seat):
                 why, next_step = "the other sessions are busy", "try again later"

@@ -108,11 +108,11 @@ class Span:
             with torch.inference_mode():
                 graphs.prepare(rows)
 
-    def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(self, hidden: torch.Tensor, gradient: torch.Tensor, blocks: Blocks | None = None) -> torch.Tensor:
         """The gradient with respect to a span's input, given that of its output: all `[B, count, hidden_size]`.
 
         `hidden` is the input of `B` whole sequences from position 0; the forward is computed again and nothing is
-        kept. The span's own weights are frozen. Raises BadWork.
+        kept. The span's own weights are frozen. `blocks`: of a part of the span. Raises BadWork.
         """
         if hidden.dim() != 3 or hidden.shape[2] != self.hidden_size or gradient.shape != hidden.shape:
             raise BadWork(
@@ -124,7 +124,8 @@ class Span:
         with torch.inference_mode(False), torch.enable_grad():
             rows = hidden.to(self.device, self.dtype).clone().requires_grad_(True)
             positions = torch.arange(rows.shape[1], device=self.device).unsqueeze(0)
-            output = self._decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
+            decoder = self._part(blocks)
+            output = decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
             return torch.autograd.grad(output, rows, gradient.to(self.device, self.dtype))[0]
 
     def _run_parts(self, batch: Sequence[Work], parts: set[Blocks | None]) -> list[torch.Tensor]:
