@@ -63,6 +63,7 @@ class Offer:
     max_tokens: int
     max_rows: int
     ahead: int
+    max_backward: int
 
     def price(self, session: Session) -> int:
         """The least price per token for a session's span."""

@@ -104,7 +104,7 @@ class Talk:
         await self._link.send(
             Terms(
                 nonce, offer.operator, offer.model_id, offer.first, offer.end, offer.numerics, offer.ask,
-                offer.max_tokens, offer.max_rows, offer.ahead,
+                offer.max_tokens, offer.max_rows, offer.ahead, offer.max_backward,
             )
         )  # fmt: skip
         try:
@@ -143,7 +143,9 @@ class Talk:
         except OutOfRoom as error:
             return lobby.busy(error.what, error.why)
         offer = self._shop.offer
-        session = ServedSession(terms, admitted.session_id, account, offer.ahead, offer.max_rows, receipt)
+        session = ServedSession(
+            terms, admitted.session_id, account, offer.ahead, offer.max_rows, offer.max_backward, receipt
+        )
         self.session, self._seat, self.key_on_chain = session, seat, admitted.key_on_chain
         seat.on_evicted = session.evicted
         self._shop.seats[session.session_id] = seat

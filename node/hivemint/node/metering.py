@@ -117,7 +117,7 @@ def _measure(previous: Receipt, request: StepRequest, source: Input, output: tor
     data = to_wire(output, wire)
     width = len(data) // request.count
     rows = row_hashes(data, width)
-    input_hash = source.hash or _hash(source.data, width)
+    input_hash = source.hash or _hash(source.data, len(source.data) // request.count)
     leaf = Leaf(previous.head, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
     return Measured(data, rows, leaf, following(previous, leaf))
 

@@ -72,6 +72,10 @@ class Room:
         missing = child.cache.fork_pages(count)
         return self._evicting(child, missing, lambda: child.cache.fork(parent.cache, count))
 
+    def touch(self, seat: Seat) -> None:
+        """The seat is used, though it takes no more pages."""
+        seat.used_at = self._clock()
+
     def close(self, seat: Seat) -> None:
         if seat in self.seats:
             self.seats.remove(seat)

@@ -60,6 +60,7 @@ class ServedSession:
     account: Account
     ahead: int
     max_rows: int
+    max_backward: int
     receipt: CheckedReceipt  # the newest that was signed
     length: int = 0
     spent: int = 0
@@ -119,7 +120,8 @@ class ServedSession:
         self.account.charge(step.price)
         self.spent += step.price
         self.last = request.step
-        self.length = request.start + request.count
+        if request.kind != BACKWARD:
+            self.length = request.start + request.count
         self.steps[request.step] = step
         return step
 
@@ -241,10 +243,10 @@ class ServedSession:
     def _check_shape(self, request: StepRequest) -> Refused | None:
         if request.kind == FORK and (refused := self._check_fork(request)):
             return refused
+        if request.kind == BACKWARD and (refused := self._check_backward(request)):
+            return refused
         if request.kind != FORK and request.parent is not None:
             return self.refused(request, Code.PROTOCOL, "Only a fork names another session")
-        if request.kind not in (FORWARD, FORK):
-            return self.refused(request, Code.PROTOCOL, "This node serves no backward passes")
         if request.kind == FORWARD and request.count > self.max_rows:
             return self.refused(
                 request, Code.LIMIT, "The step has too many rows", f"expected at most {self.max_rows}, "
@@ -254,6 +256,22 @@ class ServedSession:
             return self.refused(
                 request, Code.LIMIT, "The step passes the session's maxTokens",
                 f"expected at most {self.terms.max_tokens}, got {request.start + request.count}", "open a new session",
+            )  # fmt: skip
+        return None
+
+    def _check_backward(self, request: StepRequest) -> Refused | None:
+        """A whole sequence at once, and not from or to a neighbour: its rows are states and gradients side by side."""
+        if not self.max_backward:
+            return self.refused(request, Code.PROTOCOL, "This node serves no backward passes", "", "use another node")
+        if request.count > self.max_backward:
+            return self.refused(
+                request, Code.LIMIT, "The backward step has too many rows",
+                f"expected at most {self.max_backward}, got {request.count}", "train on shorter sequences",
+            )  # fmt: skip
+        if request.start or request.source is not None or request.push:
+            return self.refused(
+                request, Code.PROTOCOL, "A backward step is a whole sequence that the client brings and takes itself",
+                f"expected start 0, no source and no push, got start {request.start}", "relay it",
             )  # fmt: skip
         return None
 

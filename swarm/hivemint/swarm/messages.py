@@ -107,6 +107,7 @@ class Terms(Message, frozen=True):
     max_tokens: int  # K/V room of one session
     max_rows: int  # token positions a step
     ahead: int  # requests in flight
+    max_backward: int = 0  # token positions a backward step; 0: none are served
 
 
 class SignedDelegation(Message, frozen=True):
@@ -170,6 +171,8 @@ class Routed(Message, frozen=True):
 class StepRequest(Message, frozen=True):
     """One step. `source` is the step of the previous node's session whose output is the input; None: a Tensor follows.
 
+    A backward step (`kind` 1) is a whole sequence from `start` 0. Its rows are the input's state followed by the
+    output's gradient, twice as wide; its output is the gradient of the input. The client relays it from node to node.
     `push`: the output goes to `Route.next` too. The voucher covers this step and binds a receipt not older than
     `step - ahead`.
 
