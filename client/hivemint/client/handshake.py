@@ -123,8 +123,13 @@ async def greet(host: Host, leg: Leg, timeout: float) -> Greeting:
     return Greeting(leg, link, terms, (time.monotonic() - started) / trips)
 
 
-def sign_session(greeting: Greeting, payer: Payer, *, tokens: int, margin: float, expiry: int) -> SignedSession:
-    """A session for at most `tokens` positions, worth at most price x tokens x margin. Raises NodeGone."""
+def sign_session(
+    greeting: Greeting, payer: Payer, *, tokens: int, margin: float, expiry: int, work: int = 0
+) -> SignedSession:
+    """A session for at most `tokens` positions, worth at most price x work x margin. Raises NodeGone.
+
+    `work`: positions computed, a backward step's twice; 0: each position once.
+    """
     leg, terms, who = greeting.leg, greeting.terms, payer.who
     if tokens > terms.max_tokens:
         raise NodeGone(leg, f"takes no session of {tokens} tokens", f"its limit is {terms.max_tokens}")
@@ -140,7 +145,7 @@ def sign_session(greeting: Greeting, payer: Payer, *, tokens: int, margin: float
         first_block=leg.first,
         end_block=leg.end,
         price=leg.price,
-        max_amount=session_amount(leg.price, tokens, margin),
+        max_amount=session_amount(leg.price, work or tokens, margin),
         max_tokens=tokens,
         expiry=expiry,
         nonce=terms.nonce,

@@ -78,14 +78,15 @@ class NodeSession:
             raise SessionLimit("The session's amount is used up", why=f"at the {self.leg}")
 
     def prepare(
-        self, step: Step, start: int, count: int, voucher: SignedVoucher, *, first: bool, last: bool, rows: RowMode
-    ) -> StepRequest:
+        self, step: Step, start: int, count: int, voucher: SignedVoucher, *, first: bool, last: bool, rows: RowMode,
+        kind: int = FORWARD,
+    ) -> StepRequest:  # fmt: skip
         """A request that `voucher` pays for. From now on the step is pending."""
-        self.spent += count * self.price
+        self.spent += work(kind, count) * self.price
         self._sent = voucher.voucher
         request = StepRequest(
             step=step,
-            kind=FORWARD,
+            kind=kind,
             start=start,
             count=count,
             voucher=voucher,
