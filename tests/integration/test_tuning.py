@@ -10,14 +10,17 @@ import pytest
 import pytest_asyncio
 import torch
 
+from hivemint.client.adapter import LoraAdapter
 from hivemint.client.ends import Ends
 from hivemint.client.generation import SwarmModelForCausalLM
-from hivemint.client.handshake import NodeLied
+from hivemint.client.handshake import NodeLied, NodeRefusal
 from hivemint.contracts.errors import SwarmError
 from hivemint.contracts.home import Home
+from hivemint.swarm.anatomy import Anatomy
 from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
 from hivemint.swarm.models import LocalModel
-from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, real_nodes
+from support.lora import last_states, with_lora, write_lora
+from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, emptied, real_nodes
 from support.tiny import tiny_model
 
 T = TypeVar("T")
@@ -140,6 +143,66 @@ async def test_a_client_whose_account_is_short_of_the_sum_it_owes_signs_on(pair:
     await asyncio.to_thread(train)
     for node in pair.nodes:
         assert node.kit.journal.book(CLIENT.address).owed == 10 * ASK
+
+
+async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(pair: RealNodes, tmp_path: Path) -> None:
+    """Prefill, decode, training and `generate` through two nodes, each with its part of the adapter; then without."""
+    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj", "v_proj", "up_proj"], lora_alpha=40)
+    theirs, client = with_lora(pair.folder, folder), pair.client
+    client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    rows = torch.randn(20, 32)
+    pipeline = await client.open(40)
+    got = [await pipeline.forward(rows[:16]), *[await pipeline.forward(rows[at : at + 1]) for at in range(16, 20)]]
+    await pipeline.close()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(got), last_states(theirs, 2, rows[None])[0, 15:], rtol=1e-4, atol=1e-5)
+    model, hidden = model_of(pair, tmp_path), torch.randn(2, 6, 32)
+    ids = torch.tensor([[5, 9, 20, 33]])
+
+    def use() -> tuple[torch.Tensor, torch.Tensor]:
+        with model.blocks(tokens=6) as blocks:
+            trained = gradient(lambda x: model.logits(blocks(x)), hidden)
+        return trained, model.generate(ids, max_new_tokens=6, do_sample=False)
+
+    trained, text = await asyncio.to_thread(use)
+    expected = gradient(lambda x: theirs(inputs_embeds=x).logits, hidden)
+    torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert torch.equal(text, theirs.generate(input_ids=ids, max_new_tokens=6, do_sample=False))
+    client._adapter = None
+    pipeline = await client.open(40)
+    plain = await pipeline.forward(rows[:16], rows="all")
+    await pipeline.close()
+    assert torch.allclose(plain, pair.expected(rows[:16]), atol=1e-5)
+    assert all(node.counts.refusals == {} for node in pair.nodes)
+
+
+async def test_a_lost_adapter_is_loaded_again_in_a_new_session(pair: RealNodes, tmp_path: Path) -> None:
+    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj"])
+    theirs, client = with_lora(pair.folder, folder), pair.client
+    client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    model, hidden, room = model_of(pair, tmp_path), torch.randn(1, 6, 32), pair.nodes[1].engine.room
+    room._idle = 0.0
+
+    def use() -> torch.Tensor:
+        with model.blocks(tokens=6) as blocks:
+            x = hidden.clone().requires_grad_(True)
+            out = blocks(x)
+            assert room._evict_one(room.seats[0].lane, room._clock())
+            return torch.autograd.grad((model.logits(out) ** 2).mean(), x)[0]
+
+    expected = gradient(lambda x: theirs(inputs_embeds=x).logits, hidden)
+    torch.testing.assert_close(
+        await asyncio.to_thread(use), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+    )
+
+
+async def test_an_adapter_that_a_node_does_not_take_is_told(pair: RealNodes, tmp_path: Path) -> None:
+    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj"], r=100)
+    pair.client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    with pytest.raises(NodeRefusal, match=r"too high a rank.*at most 64, got 100"):
+        await pair.client.open(40)
+    for node in pair.nodes:
+        await emptied(node)
 
 
 def _flip(data: bytes | memoryview) -> bytes:

@@ -74,6 +74,8 @@ class NodeSession:
     total: int = 0
     terms: Any = None
     kept: list[CheckedReceipt] = field(default_factory=list)
+    more: bytes = b""
+    """What stands behind the row hashes of every step's input: the digest of an adapter."""
 
     @classmethod
     async def open(
@@ -186,7 +188,7 @@ class NodeSession:
             raise RefusedError(answer)
         assert isinstance(answer, StepReceipt), answer
         assert tensor is not None
-        self.check(request, hash_of(hidden), answer)
+        self.check(request, hash_of(hidden, self.more), answer)
         assert tensor_hash(row_hashes(tensor.data, len(tensor.data) // hidden.shape[0])) == tensor_hash(answer.rows)
         return torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).view(hidden.shape[0], -1)
 
@@ -199,9 +201,9 @@ class RefusedError(Exception):
         self.refused = refused
 
 
-def hash_of(hidden: torch.Tensor) -> TensorHash:
+def hash_of(hidden: torch.Tensor, more: bytes = b"") -> TensorHash:
     data = to_wire(hidden, "fp32")
-    return tensor_hash(row_hashes(data, len(data) // hidden.shape[0]))
+    return tensor_hash(row_hashes(data, len(data) // hidden.shape[0]) + more)
 
 
 def random_head() -> Head:

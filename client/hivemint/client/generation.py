@@ -67,11 +67,13 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         wallet: str | Signer | None = None,
         password: str | None = None,
         home: Home | None = None,
+        adapter: str | Path | None = None,
         **settings: Any,
     ) -> Self:
         """Load the ends of `model` and join `network` (a network.toml) with the keystore `wallet`.
 
         `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key uses the free lane.
+        `adapter` is the folder of a PEFT LoRA adapter: each node loads its part for the sessions of this model alone.
         `settings` are those of `client.settings` (bid, price ceiling ...). Raises `ModelError`, `ConfigError`,
         `WalletError`, `ChainError` or `SwarmError`.
         """
@@ -80,7 +82,9 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         local = models.resolve(model, home=home)
         ends, loop = Ends.load(local), LoopThread()
         try:
-            joining = connect(local, network=network, wallet=wallet, password=password, home=home, **settings)
+            joining = connect(
+                local, network=network, wallet=wallet, password=password, home=home, adapter=adapter, **settings
+            )
             return cls(local, ends, loop.run(joining), loop)
         except BaseException:
             loop.stop()

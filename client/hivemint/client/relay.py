@@ -18,7 +18,7 @@ from hivemint.contracts.errors import HivemintError, ProofError, ProtocolError, 
 from hivemint.contracts.ids import BACKWARD, FORWARD, Step
 from hivemint.contracts.receipt import work
 from hivemint.swarm.messages import Closed, Refused, StepReceipt, Tensor
-from hivemint.swarm.rows import from_wire, row_hashes, tensor_hash, to_wire
+from hivemint.swarm.rows import from_wire, row_hashes, to_wire
 
 
 class Relay:
@@ -99,7 +99,7 @@ class Relay:
             if (error := session.refused(answer)) is not None:
                 raise error
         try:
-            session.take(answer, tensor_hash(row_hashes(data, len(data) // count)))
+            session.take(answer, row_hashes(data, len(data) // count))
             if tensor is None:
                 raise ProofError("A receipt came without the output that was asked for")
             output = from_wire(tensor.data, count, self._hidden_size, self._wire, torch.float32)

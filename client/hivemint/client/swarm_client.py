@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from hivemint.client.handshake import Greeting, Payer, greet, neighbours, shake_hands, sign_session
+from hivemint.client.adapter import LoraAdapter
+from hivemint.client.handshake import Greeting, Payer, greet, load_adapter, neighbours, shake_hands, sign_session
 from hivemint.client.live_pipeline import LivePipeline
 from hivemint.client.nodes import Nodes, Target
 from hivemint.client.pipeline import Pipeline, Plan, SessionLimit
@@ -50,9 +51,11 @@ class SwarmClient:
     """Implements `client.pipeline.Swarm` over one libp2p host. `chain` None: no registry, no accounts, own clock."""
 
     def __init__(
-        self, host: Host, target: Target, payer: Payer, chain: ChainPort | None, settings: ClientSettings
-    ) -> None:
-        self._host, self._target, self._payer, self._chain = host, target, payer, chain
+        self, host: Host, target: Target, payer: Payer, chain: ChainPort | None, settings: ClientSettings,
+        adapter: LoraAdapter | None = None,
+    ) -> None:  # fmt: skip
+        """`adapter`: loaded by every node of every route, for these sessions alone."""
+        self._host, self._target, self._payer, self._chain, self._adapter = host, target, payer, chain, adapter
         self.settings = settings
         self.speeds = Speeds()
         self.nodes = Nodes(host, target, chain)
@@ -224,13 +227,18 @@ class SwarmClient:
                     for one, its, (previous, after) in reversed(list(zip(greetings, signed, places, strict=True)))
                 ]
             )
+            sessions = [
+                NodeSession(one, its, self._payer, first)
+                for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
+            ]
+            if self._adapter is not None:
+                loads = [load_adapter(one, self._adapter, self.settings.step_timeout) for one in greetings]
+                for session, digest in zip(sessions, await _all(loads), strict=True):
+                    session.adapter = digest
         except BaseException:
             await _hang_up(greetings)
             raise
-        return [
-            NodeSession(one, its, self._payer, first)
-            for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
-        ]
+        return sessions
 
     async def _greet_all(self, route: Route, timeout: float) -> list[Greeting]:
         done: list[Greeting] = []
@@ -288,18 +296,20 @@ async def connect(
     session_key: str | Signer | None = None,
     password: str | None = None,
     home: Home | None = None,
+    adapter: str | Path | None = None,
     **settings: Any,
 ) -> SwarmClient:
     """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (free lane only).
 
     With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
-    `password` then opens the key. Raises ConfigError (settings, network, model of another network), WalletError,
-    ChainError, SwarmError.
+    `password` then opens the key. `adapter`: the folder of a PEFT LoRA adapter for the blocks. Raises ConfigError
+    (settings, network, model of another network), ModelError (adapter), WalletError, ChainError, SwarmError.
     """
     home = home or Home.open()
     chosen = ClientSettings.load(home, **settings)
     place = network if isinstance(network, Network) else Network.load(Path(network))
     _check_model(place, model)
+    lora = None if adapter is None else await asyncio.to_thread(LoraAdapter.load, adapter, model.anatomy)
     if wallet is None:
         chosen, wallet = chosen.model_copy(update={"bid": Bid("free")}), Signer(secrets.token_bytes(32))
     signing = session_key if session_key is not None else wallet
@@ -315,7 +325,7 @@ async def connect(
         host = await Host.start(HostSettings(network=place.name, listen=(), bootstrap=place.bootstrap))
         undo.pop_all()
     target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)
-    return SwarmClient(host, target, Payer(who, place.domain, book), chain, chosen)
+    return SwarmClient(host, target, Payer(who, place.domain, book), chain, chosen, lora)
 
 
 def _check_model(network: Network, model: LocalModel) -> None:

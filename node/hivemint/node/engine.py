@@ -14,7 +14,8 @@ from hivemint.contracts.errors import HivemintError
 from hivemint.node import memory
 from hivemint.node.backward import NOTHING, Need, NoMemory
 from hivemint.node.batch import Work
-from hivemint.node.kv_cache import KvCache, OutOfRoom
+from hivemint.node.kv_cache import Blocks, KvCache, OutOfRoom
+from hivemint.node.lora import Adapter
 from hivemint.node.room import Room, Seat
 from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
 from hivemint.node.watchdog import Load
@@ -34,7 +35,9 @@ class Computes(Protocol):
 
     def run(self, batch: "list[Work]") -> list[torch.Tensor]: ...
 
-    def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor: ...
+    def backward(
+        self, hidden: torch.Tensor, gradient: torch.Tensor, blocks: Blocks | None, adapter: Adapter | None
+    ) -> torch.Tensor: ...
 
 
 class ComputeFailed(HivemintError):
@@ -277,7 +280,9 @@ class Engine:
 
     async def _run(self, batch: list[_Turn]) -> list[Output]:
         works = [
-            Work(step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows])
+            Work(
+                step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows], step.seat.adapter
+            )
             for part, step in batch
         ]
         parts = [part for part, _ in batch]
@@ -298,17 +303,18 @@ class Engine:
     async def _run_backward(self, part: Slice, step: StepJob) -> Output:
         whole = Slice(part.job, 0, part.job.rows)
         self.load = self.gauge.load([whole])
-        output = await self._loop.run_in_executor(self._thread, self._backward, step.hidden, whole)
+        work = step.hidden, step.seat.adapter, step.cache.blocks, whole
+        output = await self._loop.run_in_executor(self._thread, self._backward, *work)
         self.load = None
         return output
 
-    def _backward(self, rows: torch.Tensor, whole: Slice) -> Output:
+    def _backward(self, rows: torch.Tensor, adapter: Adapter | None, blocks: Blocks | None, whole: Slice) -> Output:
         """In the compute thread. Checked against the memory that is free now, whatever was free when it was taken."""
         began = time.perf_counter()
         try:
             self._need.check(rows.shape[0], self.room.store.device)
             hidden, gradient = rows.unsqueeze(0).chunk(2, dim=2)
-            output = self._span.backward(hidden, gradient)[0]
+            output = self._span.backward(hidden, gradient, blocks, adapter)[0]
         except torch.OutOfMemoryError as error:
             return NoMemory("No memory for a backward pass now", why=str(error)[:200], next_step="try again later")
         except (HivemintError, RuntimeError, MemoryError) as error:

@@ -99,7 +99,7 @@ class Node:
             kit.span.dtype, self.counts,
         )  # fmt: skip
         admission = Admission(self.offer, domain, kit.chain, self._hop_worker, kit.journal, self.lobby.account)
-        self._parts = Parts(admission, self.lobby, shop)
+        self._parts = Parts(admission, self.lobby, shop, kit.span.new_adapters(settings.max_adapter, settings.max_rank))
 
     @classmethod
     async def start(cls, kit: Kit, settings: NodeSettings) -> "Node":
@@ -217,6 +217,7 @@ def _offer(kit: Kit, settings: NodeSettings, need: Need) -> Offer:
         kit.signer.address, PeerId(kit.host.peer_id), kit.model_id, span.first, span.end,
         (numerics(span, settings.wire),), Credits(settings.ask), most, min(settings.max_rows, most), settings.ahead,
         need.most_rows(free_share(span.device), min(settings.max_backward, most)),
+        settings.max_adapter, settings.max_rank,
     )  # fmt: skip
 
 

@@ -62,6 +62,8 @@ class ServedSession:
     max_rows: int
     max_backward: int
     receipt: CheckedReceipt  # the newest that was signed
+    adapter: bytes = b""
+    """The digest of the adapter that its client has loaded, appended to the input rows of every step."""
     length: int = 0
     spent: int = 0
     last: Step = START
@@ -165,8 +167,21 @@ class ServedSession:
         return gone
 
     def evicted(self) -> None:
-        """The cache has been given to others; the session stays open, at length 0."""
+        """The room has been given to others; the session stays open, at length 0, unless it had an adapter."""
         self.length = 0
+        if self.adapter:
+            self.close(Code.GAP, "its adapter's room went to another session")
+
+    def check_load(self) -> Refused | None:
+        """An adapter is for all steps of a session: it comes before the first one, and once."""
+        if self.closed:
+            return Refused(self.closed, "The session is closed", self.why, "open a new session")
+        if self.last != START or self.adapter:
+            return Refused(
+                Code.PROTOCOL, "An adapter is loaded before a session's first step, once",
+                f"{self.last} steps were taken, {'one' if self.adapter else 'none'} is loaded", "open a new session",
+            )  # fmt: skip
+        return None
 
     def close(self, code: Code, why: str) -> None:
         """No step is taken from now on; its reserve in the account is free again."""
@@ -217,7 +232,7 @@ class ServedSession:
     def kin(self) -> tuple[object, ...]:
         """What two sessions of one client must have in common to share K/V."""
         terms = self.terms
-        return terms.session_key, terms.numerics, terms.first_block, terms.end_block, self.lane
+        return terms.session_key, terms.numerics, terms.first_block, terms.end_block, self.lane, self.adapter
 
     def _check_fork(self, request: StepRequest) -> Refused | None:
         if request.step != 1 or request.start or request.source is not None or request.push or request.rows != "none":

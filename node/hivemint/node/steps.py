@@ -226,8 +226,9 @@ class Steps:
             raise StepFailed(
                 Code.INPUT, "The input has the wrong size", f"expected {expected} bytes, got {len(tensor.data)}"
             )
+        adapter = self.session.adapter
         if pushed is None:
-            return Input(tensor.data)
+            return Input(tensor.data, more=adapter)
         pushed.tensor, leaf = tensor, tensor.head.leaf
         found = step.input_hash = await self._shop.meter.hash_input(tensor.data, self._row_bytes)
         if leaf is None or leaf.step != pushed.source.step or leaf.output_hash != found:
@@ -236,7 +237,7 @@ class Steps:
                 f"expected an output of hash {leaf.output_hash.hex()[:12] if leaf else '-'} at step "
                 f"{pushed.source.step}, got {found.hex()[:12]}", "set aside both ends of that link",
             )  # fmt: skip
-        return Input(tensor.data, found)
+        return Input(tensor.data, None if adapter else found, adapter)
 
     def _width(self, request: StepRequest) -> int:
         """Bytes of an input row: a backward step's is a state followed by a gradient."""
@@ -377,7 +378,7 @@ class Steps:
     async def _repeat(self, step: TakenStep, request: StepRequest, waiting: "asyncio.Future[Tensor] | None") -> None:
         if waiting is not None:
             data = (await asyncio.shield(waiting)).data
-            again = await self._shop.meter.hash_input(data, self._width(request))
+            again = await self._shop.meter.hash_input(data, self._width(request), self.session.adapter)
             if step.answer is not None and step.input_hash != again:
                 self._inputs.pop(step.number, None)
                 return await self.refuse(self.session.refused(request, Code.CONFLICT, "The step had another input"))
