@@ -112,6 +112,25 @@ async def test_backward_steps_use_the_adapter(pair: Pair, blobs: list[bytes]) ->
     assert not torch.allclose(ours, span.backward(hidden[None], gradient[None])[0], atol=1e-4)
 
 
+async def test_a_session_begins_with_anothers_keys_only_under_the_same_adapter(pair: Pair, blobs: list[bytes]) -> None:
+    """Keys and values depend on it: a child of another adapter, or of none, finds nothing to begin with."""
+    rows = torch.randn(5, 32)
+    parent = await pair.open(pair.first, signer(13))
+    await load(parent, blobs[0])
+    whole = await parent.step(rows, 0)
+    for blob in (None, blobs[1]):
+        child = await pair.open(pair.first, signer(13))
+        if blob is not None:
+            await load(child, blob)
+        with pytest.raises(RefusedError) as caught:
+            await child.fork(parent, 4)
+        assert caught.value.refused.code is Code.GAP
+    child = await pair.open(pair.first, signer(13))
+    await load(child, blobs[0])
+    await child.fork(parent, 4)
+    torch.testing.assert_close(await child.step(rows[4:], 4), whole[4:], rtol=1e-4, atol=1e-5)
+
+
 async def test_the_same_request_again_gives_the_stored_answer(pair: Pair, blobs: list[bytes]) -> None:
     session = await pair.open(pair.first, signer(7))
     await load(session, blobs[0])

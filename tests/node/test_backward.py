@@ -125,7 +125,7 @@ async def test_out_of_memory_is_a_refusal(pair: Pair, monkeypatch: pytest.Monkey
     assert caught.value.refused.owed == 0
     session.total = 0
 
-    def full(hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as context:
