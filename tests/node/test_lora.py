@@ -171,6 +171,20 @@ def test_chunks_and_decode_steps_keep_their_adapter(llama: Made) -> None:
     torch.testing.assert_close(states, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
+def test_a_part_of_a_span_with_an_adapter_is_that_part_alone(made: Made) -> None:
+    """Sessions of one block of two: forward and backward, beside a session of the whole span."""
+    whole, second = Span.load(made.folder, BlockIndex(0), BlockIndex(2)), made.spans[1]
+    lora = LoraAdapter.load(made.adapters[0], Anatomy.read(made.folder))
+    adapter, store = whole.new_adapters(1 << 20, 64).read(lora.blob(1, 2)), whole.new_store(1 << 20)
+    hidden, gradient = torch.randn(6, 32), torch.randn(1, 6, 32)
+    caches = store.open(64, blocks=(1, 2)), store.open(64)
+    ours = whole.run([Work(caches[0], 0, hidden, adapter), Work(caches[1], 0, hidden)])[0]
+    theirs = second.run([Work(second.new_store(1 << 20).open(64), 0, hidden, made.loaded(0)[1])])[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    back = whole.backward(hidden[None], gradient, adapter, (1, 2))
+    torch.testing.assert_close(back, second.backward(hidden[None], gradient, made.loaded(0)[1]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("numbers", [float("nan"), float("inf"), 1e30])
 def test_a_sick_adapter_makes_nobody_else_sick(made: Made, numbers: float) -> None:
     lora = LoraAdapter.load(made.adapters[0], Anatomy.read(made.folder))
