@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemint.contracts.ids import BACKWARD, BlockIndex, Credits, Step
-from hivemint.node import backward
+from hivemint.node import backward, server
 from hivemint.node.backward import Need, NoMemory, fit, measure
 from hivemint.node.batch import Work
 from hivemint.node.span import Span
@@ -134,6 +134,15 @@ async def test_out_of_memory_is_a_refusal(pair: Pair, monkeypatch: pytest.Monkey
             await session.backward(hidden, gradient)
     session.total = 0
     await session.backward(hidden, gradient)
+
+
+def test_a_span_that_has_no_gradient_is_served_without(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> torch.Tensor:
+        raise RuntimeError("derivative is not implemented")
+
+    span = Span.load(tiny_folder, BlockIndex(0), BlockIndex(1))
+    monkeypatch.setattr(span, "backward", none)
+    assert server._need(span) is None
 
 
 async def test_a_node_without_backward_says_so(pair: Pair) -> None:
