@@ -181,8 +181,10 @@ def test_a_part_of_a_span_with_an_adapter_is_that_part_alone(made: Made) -> None
     ours = whole.run([Work(caches[0], 0, hidden, adapter), Work(caches[1], 0, hidden)])[0]
     theirs = second.run([Work(second.new_store(1 << 20).open(64), 0, hidden, made.loaded(0)[1])])[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    back = whole.backward(hidden[None], gradient, adapter, (1, 2))
-    torch.testing.assert_close(back, second.backward(hidden[None], gradient, made.loaded(0)[1]), rtol=1e-4, atol=1e-5)
+    back = whole.backward(hidden[None], gradient, (1, 2), adapter)
+    torch.testing.assert_close(
+        back, second.backward(hidden[None], gradient, adapter=made.loaded(0)[1]), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("numbers", [float("nan"), float("inf"), 1e30])
