@@ -1,9 +1,8 @@
 """The client against two real nodes: equal to the whole model, every step bound, every doctored byte seen."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -12,42 +11,9 @@ import torch
 
 from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.live_pipeline import LivePipeline
-from hivemint.contracts.ids import PeerId
-from hivemint.swarm.host import Host
-from hivemint.swarm.link import Link
 from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
-from support.real_nodes import ASK, CLIENT, RealNodes, real_nodes
+from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, real_nodes
 from support.tiny import tiny_model
-
-Doctor = Callable[[PeerId, AnyMessage], AnyMessage]
-
-
-class DoctoredLink:
-    """A link whose incoming messages pass through a doctor."""
-
-    def __init__(self, link: Link, doctor: Doctor) -> None:
-        self._link, self._doctor = link, doctor
-
-    async def receive(self) -> AnyMessage:
-        return self._doctor(self._link.peer, await self._link.receive())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._link, name)
-
-
-class DoctoredHost:
-    """The client's host; `doctor` sees all that comes on its control links."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self.doctor: Doctor = lambda peer, message: message
-
-    async def dial(self, peer: PeerId, addresses: Sequence[str], protocol: str, *, timeout: float = 5.0) -> Any:
-        link = await self._host.dial(peer, addresses, protocol, timeout=timeout)
-        return DoctoredLink(link, lambda peer, message: self.doctor(peer, message))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host, name)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, SignedSes
 from hivemint.client.session import NodeSession
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.home import Home
-from hivemint.contracts.ids import TensorHash
 from hivemint.contracts.keystore import Keystores
 from hivemint.contracts.signature import Signer
 from hivemint.ledger.fold import DERIVED
@@ -120,7 +119,7 @@ class Seen:
     def watch(self, monkeypatch: pytest.MonkeyPatch, plan_operator: str) -> "Seen":
         take = NodeSession.take
 
-        def watched(session: NodeSession, message: StepReceipt, source: TensorHash) -> TensorHash:
+        def watched(session: NodeSession, message: StepReceipt, source: bytes) -> bytes:
             if session.leg.operator == plan_operator:
                 receipt = message.receipt.receipt
                 key = (bytes(receipt.session_id), int(receipt.step))
@@ -187,7 +186,7 @@ def test_a_lie_about_the_last_step_reaches_the_caller(localnet: RealNet, monkeyp
     """The answer is whole when that receipt comes, nobody asks for a next step, and yet `generate` tells."""
     take = NodeSession.take
 
-    def doctored(session: NodeSession, message: StepReceipt, source: TensorHash) -> TensorHash:
+    def doctored(session: NodeSession, message: StepReceipt, source: bytes) -> bytes:
         if message.receipt.receipt.step == TOKENS:
             message = msgspec.structs.replace(message, rows=bytes(len(message.rows)))
         return take(session, message, source)

@@ -23,7 +23,7 @@ from support.promises import DOMAIN, signer
 NODE, CLIENT, KEY = signer(91), signer(92), signer(93)
 PEER, MINE = PeerId(b"a client's peer id"), PeerId(b"this node's peer id")
 OFFER = Offer(
-    NODE.address, MINE, ModelId(b"\x02" * 32), 4, 8, ("fp32/fp32/fp32",), Credits(5), 1024, 128, 2
+    NODE.address, MINE, ModelId(b"\x02" * 32), 4, 8, ("fp32/fp32/fp32",), Credits(5), 1024, 128, 2, 64
 )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ class Watched:
         self.forwards.append([(work.start, work.count) for work in batch])
         return self.span.run(batch)
 
+    def backward(self, *work: Any) -> torch.Tensor:
+        return self.span.backward(*work)
+
 
 class Bench:
     """An engine with its room; sessions are seats."""

@@ -37,6 +37,9 @@ class Device:
         self.batches.append((began, self._loop.clock(), rows))
         return [work.hidden for work in batch]
 
+    def backward(self, *work: Any) -> torch.Tensor:
+        raise NotImplementedError("nobody trains here")
+
 
 class Node:
     """An engine over a device; `waits`: how long each step stood in the queue while the device did nothing."""

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import AutoConfig, AutoModel
 
 from hivemint.contracts.ids import BlockIndex
 from hivemint.node import kernels
+from hivemint.node.backward import measure
 from hivemint.node.graphs import FAMILIES, SIZES, DecodeGraphs
 from hivemint.node.kv_cache import KvStore
 from hivemint.node.lean import LeanLayer
@@ -122,6 +124,32 @@ def test_a_gradient_flows_through_a_lean_span(tmp_path: Path) -> None:
     cpu = Span.load(tmp_path, BlockIndex(0), BlockIndex(3))
     x, g = rows(6, 1).unsqueeze(0), rows(6, 2).unsqueeze(0)
     torch.testing.assert_close(span.backward(x, g).cpu(), cpu.backward(x, g), rtol=1e-3, atol=1e-4)
+    assert measure(span).bytes_for(256) > 256 * HIDDEN * 4, "its memory is measured by the device's own counter"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_changes_its_own_sessions_rows_alone(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Beside one without, in prefill and decode; and steps without any are captured ones again."""
+    span = load(tmp_path, "llama", dtype)
+    pairs = {"q_proj": (128, HIDDEN), "k_proj": (32, HIDDEN), "o_proj": (HIDDEN, 128)}
+    blob = save(
+        {
+            f"1.self_attn.{name}.{side}": torch.randn(shape, generator=torch.Generator().manual_seed(shape[0])) * 0.3
+            for name, (out, wide) in pairs.items()
+            for side, shape in (("A", (4, wide)), ("B", (out, 4)))
+        }
+    )
+    cpu = Span.load(tmp_path, BlockIndex(0), BlockIndex(3))
+    outputs = []
+    for one in (span, cpu):
+        adapter, store = one.new_adapters(1 << 20, 8).read(blob), one.new_store(1 << 24)
+        mine, other = store.open(60), store.open(60)
+        out = one.run([Work(mine, 0, rows(9, 1), adapter), Work(other, 0, rows(7, 2))])
+        out += one.run([Work(mine, 9, rows(1, 3), adapter), Work(other, 7, rows(1, 4))])
+        out += one.run([Work(other, 8, rows(1, 5))])
+        outputs.append([piece.float().cpu() for piece in out])
+    for ours, theirs in zip(*outputs, strict=True):
+        assert (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -1,98 +1,24 @@
 """Two real nodes over real links: the life of a step, and every way in which it may go wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import torch
 
 from hivemint.contracts.errors import LinkClosed
-from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, Step
-from hivemint.contracts.network import Contracts, Network
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.journal import Journal
+from hivemint.contracts.ids import BlockIndex, Credits, ModelId, Step
 from hivemint.node.batch import Work
 from hivemint.node.pages import PAGE
-from hivemint.node.server import Kit, Node
-from hivemint.node.settings import NodeSettings
-from hivemint.node.span import Span
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.messages import Cancel, Cancelled, Close, Closed, Code, Refused, StepReceipt
 from support.node_client import FakeChain, NodeSession, RefusedError, View, hash_of, random_head, routed
+from support.node_pair import ASK, Pair, start
 from support.promises import DOMAIN, signer
-from support.tiny import tiny_model
 
-ZERO = Address("0x" + "11" * 20)
-NETWORK = Network("test", DOMAIN.chain_id, "http://127.0.0.1:1", Contracts(ZERO, ZERO, DOMAIN.settlement, *[ZERO] * 3))
-MODEL = ModelId(b"\x07" * 32)
-ASK = 10
-
-
-@dataclass
-class Running:
-    node: Node
-    host: Host
-    journal: Journal
-    chain: FakeChain
-    url: str
-    key: Signer
-
-
-@dataclass
-class Pair:
-    """Two nodes with a block each, and a client's host."""
-
-    first: Running
-    second: Running
-    client: Host
-    folder: Path
-
-    async def open(self, running: Running, client: Signer, **changes: Any) -> NodeSession:
-        link = await self.client.dial(running.host.peer_id, running.host.addresses, CONTROL)
-        return await NodeSession.open(link, DOMAIN, client, **changes)
-
-
-async def start(
-    folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, precision: str = "fp32",
-    **settings: Any,
-) -> Running:  # fmt: skip
-    span = Span.load(folder, BlockIndex(block), BlockIndex(block + 1), precision=precision)
-    url = f"sqlite:///{folder.parent / name}.db"
-    journal = Journal.open(url, DOMAIN, key.address)
-    defaults: dict[str, Any] = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16}
-    node = await Node.start(Kit(NETWORK, MODEL, span, key, host, journal, chain), NodeSettings(**defaults | settings))
-    return Running(node, host, journal, chain, url, key)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest_asyncio.fixture
-async def pair(model: Path, tmp_path: Path) -> AsyncIterator[Pair]:
-    folder = tmp_path / "tiny"
-    folder.symlink_to(model)
-    chain = FakeChain()
-    hosts = [await Host.start(HostSettings("test"))]
-    boot = hosts[0].addresses
-    hosts += [
-        await Host.start(HostSettings("test", bootstrap=boot)),
-        await Host.start(HostSettings("test", listen=(), bootstrap=boot)),
-    ]
-    one = await start(folder, 0, chain, "one", hosts[0], signer(1001))
-    two = await start(folder, 1, chain, "two", hosts[1], signer(1002))
-    yield Pair(one, two, hosts[2], folder)
-    for running in (one, two):
-        await running.node.close()
-        await running.journal.close()
-    for host in reversed(hosts):
-        await host.close()
+pytest_plugins = ["support.node_pair"]
 
 
 async def test_a_node_serves_steps_that_equal_its_span(pair: Pair) -> None:
@@ -126,7 +52,7 @@ async def test_what_is_published_is_the_room_that_is_there(pair: Pair) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_node_may_compute_in_one_form_and_speak_another(model: Path, tmp_path: Path) -> None:
+async def test_a_node_may_compute_in_one_form_and_speak_another(tiny_folder: Path, tmp_path: Path) -> None:
     """bf16 inside, fp32 on the wire: what is declared, what is signed for, and what the rows are."""
     async with AsyncExitStack() as stack:
         host = await Host.start(HostSettings("test"))
@@ -134,7 +60,7 @@ async def test_a_node_may_compute_in_one_form_and_speak_another(model: Path, tmp
         client = await Host.start(HostSettings("test", listen=(), bootstrap=host.addresses))
         stack.push_async_callback(client.close)
         folder = tmp_path / "tiny"
-        folder.symlink_to(model)
+        folder.symlink_to(tiny_folder)
         running = await start(folder, 0, FakeChain(), "half", host, signer(1003), "bf16", wire="fp32")
         stack.push_async_callback(running.journal.close)
         stack.push_async_callback(running.node.close)

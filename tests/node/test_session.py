@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.contracts.ids import FORK, Address, BlockIndex, Credits, Digest, Head, ModelId, Step, TensorHash
+from hivemint.contracts.ids import (
+    BACKWARD,
+    FORK,
+    FORWARD,
+    Address,
+    BlockIndex,
+    Credits,
+    Digest,
+    Head,
+    ModelId,
+    Step,
+    TensorHash,
+)
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     CheckedVoucher,
@@ -57,7 +69,7 @@ def make(
     session_id = terms.session_id(DOMAIN)
     receipt = sign_receipt(DOMAIN, opening(NODE.address, CLIENT.address, session_id), NODE)
     account = account or Account(CLIENT.address, books)
-    return ServedSession(terms, session_id, account, ahead, 16, receipt), books
+    return ServedSession(terms, session_id, account, ahead, 16, 8, receipt), books
 
 
 def voucher(receipt: CheckedReceipt, total: int) -> CheckedVoucher:
@@ -65,9 +77,10 @@ def voucher(receipt: CheckedReceipt, total: int) -> CheckedVoucher:
 
 
 def request(
-    session: ServedSession, number: int, start: int, count: int, bound: CheckedReceipt, total: int
-) -> StepRequest:
-    return StepRequest(Step(number), 0, start, count, voucher(bound, total).signed)
+    session: ServedSession, number: int, start: int, count: int, bound: CheckedReceipt, total: int,
+    kind: int = FORWARD,
+) -> StepRequest:  # fmt: skip
+    return StepRequest(Step(number), kind, start, count, voucher(bound, total).signed)
 
 
 def answer(session: ServedSession, step: TakenStep) -> CheckedReceipt:
@@ -94,7 +107,7 @@ def take(session: ServedSession, books: Books, made: StepRequest) -> TakenStep |
 
 moves = st.lists(
     st.tuples(
-        st.sampled_from(["step", "answer", "cancel", "fail", "repeat", "skip", "cheap", "old"]),
+        st.sampled_from(["step", "back", "once", "answer", "cancel", "fail", "repeat", "skip", "cheap", "old"]),
         st.integers(1, 6),
         st.integers(0, 3),
     ),
@@ -117,7 +130,18 @@ def test_no_number_is_signed_twice_and_owed_is_never_above_the_promise(
 
     for move, count, back in script:
         start = max(0, session.length - back)
-        if move in ("step", "skip", "cheap", "old"):
+        if move in ("back", "once"):  # a whole sequence backward, each position paid twice or only once
+            total = covering(count * (2 if move == "back" else 1))
+            before, length = session.account.owed, session.length
+            surplus = session.account.highest - before
+            got = take(session, books, request(session, session.last + 1, 0, count, session.receipt, total, BACKWARD))
+            assert session.length == length, "keys and values are not touched"
+            if isinstance(got, Refused):
+                assert session.account.owed == before
+            else:
+                assert move == "back" or surplus >= 2 * count * PRICE
+                assert session.account.owed == before + 2 * count * PRICE
+        elif move in ("step", "skip", "cheap", "old"):
             number = session.last + (2 if move == "skip" else 1)
             bound = session.receipt if move != "old" else session.receipts[min(session.receipts)]
             total = covering(count) - (1 if move == "cheap" else 0)

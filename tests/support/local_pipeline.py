@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,6 +58,53 @@ class LocalPipeline:
         self.cancelled = True
 
 
+class LocalTraining:
+    """One lane over the same blocks, cut into `spans`. `room`: positions that it computes, a backward's twice."""
+
+    def __init__(self, swarm: "LocalSwarm", spans: tuple[range, ...], room: int) -> None:
+        self._swarm, self.spans, self.room = swarm, spans, room
+        self.steps: list[tuple[str, int]] = []
+        self.closed = False
+
+    async def forward(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        states = [hidden]
+        with torch.no_grad():
+            for span in self.spans:
+                await self._spend("forward", len(hidden))
+                states.append(self._run(span, states[-1]))
+        return states
+
+    async def backward(self, states: Sequence[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
+        assert len(states) == len(self.spans) + 1
+        for span, hidden in zip(reversed(self.spans), reversed(states[:-1]), strict=True):
+            await self._spend("backward", 2 * len(hidden))
+            with torch.enable_grad():
+                rows = hidden.clone().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(self._run(span, rows), rows, gradient)
+        return gradient
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _spend(self, kind: str, tokens: int) -> None:
+        assert not self.closed
+        if self._swarm.before_step:
+            await self._swarm.before_step(self)
+        if sum(count for _, count in self.steps) + tokens > self.room * len(self.spans):
+            raise SessionLimit("the session's amount is used up")
+        self.steps.append((kind, tokens))
+
+    def _run(self, span: range, hidden: torch.Tensor) -> torch.Tensor:
+        decoder = self._swarm.decoder
+        layers = decoder.layers
+        decoder.layers, decoder.config.num_hidden_layers = layers[span.start : span.stop], len(span)
+        try:
+            output: torch.Tensor = decoder(inputs_embeds=hidden[None], use_cache=False).last_hidden_state[0]
+        finally:
+            decoder.layers, decoder.config.num_hidden_layers = layers, len(layers)
+        return output
+
+
 class LocalSwarm:
     """Opens `LocalPipeline`s. `room` (default: what is asked) limits each; `before_step` may fail or wait."""
 
@@ -67,6 +116,9 @@ class LocalSwarm:
         self.asked: list[int] = []
         self.forks: list[int] = []
         self.forgets = False
+        self.lanes: list[LocalTraining] = []
+        self.cuts: list[int] = []
+        """Where the next lanes' spans are cut."""
         self.closed = False
 
     async def open(self, tokens: int) -> Pipeline:
@@ -86,6 +138,13 @@ class LocalSwarm:
         child.crop(count)
         self.pipelines.append(child)
         return child
+
+    async def relay(self, tokens: int, work: int) -> LocalTraining:
+        self.asked.append(tokens)
+        edges = [0, *self.cuts, self.decoder.config.num_hidden_layers]
+        spans = tuple(range(a, b) for a, b in pairwise(edges))
+        self.lanes.append(LocalTraining(self, spans, work))
+        return self.lanes[-1]
 
     async def plan(self, tokens: int) -> Plan:
         end = BlockIndex(self.decoder.config.num_hidden_layers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hivemint.contracts.ids import FORK, Address, Credits, Head, PeerId, SessionId, Step, TensorHash
+from hivemint.contracts.ids import BACKWARD, FORK, Address, Credits, Head, PeerId, SessionId, Step, TensorHash
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     Leaf,
@@ -74,6 +74,8 @@ class NodeSession:
     total: int = 0
     terms: Any = None
     kept: list[CheckedReceipt] = field(default_factory=list)
+    more: bytes = b""
+    """What stands behind the row hashes of every step's input: the digest of an adapter."""
 
     @classmethod
     async def open(
@@ -121,7 +123,7 @@ class NodeSession:
         """The next step, paid. Changes: any field of StepRequest, or `bound` (a receipt) and `total`."""
         bound = changes.pop("bound", self.receipt)
         number = self.receipt.receipt.step + 1 if step is None else step
-        self.total += self.session.price * count
+        self.total += self.session.price * count * (2 if changes.get("kind") == BACKWARD else 1)
         total = changes.pop("total", self.total)
         voucher = sign_voucher(self.domain, bound, Credits(total), changes.pop("signer", self.key)).signed
         fields: dict[str, Any] = {"step": Step(number), "kind": 0, "start": start, "count": count, "voucher": voucher}
@@ -171,14 +173,22 @@ class NodeSession:
 
     async def step(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
         """One whole step of a single node, checked; `[count, hidden]` in and out."""
-        request = self.request(hidden.shape[0], start=start, rows="all")
+        return await self.take(self.request(hidden.shape[0], start=start, rows="all"), hidden)
+
+    async def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of a whole sequence's input, `[count, hidden]`, checked like any other step."""
+        request = self.request(hidden.shape[0], start=0, kind=BACKWARD, rows="all")
+        return await self.take(request, torch.cat([hidden, gradient], dim=1))
+
+    async def take(self, request: StepRequest, hidden: torch.Tensor) -> torch.Tensor:
+        """Send a step whose output comes back whole, and check what does. Raises RefusedError."""
         await self.send(request, hidden)
         answer, tensor = await self.answer()
         if isinstance(answer, Refused):
             raise RefusedError(answer)
         assert isinstance(answer, StepReceipt), answer
         assert tensor is not None
-        self.check(request, hash_of(hidden), answer)
+        self.check(request, hash_of(hidden, self.more), answer)
         assert tensor_hash(row_hashes(tensor.data, len(tensor.data) // hidden.shape[0])) == tensor_hash(answer.rows)
         return torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).view(hidden.shape[0], -1)
 
@@ -191,9 +201,9 @@ class RefusedError(Exception):
         self.refused = refused
 
 
-def hash_of(hidden: torch.Tensor) -> TensorHash:
+def hash_of(hidden: torch.Tensor, more: bytes = b"") -> TensorHash:
     data = to_wire(hidden, "fp32")
-    return tensor_hash(row_hashes(data, len(data) // hidden.shape[0]))
+    return tensor_hash(row_hashes(data, len(data) // hidden.shape[0]) + more)
 
 
 def random_head() -> Head:

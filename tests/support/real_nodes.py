@@ -15,7 +15,7 @@ from hivemint.client.nodes import Target
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.client.swarm_client import SwarmClient
 from hivemint.client.wallet import Identity
-from hivemint.contracts.ids import Address, BlockIndex, ModelId
+from hivemint.contracts.ids import Address, BlockIndex, ModelId, PeerId
 from hivemint.contracts.network import Contracts, Network
 from hivemint.contracts.signature import Signer
 from hivemint.ledger.journal import Journal
@@ -24,6 +24,8 @@ from hivemint.node.server import Kit, Node
 from hivemint.node.settings import node_settings
 from hivemint.node.span import Span
 from hivemint.swarm.host import Host, HostSettings
+from hivemint.swarm.link import Link
+from hivemint.swarm.messages import AnyMessage
 from support.node_client import FakeChain
 from support.promises import DOMAIN, signer
 
@@ -35,6 +37,37 @@ ASK = 10
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
 
+Doctor = Callable[[PeerId, AnyMessage], AnyMessage]
+
+
+class DoctoredLink:
+    """A link whose incoming messages pass through a doctor."""
+
+    def __init__(self, link: Link, doctor: Doctor) -> None:
+        self._link, self._doctor = link, doctor
+
+    async def receive(self) -> AnyMessage:
+        return self._doctor(self._link.peer, await self._link.receive())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+
+class DoctoredHost:
+    """The client's host; `doctor` sees all that comes on its control links."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.doctor: Doctor = lambda peer, message: message
+
+    async def dial(self, peer: PeerId, addresses: Sequence[str], protocol: str, *, timeout: float = 5.0) -> Any:
+        link = await self._host.dial(peer, addresses, protocol, timeout=timeout)
+        return DoctoredLink(link, lambda peer, message: self.doctor(peer, message))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+
 @dataclass
 class RealNodes:
     """Nodes with their blocks, one client, and the whole model by the library."""
@@ -43,6 +76,7 @@ class RealNodes:
     host: Any
     client: SwarmClient
     whole: Any
+    folder: Path
 
     def expected(self, rows: torch.Tensor) -> torch.Tensor:
         """What the library's own blocks make of `rows`, before the last norm."""
@@ -93,7 +127,7 @@ async def real_nodes(
         asked = ClientSettings(bid=Bid("times"), min_chunk=4, prefill_chunks=2, step_timeout=10)
         client = SwarmClient(host, target, payer, None, asked)
         stack.push_async_callback(client.close)
-        yield RealNodes(nodes, host, client, whole)
+        yield RealNodes(nodes, host, client, whole, folder)
 
 
 async def emptied(node: Node) -> None:

@@ -47,6 +47,8 @@ EVERY_TYPE: tuple[m.AnyMessage, ...] = (
     m.Close(VOUCHER),
     m.Closed(m.Code.DRAINING, "the node stops"),
     m.Refused(m.Code.BUSY, "no room", retry_after=1.5),
+    m.Load(b"\x0c" * 70_000),
+    m.Loaded(b"\x0d" * 32),
     m.Tensor(m.TensorHead(Step(4), b"\6" * 32, LEAF), bytes(range(256)) * 9),
     m.Tensor(m.TensorHead(Step(5)), b"\x0b" * 3_000_000),
 )

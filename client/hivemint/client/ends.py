@@ -90,9 +90,11 @@ class Ends:
         learned: torch.Tensor = self._positions.weight[first : first + len(ids)]
         return hidden + learned
 
-    @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The last block's output `[count, hidden]` to logits `[count, vocabulary]`, fp32; see `head.largest_only`."""
+        """The last block's output `[count, hidden]` to logits `[count, vocabulary]`, fp32; differentiable.
+
+        See `head.largest_only`.
+        """
         logits: torch.Tensor
         if self._plain:
             logits = self._model.get_output_embeddings()(self._normed(hidden))

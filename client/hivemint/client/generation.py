@@ -25,6 +25,7 @@ from hivemint.client.head import largest_only
 from hivemint.client.loop import LoopThread
 from hivemint.client.pipeline import Plan, Swarm
 from hivemint.client.sequences import Conversation, Sequences, alike, padding
+from hivemint.client.tuning import ROUNDS, RemoteBlocks
 from hivemint.contracts.errors import BadInput
 from hivemint.contracts.home import Home
 from hivemint.contracts.ids import Credits
@@ -66,11 +67,13 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         wallet: str | Signer | None = None,
         password: str | None = None,
         home: Home | None = None,
+        adapter: str | Path | None = None,
         **settings: Any,
     ) -> Self:
         """Load the ends of `model` and join `network` (a network.toml) with the keystore `wallet`.
 
         `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key uses the free lane.
+        `adapter` is the folder of a PEFT LoRA adapter: each node loads its part for the sessions of this model alone.
         `settings` are those of `client.settings` (bid, price ceiling ...). Raises `ModelError`, `ConfigError`,
         `WalletError`, `ChainError` or `SwarmError`.
         """
@@ -79,7 +82,9 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         local = models.resolve(model, home=home)
         ends, loop = Ends.load(local), LoopThread()
         try:
-            joining = connect(local, network=network, wallet=wallet, password=password, home=home, **settings)
+            joining = connect(
+                local, network=network, wallet=wallet, password=password, home=home, adapter=adapter, **settings
+            )
             return cls(local, ends, loop.run(joining), loop)
         except BaseException:
             loop.stop()
@@ -132,8 +137,23 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         return self._loop.run(coroutine)
 
     def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Token ids `[count]` of the positions `start ..` to the hidden states `[count, hidden]` that enter block 0."""
-        return self._ends.embed(ids, start)
+        """Token ids `[..., count]` of the positions `start ..` to what enters block 0, `[..., count, hidden]`."""
+        if ids.dim() == 1:
+            return self._ends.embed(ids, start)
+        return torch.stack([self.embed(row, start) for row in ids])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last block's outputs `[..., hidden]` to logits `[..., vocabulary]`; differentiable."""
+        flat = self._ends.logits(hidden.reshape(-1, hidden.shape[-1]))
+        return flat.view(*hidden.shape[:-1], -1)
+
+    def blocks(self, *, tokens: int, sequences: int = 1, rounds: int = ROUNDS) -> RemoteBlocks:
+        """All blocks as one frozen, differentiable module for training what stands before and after them.
+
+        See `client.tuning.RemoteBlocks`.
+        """
+        size = self._ends.hidden_size
+        return RemoteBlocks(self.swarm, self._loop, size, tokens=tokens, sequences=sequences, rounds=rounds)
 
     def close(self) -> None:
         """Leave the network. Harmless when called again."""

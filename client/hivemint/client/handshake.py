@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
+from hivemint.client.adapter import LoraAdapter
 from hivemint.client.route import Leg, session_amount
 from hivemint.client.wallet import ChainPort, Identity
 from hivemint.contracts.errors import LinkClosed, ProofError, ProtocolError, Refusal, SwarmError
@@ -19,9 +20,10 @@ from hivemint.contracts.receipt import CheckedReceipt, check_receipt, opening
 from hivemint.contracts.signature import recover
 from hivemint.contracts.signed import Domain, Session, numerics_hash, peer_id_hash
 from hivemint.ledger.vouchers import VoucherBook
+from hivemint.swarm.adapters import digest
 from hivemint.swarm.host import CONTROL, Host
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import Message, Open, Opened, Peer, Previous, Refused, Route, Routed, Terms
+from hivemint.swarm.messages import Load, Loaded, Message, Open, Opened, Peer, Previous, Refused, Route, Routed, Terms
 
 _M = TypeVar("_M", bound=Message)
 
@@ -123,8 +125,13 @@ async def greet(host: Host, leg: Leg, timeout: float) -> Greeting:
     return Greeting(leg, link, terms, (time.monotonic() - started) / trips)
 
 
-def sign_session(greeting: Greeting, payer: Payer, *, tokens: int, margin: float, expiry: int) -> SignedSession:
-    """A session for at most `tokens` positions, worth at most price x tokens x margin. Raises NodeGone."""
+def sign_session(
+    greeting: Greeting, payer: Payer, *, tokens: int, margin: float, expiry: int, work: int = 0
+) -> SignedSession:
+    """A session for at most `tokens` positions, worth at most price x work x margin. Raises NodeGone.
+
+    `work`: positions computed, a backward step's twice; 0: each position once.
+    """
     leg, terms, who = greeting.leg, greeting.terms, payer.who
     if tokens > terms.max_tokens:
         raise NodeGone(leg, f"takes no session of {tokens} tokens", f"its limit is {terms.max_tokens}")
@@ -140,7 +147,7 @@ def sign_session(greeting: Greeting, payer: Payer, *, tokens: int, margin: float
         first_block=leg.first,
         end_block=leg.end,
         price=leg.price,
-        max_amount=session_amount(leg.price, tokens, margin),
+        max_amount=session_amount(leg.price, work or tokens, margin),
         max_tokens=tokens,
         expiry=expiry,
         nonce=terms.nonce,
@@ -181,6 +188,27 @@ async def shake_hands(
                 raise NodeLied((leg,), error) from None
             await _expect(link, leg, Routed)
     return first
+
+
+async def load_adapter(greeting: Greeting, adapter: LoraAdapter, timeout: float) -> bytes:
+    """Send a node its part of an adapter; gives the digest that stands behind every step's input from now on.
+
+    b"" if the node has no block that the adapter changes. Raises NodeGone, NodeRefusal.
+    """
+    leg, link, terms = greeting.leg, greeting.link, greeting.terms
+    blob = adapter.blob(leg.first, leg.end)
+    if not blob:
+        return b""
+    if len(blob) > terms.max_adapter:
+        limit = f"it takes up to {terms.max_adapter} bytes" if terms.max_adapter else "it takes none"
+        raise NodeGone(leg, f"takes no adapter of {len(blob)} bytes", limit)
+    with blaming(leg, "loading an adapter"):
+        async with asyncio.timeout(timeout):
+            await link.send(Load(blob))
+            loaded = await _expect(link, leg, Loaded)
+            if loaded.digest != digest(blob):
+                raise ProtocolError("A node loaded another adapter than the one that was sent")
+    return loaded.digest
 
 
 def neighbours(greetings: list[Greeting], signed: list[SignedSession]) -> list[tuple[Previous | None, Peer | None]]:

@@ -52,7 +52,8 @@ class Head(nn.Module):
         return self._exact(x)
 
     def _exact(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        wants_gradient = torch.is_grad_enabled() and x.requires_grad
+        if wants_gradient or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return nn.functional.linear(x, self._weight, self._bias)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, 1)

@@ -89,6 +89,30 @@ class Pipeline(Protocol):
         ...
 
 
+class Training(Protocol):
+    """One lane of training: sessions at the nodes of a route, each step a whole sequence from position 0."""
+
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The blocks of each hop."""
+        ...
+
+    async def forward(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """fp32 `[count, hidden]` in; the states before the first hop and after each one out, the last is the result.
+
+        Raises what `Pipeline.forward` raises. Nothing but `close` may follow an error.
+        """
+        ...
+
+    async def backward(self, states: Sequence[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of `states[0]`, given that of `states[-1]`. `states` are those of a `forward` over `spans`."""
+        ...
+
+    async def close(self) -> None:
+        """Sign off with every node. Harmless when called again or after an error."""
+        ...
+
+
 class Swarm(Protocol):
     """The network as `SwarmModelForCausalLM` holds it. All methods run in the model's own event loop."""
 
@@ -102,6 +126,13 @@ class Swarm(Protocol):
 
         The caller alone knows that both texts begin with the same tokens. `parent` must be at rest; it goes on as it
         was, or is closed, at its owner's wish.
+        """
+        ...
+
+    async def relay(self, tokens: int, work: int) -> Training:
+        """The same for training: sequences of at most `tokens` positions, `work` positions computed in all.
+
+        A forward counts each position once, a backward twice.
         """
         ...
 

@@ -141,7 +141,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a route is for. `funds`: wei that the account at each operator still admits; None: don't ask."""
+    """What a route is for: sessions of `tokens` positions.
+
+    `work`: positions that they compute in all, where that is more (training); 0: as many. `funds`: wei that the account
+    at each operator still admits; None: don't ask.
+    """
 
     blocks: int
     tokens: int
@@ -150,6 +154,7 @@ class Wish:
     seconds_per_credit: float = 10.0
     margin: float = 1.25
     funds: Mapping[Address, int] | None = field(default=None, repr=False)
+    work: int = 0
 
 
 def session_amount(price: int, tokens: int, margin: float) -> Credits:
@@ -228,7 +233,7 @@ def _leg(record: NodeRecord, first: int, end: int, label: str, wish: Wish, speed
     if bid is None:
         return None
     if wish.funds is not None and bid:
-        needed = session_amount(bid * (end - first), wish.tokens, wish.margin)
+        needed = session_amount(bid * (end - first), wish.work or wish.tokens, wish.margin)
         if needed > wish.funds.get(record.operator, 0):
             return None
     seen = speeds.of(PeerId(record.peer))
@@ -282,12 +287,12 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
     if wish.funds is not None and wish.bid.paid:
         needs = [
             f"{one.record.operator}: "
-            f"{format_credits(session_amount((wish.bid.at(one.record.ask) or 0) * len(one.record.blocks), wish.tokens, wish.margin))}"  # noqa: E501
+            f"{format_credits(session_amount((wish.bid.at(one.record.ask) or 0) * len(one.record.blocks), wish.work or wish.tokens, wish.margin))}"  # noqa: E501
             for one in records
         ]
         return SwarmError(
             "The escrow accounts do not cover a paid route",
-            why=f"for {wish.tokens} tokens the nodes need " + ", ".join(sorted(set(needs))[:6]),
+            why=f"for {wish.work or wish.tokens} tokens the nodes need " + ", ".join(sorted(set(needs))[:6]),
             next_step="fund them with `hivemint account fund`, ask for fewer tokens, or use `--bid free`",
         )
     return SwarmError(

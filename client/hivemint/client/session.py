@@ -11,7 +11,7 @@ import contextlib
 from hivemint.client.handshake import Greeting, NodeLied, NodeRefusal, Payer, SignedSession
 from hivemint.client.pipeline import SessionLimit
 from hivemint.contracts.errors import LinkClosed, ProofError, Refusal, SwarmError
-from hivemint.contracts.ids import FORK, FORWARD, Credits, Step, TensorHash
+from hivemint.contracts.ids import FORK, FORWARD, Credits, Step
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     Leaf,
@@ -53,6 +53,7 @@ class NodeSession:
         self.proved = first  # and every other hop's of the same step: the newest that a voucher may bind
         self.spent = 0
         self.pending: dict[Step, StepRequest] = {}
+        self.adapter = b""  # the digest of the adapter that the node has loaded, behind the input rows of every step
         self.distrusted = False
         self.parent: CheckedReceipt | None = None
         self.closed = asyncio.Event()
@@ -78,14 +79,15 @@ class NodeSession:
             raise SessionLimit("The session's amount is used up", why=f"at the {self.leg}")
 
     def prepare(
-        self, step: Step, start: int, count: int, voucher: SignedVoucher, *, first: bool, last: bool, rows: RowMode
-    ) -> StepRequest:
+        self, step: Step, start: int, count: int, voucher: SignedVoucher, *, first: bool, last: bool, rows: RowMode,
+        kind: int = FORWARD,
+    ) -> StepRequest:  # fmt: skip
         """A request that `voucher` pays for. From now on the step is pending."""
-        self.spent += count * self.price
+        self.spent += work(kind, count) * self.price
         self._sent = voucher.voucher
         request = StepRequest(
             step=step,
-            kind=FORWARD,
+            kind=kind,
             start=start,
             count=count,
             voucher=voucher,
@@ -114,8 +116,11 @@ class NodeSession:
         else:
             await self.link.send(request, Tensor(TensorHead(step=request.step), data))
 
-    def take(self, message: StepReceipt, input_hash: TensorHash) -> TensorHash:
-        """Check the next receipt against what this client knows; gives the output's hash. Raises ProofError."""
+    def take(self, message: StepReceipt, input_rows: bytes) -> bytes:
+        """Check the next receipt against what this client knows: the row hashes of the step's input.
+
+        Gives those of its output. Raises ProofError.
+        """
         step = Step(self.newest.receipt.step + 1)
         request = self.pending.get(step)
         if request is None:
@@ -127,14 +132,14 @@ class NodeSession:
         if request.kind == FORK and self.parent is not None:
             leaf = fork(previous, self.parent.receipt, request.count)
         else:
-            output = tensor_hash(message.rows)
-            leaf = Leaf(previous.head, step, request.kind, request.start, request.count, input_hash, output)
+            hashes = tensor_hash(input_rows + self.adapter), tensor_hash(message.rows)
+            leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
         self.newest = check_receipt(self._payer.domain, message.receipt, following(previous, leaf))
         self._checked[step] = self.newest
         del self.pending[step]
         if cost := self.cost(request):
             self._payer.book.delivered(self.leg.operator, cost)
-        return leaf.output_hash
+        return message.rows
 
     def prove(self, step: Step) -> None:
         """All hops' receipts of this step fit together: vouchers may bind it (promise P17)."""

@@ -9,14 +9,14 @@ import torch
 from hivemint.client.route import Speeds
 from hivemint.client.session import NodeSession
 from hivemint.contracts.errors import ProofError, ProtocolError
-from hivemint.contracts.ids import Digest, Step, TensorHash
+from hivemint.contracts.ids import Step
 from hivemint.swarm.messages import RowMode, StepReceipt, Tensor
-from hivemint.swarm.rows import HASH_SIZE, from_wire, row_bytes, row_hashes, tensor_hash
+from hivemint.swarm.rows import HASH_SIZE, from_wire, row_bytes, row_hashes
 
 
 @dataclass(eq=False, slots=True)
 class StepState:
-    """One step on its way. `hashes[i]` is the hash of hop i's input, as far as it is known."""
+    """One step on its way. `hashes[i]` are the row hashes of hop i's input, as far as they are known."""
 
     number: Step
     start: int
@@ -24,7 +24,7 @@ class StepState:
     rows: RowMode
     data: bytes
     output: "asyncio.Future[torch.Tensor] | None"
-    hashes: list[TensorHash]
+    hashes: list[bytes]
     sent: float
     arrived: dict[int, StepReceipt] = field(default_factory=dict)
     output_rows: bytes | None = None
@@ -47,14 +47,14 @@ class Steps:
     def add(self, number: Step, start: int, count: int, rows: RowMode, data: bytes) -> StepState:
         """A step about to be sent; `data` are the wire bytes of its input."""
         output = self._loop.create_future() if rows != "none" else None
-        first_hash = tensor_hash(row_hashes(data, self._row_bytes))
-        state = StepState(number, start, count, rows, data, output, [first_hash], self._loop.time())
+        first = row_hashes(data, self._row_bytes)
+        state = StepState(number, start, count, rows, data, output, [first], self._loop.time())
         self.open[number] = state
         return state
 
     def add_fork(self, number: Step, count: int) -> StepState:
         """A step without rows: no hop's receipt waits for another's."""
-        state = StepState(number, 0, count, "none", b"", None, [TensorHash(Digest(bytes(32)))], self._loop.time())
+        state = StepState(number, 0, count, "none", b"", None, [b""], self._loop.time())
         self.open[number] = state
         return state
 

@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from hivemint.client.handshake import Greeting, Payer, greet, neighbours, shake_hands, sign_session
+from hivemint.client.adapter import LoraAdapter
+from hivemint.client.handshake import Greeting, Payer, greet, load_adapter, neighbours, shake_hands, sign_session
 from hivemint.client.live_pipeline import LivePipeline
 from hivemint.client.nodes import Nodes, Target
 from hivemint.client.pipeline import Pipeline, Plan, SessionLimit
 from hivemint.client.purse import Purse
+from hivemint.client.relay import Relay, check_training
 from hivemint.client.route import Leg, MissingBlocks, Route, Speeds, Wish, plan_route
 from hivemint.client.session import NodeSession
 from hivemint.client.settings import Bid, ClientSettings
@@ -32,6 +36,8 @@ from hivemint.swarm.models import LocalModel
 from hivemint.swarm.records import CheckedRecord
 
 log = structlog.get_logger(__name__)
+
+_P = TypeVar("_P", LivePipeline, Relay)
 ATTEMPTS = 4
 """Routes tried for one pipeline, each without the nodes that failed before."""
 _TRY_LATER = (Code.BUSY, Code.RATE)
@@ -45,13 +51,15 @@ class SwarmClient:
     """Implements `client.pipeline.Swarm` over one libp2p host. `chain` None: no registry, no accounts, own clock."""
 
     def __init__(
-        self, host: Host, target: Target, payer: Payer, chain: ChainPort | None, settings: ClientSettings
-    ) -> None:
-        self._host, self._target, self._payer, self._chain = host, target, payer, chain
+        self, host: Host, target: Target, payer: Payer, chain: ChainPort | None, settings: ClientSettings,
+        adapter: LoraAdapter | None = None,
+    ) -> None:  # fmt: skip
+        """`adapter`: loaded by every node of every route, for these sessions alone."""
+        self._host, self._target, self._payer, self._chain, self._adapter = host, target, payer, chain, adapter
         self.settings = settings
         self.speeds = Speeds()
         self.nodes = Nodes(host, target, chain)
-        self._pipelines: set[LivePipeline] = set()
+        self._pipelines: set[LivePipeline | Relay] = set()
 
     @property
     def host(self) -> Host:
@@ -68,13 +76,21 @@ class SwarmClient:
         return sum(owed for _, owed in self._payer.book.totals().values())
 
     async def open(self, tokens: int) -> LivePipeline:
-        """See `Swarm.open`. Tries other routes when nodes fail, and waits for a place while all are busy."""
+        """See `Swarm.open`."""
+        return await self._place(partial(self.along, tokens=tokens), tokens)
+
+    async def relay(self, tokens: int, work: int) -> Relay:
+        """See `Swarm.relay`."""
+        return await self._place(partial(self.relay_along, tokens=tokens, work=work), tokens, work)
+
+    async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
+        """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
         deadline = time.monotonic() + self.settings.patience
         failures, free_only = 0, False
         while True:
-            route = await self._awaited_route(tokens, free_only)
+            route = await self._awaited_route(tokens, free_only, work)
             try:
-                pipeline = await self.along(route, tokens)
+                pipeline = await go(route)
             except Refusal as error:
                 if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
                     free_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
@@ -112,8 +128,8 @@ class SwarmClient:
         """See `Swarm.plan`."""
         return (await self.route(tokens)).plan(tokens, self.settings.margin)
 
-    async def route(self, tokens: int, *, free_only: bool = False) -> Route:
-        """The cheapest route by what is known now. Raises SwarmError that names what is missing."""
+    async def route(self, tokens: int, *, free_only: bool = False, work: int = 0) -> Route:
+        """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
         records = await self.nodes.usable()
         bid, ceiling = Bid("free") if free_only else self.settings.bid, self.settings.max_price
         wish = Wish(
@@ -123,6 +139,7 @@ class SwarmClient:
             ceiling=ceiling,
             seconds_per_credit=self.settings.seconds_per_credit,
             margin=self.settings.margin,
+            work=work,
         )
         if not bid.paid:
             return plan_route(records, wish, self.speeds)
@@ -147,16 +164,16 @@ class SwarmClient:
 
     # ---- inside
 
-    def _keep(self, pipeline: LivePipeline) -> None:
+    def _keep(self, pipeline: LivePipeline | Relay) -> None:
         self._pipelines = {one for one in self._pipelines if one.open}
         self._pipelines.add(pipeline)
 
-    async def _awaited_route(self, tokens: int, free_only: bool) -> Route:
+    async def _awaited_route(self, tokens: int, free_only: bool, work: int) -> Route:
         """A route; where blocks are missing, wait for them as long as the settings say."""
         deadline = time.monotonic() + self.settings.wait_for_blocks
         while True:
             try:
-                return await self.route(tokens, free_only=free_only)
+                return await self.route(tokens, free_only=free_only, work=work)
             except MissingBlocks:
                 if time.monotonic() + _LOOK_AGAIN > deadline:
                     raise
@@ -176,16 +193,32 @@ class SwarmClient:
         return True
 
     async def along(self, route: Route, tokens: int) -> LivePipeline:
-        """Dial all hops at once, sign all sessions, then shake hands with all of them at once."""
-        timeout = self.settings.open_timeout
+        """A pipeline over these nodes."""
+        sessions = await self._sessions(route, tokens)
+        purse = Purse(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
+        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, purse, self._set_aside)
+
+    async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
+        """A relay over these nodes."""
+        sessions = await self._sessions(route, tokens, work)
+        return Relay(sessions, self._target.hidden, self._payer, self.settings.step_timeout, self._set_aside)
+
+    async def _sessions(self, route: Route, tokens: int, work: int = 0) -> list[NodeSession]:
+        """Dial all hops at once, sign all sessions, then shake hands with all of them at once.
+
+        With `work` the sessions are for training: no node knows its neighbours.
+        """
+        timeout, margin = self.settings.open_timeout, self.settings.margin
         greetings = await self._greet_all(route, timeout)
         try:
             expiry = await self.expiry()
+            if work:
+                check_training(greetings, tokens)
             signed = [
-                sign_session(one, self._payer, tokens=tokens, margin=self.settings.margin, expiry=expiry)
+                sign_session(one, self._payer, tokens=tokens, margin=margin, expiry=expiry, work=work)
                 for one in greetings
             ]
-            places = neighbours(greetings, signed)
+            places = [(None, None)] * len(signed) if work else neighbours(greetings, signed)
             firsts = await _all(
                 [
                     shake_hands(
@@ -194,15 +227,18 @@ class SwarmClient:
                     for one, its, (previous, after) in reversed(list(zip(greetings, signed, places, strict=True)))
                 ]
             )
+            sessions = [
+                NodeSession(one, its, self._payer, first)
+                for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
+            ]
+            if self._adapter is not None:
+                loads = [load_adapter(one, self._adapter, self.settings.step_timeout) for one in greetings]
+                for session, digest in zip(sessions, await _all(loads), strict=True):
+                    session.adapter = digest
         except BaseException:
             await _hang_up(greetings)
             raise
-        sessions = [
-            NodeSession(one, its, self._payer, first)
-            for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
-        ]
-        purse = Purse(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
-        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, purse, self._set_aside)
+        return sessions
 
     async def _greet_all(self, route: Route, timeout: float) -> list[Greeting]:
         done: list[Greeting] = []
@@ -260,18 +296,20 @@ async def connect(
     session_key: str | Signer | None = None,
     password: str | None = None,
     home: Home | None = None,
+    adapter: str | Path | None = None,
     **settings: Any,
 ) -> SwarmClient:
     """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (free lane only).
 
     With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
-    `password` then opens the key. Raises ConfigError (settings, network, model of another network), WalletError,
-    ChainError, SwarmError.
+    `password` then opens the key. `adapter`: the folder of a PEFT LoRA adapter for the blocks. Raises ConfigError
+    (settings, network, model of another network), ModelError (adapter), WalletError, ChainError, SwarmError.
     """
     home = home or Home.open()
     chosen = ClientSettings.load(home, **settings)
     place = network if isinstance(network, Network) else Network.load(Path(network))
     _check_model(place, model)
+    lora = None if adapter is None else await asyncio.to_thread(LoraAdapter.load, adapter, model.anatomy)
     if wallet is None:
         chosen, wallet = chosen.model_copy(update={"bid": Bid("free")}), Signer(secrets.token_bytes(32))
     signing = session_key if session_key is not None else wallet
@@ -287,7 +325,7 @@ async def connect(
         host = await Host.start(HostSettings(network=place.name, listen=(), bootstrap=place.bootstrap))
         undo.pop_all()
     target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)
-    return SwarmClient(host, target, Payer(who, place.domain, book), chain, chosen)
+    return SwarmClient(host, target, Payer(who, place.domain, book), chain, chosen, lora)
 
 
 def _check_model(network: Network, model: LocalModel) -> None:
@@ -302,7 +340,7 @@ def _check_model(network: Network, model: LocalModel) -> None:
 
 
 def _with(wish: Wish, bid: Bid, funds: Mapping[Address, int] | None) -> Wish:
-    return Wish(wish.blocks, wish.tokens, bid, wish.ceiling, wish.seconds_per_credit, wish.margin, funds)
+    return replace(wish, bid=bid, funds=funds)
 
 
 async def _all(work: list[Any]) -> list[Any]:

@@ -63,6 +63,9 @@ class Offer:
     max_tokens: int
     max_rows: int
     ahead: int
+    max_backward: int
+    max_adapter: int = 0
+    max_rank: int = 0
 
     def price(self, session: Session) -> int:
         """The least price per token for a session's span."""

@@ -10,6 +10,7 @@ import torch
 from hivemint.contracts.errors import HivemintError
 from hivemint.node import kernels
 from hivemint.node.kv_cache import KvCache
+from hivemint.node.lora import Adapter, Share
 from hivemint.node.pages import EMPTY, PagedView, PagePool, Plan, Table, plan_numbers
 from hivemint.node.slots import KvView
 
@@ -22,12 +23,14 @@ class BadWork(HivemintError):
 class Work:
     """One session's part of a step: `hidden` `[count, hidden_size]` for positions `start .. start + count - 1`.
 
-    `start` <= `cache.length`; a smaller start crops the cache first (rollback, rejected drafts).
+    `start` <= `cache.length`; a smaller start crops the cache first (rollback, rejected drafts). `adapter`: what its
+    client has loaded for it.
     """
 
     cache: KvCache
     start: int
     hidden: torch.Tensor
+    adapter: Adapter | None = None
 
     @cached_property
     def count(self) -> int:
@@ -45,6 +48,7 @@ class Part:
     start: int
     end: int
     kv: KvView | PagedView
+    adapter: Adapter | None = None
 
     @property
     def table(self) -> Table:
@@ -73,7 +77,7 @@ class Packing:
         fixed: tuple[PagePool, Plan] | None = None,
     ) -> None:  # fmt: skip
         """`fixed`: the pool and the plan of a step that is being captured, in place of a batch."""
-        self.parts = [Part(work.start, work.end, work.cache.view(work.start, work.end)) for work in batch]
+        self.parts = [Part(work.start, work.end, work.cache.view(work.start, work.end), work.adapter) for work in batch]
         self.counts = [work.count for work in batch]
         self.joint = all(isinstance(part.kv, KvView) and part.kv.new_values is None for part in self.parts)
         """Whether each part's keys and values are written by one copy."""
@@ -85,6 +89,11 @@ class Packing:
         """How the kernels see the step, on devices that have them; None: each part is written and read by itself."""
         if batch and batch[0].cache.pool is not None and kernels.available(device):
             self.paged = self._pages(batch[0].cache.pool)
+
+    def shares(self) -> list[Share]:
+        """Whose rows an adapter changes."""
+        spread = zip(accumulate(self.counts), self.counts, self.parts, strict=True)
+        return [(end - count, end, part.adapter) for end, count, part in spread if part.adapter]
 
     def positions(self) -> torch.Tensor:
         """Position ids `[1, T]`."""

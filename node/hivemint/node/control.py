@@ -14,6 +14,7 @@ from hivemint.ledger.writer import JournalError
 from hivemint.node.admission import Admission, Admitted
 from hivemint.node.kv_cache import OutOfRoom
 from hivemint.node.lobby import Lobby
+from hivemint.node.lora import Adapters, BadAdapter
 from hivemint.node.room import Seat
 from hivemint.node.scheduler import Lane
 from hivemint.node.session import Again, ServedSession
@@ -25,6 +26,8 @@ from hivemint.swarm.messages import (
     Close,
     Closed,
     Code,
+    Load,
+    Loaded,
     Open,
     Opened,
     Refused,
@@ -49,6 +52,7 @@ class Parts:
     admission: Admission
     lobby: Lobby
     shop: Shop
+    adapters: Adapters
 
 
 class Talk:
@@ -104,7 +108,8 @@ class Talk:
         await self._link.send(
             Terms(
                 nonce, offer.operator, offer.model_id, offer.first, offer.end, offer.numerics, offer.ask,
-                offer.max_tokens, offer.max_rows, offer.ahead,
+                offer.max_tokens, offer.max_rows, offer.ahead, offer.max_backward,
+                offer.max_adapter, offer.max_rank,
             )
         )  # fmt: skip
         try:
@@ -143,7 +148,9 @@ class Talk:
         except OutOfRoom as error:
             return lobby.busy(error.what, error.why)
         offer = self._shop.offer
-        session = ServedSession(terms, admitted.session_id, account, offer.ahead, offer.max_rows, receipt)
+        session = ServedSession(
+            terms, admitted.session_id, account, offer.ahead, offer.max_rows, offer.max_backward, receipt
+        )
         self.session, self._seat, self.key_on_chain = session, seat, admitted.key_on_chain
         seat.on_evicted = session.evicted
         self._shop.seats[session.session_id] = seat
@@ -168,6 +175,8 @@ class Talk:
                     steps.give(message)
                 case Route():
                     await self._on_route(steps, message)
+                case Load():
+                    await self._on_load(steps, message)
                 case Cancel():
                     steps.drop(message.from_step)
                     await self._link.send(Cancelled(steps.session.last, steps.session.account.owed))
@@ -212,6 +221,24 @@ class Talk:
                 return await self._refuse(Refused(Code.MISSING, "The next node cannot be reached", str(error)[:400]))
             steps.next = route.next
         await self._link.send(Routed())
+        return None
+
+    async def _on_load(self, steps: Steps, message: Load) -> None:
+        """An adapter for this session alone: read in a thread, as its size is a stranger's choice."""
+        seat, session = self._seat, steps.session
+        if refused := session.check_load():
+            return await self._refuse(refused)
+        try:
+            adapter = await asyncio.to_thread(self._parts.adapters.read, message.data)
+            if seat is not None:  # it may be idle no more, but nobody has asked for a step meanwhile
+                self._shop.engine.room.load(seat, adapter)
+        except (BadAdapter, ProtocolError) as error:
+            code = Code.LIMIT if isinstance(error, BadAdapter) else Code.PROTOCOL
+            return await self._refuse(Refused(code, error.what[:400], error.why[:400], error.next_step[:400]))
+        except OutOfRoom as error:
+            return await self._refuse(Refused(Code.BUSY, error.what, error.why, error.next_step, retry_after=1.0))
+        session.adapter = adapter.digest
+        await self._link.send(Loaded(adapter.digest))
         return None
 
     async def _on_close(self, steps: Steps, last: SignedVoucher | None) -> None:

@@ -12,8 +12,10 @@ import torch
 
 from hivemint.contracts.errors import HivemintError
 from hivemint.node import memory
+from hivemint.node.backward import NOTHING, Need, NoMemory
 from hivemint.node.batch import Work
-from hivemint.node.kv_cache import KvCache, OutOfRoom
+from hivemint.node.kv_cache import Blocks, KvCache, OutOfRoom
+from hivemint.node.lora import Adapter
 from hivemint.node.room import Room, Seat
 from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
 from hivemint.node.watchdog import Load
@@ -33,6 +35,10 @@ class Computes(Protocol):
 
     def run(self, batch: "list[Work]") -> list[torch.Tensor]: ...
 
+    def backward(
+        self, hidden: torch.Tensor, gradient: torch.Tensor, blocks: Blocks | None, adapter: Adapter | None
+    ) -> torch.Tensor: ...
+
 
 class ComputeFailed(HivemintError):
     """The device failed at a step. Nothing of it counts."""
@@ -40,13 +46,18 @@ class ComputeFailed(HivemintError):
 
 @dataclass(eq=False)
 class StepJob:
-    """A step's rows on their way through the device. `output` resolves to `[count, hidden]`."""
+    """A step's rows on their way through the device. `output` resolves to `[count, hidden]`.
+
+    A backward step's rows are twice as wide, states and gradients, and its job counts each position twice. It takes
+    its turns like any other step and runs whole at the last of them: the sum of its turns is what it has waited for.
+    """
 
     job: Job
     seat: Seat
     start: int
     hidden: torch.Tensor
     output: asyncio.Future[torch.Tensor]
+    backward: bool = False
     parts: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -90,12 +101,22 @@ class Gauge:
         rows = sum(part.rows for part in batch)
         return Load(rows, len(batch), max(self.step_s, rows / self.rows_per_s if self.rows_per_s else 0.0))
 
+    def passed(self, part: Slice, seconds: float) -> None:
+        """A backward pass. Its time is no batch's: sessions don't gather for as long."""
+        self.rows_done[part.job.lane] += part.rows
+        self.batches += 1
+        self.busy_s += seconds
+
+
+_Turn = tuple[Slice, StepJob]
+
 
 class Engine:
     """Serves one span on one device."""
 
-    def __init__(self, span: Computes, scheduler: Scheduler, room: Room) -> None:
-        self._span, self.scheduler, self.room = span, scheduler, room
+    def __init__(self, span: Computes, scheduler: Scheduler, room: Room, need: Need = NOTHING) -> None:
+        """`need`: memory of backward passes."""
+        self._span, self.scheduler, self.room, self._need = span, scheduler, room, need
         self.gauge = Gauge()
         self.load: Load | None = None
         """What is on the device now."""
@@ -111,10 +132,16 @@ class Engine:
 
     def enqueue(self, job: Job, seat: Seat, start: int, hidden: torch.Tensor) -> StepJob:
         """Queue rows `[count, hidden]` for positions `start ..`. Steps of one session must come in their order."""
-        step = StepJob(job, seat, start, hidden, self._loop.create_future())
-        self._jobs[job] = step
-        self._seen[seat] = self._loop.time()
-        self.scheduler.add(job)
+        return self._add(StepJob(job, seat, start, hidden, self._loop.create_future()))
+
+    def enqueue_backward(self, job: Job, seat: Seat, rows: torch.Tensor) -> StepJob:
+        """Queue a whole sequence's states and gradients `[count, 2 * hidden]`; the output is the input's gradient."""
+        return self._add(StepJob(job, seat, 0, rows, self._loop.create_future(), backward=True))
+
+    def _add(self, step: StepJob) -> StepJob:
+        self._jobs[step.job] = step
+        self._seen[step.seat] = self._loop.time()
+        self.scheduler.add(step.job)
         self._arrived.set()
         if self._failed is not None:
             step.output.set_exception(self._failed)
@@ -128,7 +155,7 @@ class Engine:
                 step.output.set_exception(self._failed)
 
     async def finish(self, step: StepJob) -> torch.Tensor:
-        """The output, `[count, hidden]`. Cancelling takes the step back. Raises OutOfRoom and ComputeFailed."""
+        """The output, `[count, hidden]`. Cancelling takes the step back. Raises OutOfRoom, NoMemory, ComputeFailed."""
         try:
             return await step.output
         finally:
@@ -193,25 +220,33 @@ class Engine:
         """Until cancelled."""
         try:
             while True:
-                batch = await self._schedule()
-                outputs = await self._run(batch)
-                self._deliver(batch, outputs)
+                batch, passes = await self._schedule()
+                if batch:
+                    self._deliver(batch, await self._run(batch))
+                for part, step in passes:  # each holds the others up for as long as it takes: theirs went first
+                    self._deliver([(part, step)], [await self._run_backward(part, step)])
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _schedule(self) -> list[tuple[Slice, StepJob]]:
-        """Everything that may go now; waits only while nothing does."""
+    async def _schedule(self) -> tuple[list[_Turn], list[_Turn]]:
+        """Everything that may go now, and the backward passes whose turn has come; waits only while there is none."""
         while True:
             while not self.scheduler:
                 self._arrived.clear()
                 await self._arrived.wait()
             await self._gather()
-            batch = []
+            batch: list[_Turn] = []
+            passes: list[_Turn] = []
             for part in self.scheduler.pick():
                 if (step := self._jobs.get(part.job)) is None or step.output.done():
                     continue  # taken back this very moment
                 if not part.first:
                     self.gauge.started(part.job)
+                if step.backward:
+                    self.room.touch(step.seat)
+                    if part.first + part.rows == part.job.rows:
+                        passes.append((part, step))
+                    continue
                 try:
                     start = step.start + part.first
                     self.room.take(step.seat, start + part.rows, start)
@@ -220,8 +255,8 @@ class Engine:
                     step.output.set_exception(error)
                     continue
                 batch.append((part, step))
-            if batch:
-                return batch
+            if batch or passes:
+                return batch, passes
 
     async def _gather(self) -> None:
         """Wait a moment for company, where half of the sessions that are at work here have not come back yet.
@@ -243,9 +278,11 @@ class Engine:
         self._seen = {seat: at for seat, at in self._seen.items() if at > since}
         return len(self._seen)
 
-    async def _run(self, batch: list[tuple[Slice, StepJob]]) -> list[Output]:
+    async def _run(self, batch: list[_Turn]) -> list[Output]:
         works = [
-            Work(step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows])
+            Work(
+                step.cache, step.start + part.first, step.hidden[part.first : part.first + part.rows], step.seat.adapter
+            )
             for part, step in batch
         ]
         parts = [part for part, _ in batch]
@@ -263,6 +300,29 @@ class Engine:
             self._leaving.remove(seat)
             self.room.close(seat)
 
+    async def _run_backward(self, part: Slice, step: StepJob) -> Output:
+        whole = Slice(part.job, 0, part.job.rows)
+        self.load = self.gauge.load([whole])
+        work = step.hidden, step.seat.adapter, step.cache.blocks, whole
+        output = await self._loop.run_in_executor(self._thread, self._backward, *work)
+        self.load = None
+        return output
+
+    def _backward(self, rows: torch.Tensor, adapter: Adapter | None, blocks: Blocks | None, whole: Slice) -> Output:
+        """In the compute thread. Checked against the memory that is free now, whatever was free when it was taken."""
+        began = time.perf_counter()
+        try:
+            self._need.check(rows.shape[0], self.room.store.device)
+            hidden, gradient = rows.unsqueeze(0).chunk(2, dim=2)
+            output = self._span.backward(hidden, gradient, blocks, adapter)[0]
+        except torch.OutOfMemoryError as error:
+            return NoMemory("No memory for a backward pass now", why=str(error)[:200], next_step="try again later")
+        except (HivemintError, RuntimeError, MemoryError) as error:
+            return error
+        self.gauge.passed(whole, time.perf_counter() - began)
+        memory.trim()
+        return output
+
     def _forward(self, works: list[Work], parts: list[Slice]) -> list[Output]:
         """In the compute thread. When a batch fails, each step runs alone: one bad step costs only itself."""
         began = time.perf_counter()
@@ -277,14 +337,14 @@ class Engine:
             memory.trim()
         return outputs
 
-    def _deliver(self, batch: list[tuple[Slice, StepJob]], outputs: list[Output]) -> None:
+    def _deliver(self, batch: list[_Turn], outputs: list[Output]) -> None:
         for (part, step), output in zip(batch, outputs, strict=True):
             if step.output.done():
                 continue
             if isinstance(output, Exception):
                 self.scheduler.drop(part.job)
                 failed = ComputeFailed("The device failed at this step", why=str(output), next_step="try another node")
-                step.output.set_exception(output if isinstance(output, OutOfRoom) else failed)
+                step.output.set_exception(output if isinstance(output, OutOfRoom | NoMemory) else failed)
                 continue
             step.parts.append(output)
             if part.first + part.rows == part.job.rows:

@@ -110,6 +110,17 @@ class KvStore:
             raise OutOfRoom("no room for another session", why="every K/V page is taken", next_step="try again later")
         return KvCache(self, max_tokens, tally or self._rest, blocks)
 
+    def pages_of(self, nbytes: int) -> int:
+        """Pages that stand for so many bytes of something else than keys and values."""
+        return -(-nbytes // self._page_bytes)
+
+    def lend(self, pages: int, tally: Tally) -> Table:
+        """Take room for something else out of the budget. Raises OutOfRoom."""
+        return self._take(pages, tally)
+
+    def take_back(self, pages: int, table: Table, tally: Tally) -> None:
+        self._give_back(pages, table, tally)
+
     def _take(self, pages: int, tally: Tally) -> Table:
         with self._lock:
             if pages > self._pages_total - self._pages_taken:

@@ -19,6 +19,7 @@ from hivemint.node import kernels
 from hivemint.node.attention import attend_all, packed_attention
 from hivemint.node.batch import Packing, Paged
 from hivemint.node.linear import PackedLinear, trim
+from hivemint.node.lora import Place
 
 _LAYOUT = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -29,6 +30,7 @@ class FastLinear(Protocol):
     """A linear that can add a residual: `added(x, other)` is `self(x) + other`."""
 
     in_features: int
+    out_features: int
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -63,6 +65,21 @@ class LeanLayer(nn.Module):
                 attention.k_norm.weight.expand(self.kv_heads, -1),
             )
             self.head_norms = torch.cat(weights).detach()[:, pairs]
+
+    def places(self) -> dict[str, Place]:
+        """Where the library's linears are: the one that holds it, its first row there, its rows, their order."""
+        q, kv, half = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.gate_up.out_features // 2
+        pairs = torch.arange(self.head_dim).view(2, -1).T.flatten()
+        q_order, k_order = _head_rows(self.heads, pairs), _head_rows(self.kv_heads, pairs)
+        return {
+            "self_attn.q_proj": Place("qkv", 0, q, self.qkv.in_features, q_order),
+            "self_attn.k_proj": Place("qkv", q, kv, self.qkv.in_features, k_order),
+            "self_attn.v_proj": Place("qkv", q + kv, kv, self.qkv.in_features),
+            "self_attn.o_proj": Place("o", 0, self.o.out_features, self.o.in_features),
+            "mlp.gate_proj": Place("gate_up", 0, half, self.gate_up.in_features),
+            "mlp.up_proj": Place("gate_up", half, half, self.gate_up.in_features),
+            "mlp.down_proj": Place("down", 0, self.down.out_features, self.down.in_features),
+        }
 
     def forward(
         self,
@@ -156,9 +173,12 @@ def _fits(layer: Any) -> bool:
 
 def _reordered(linear: nn.Linear, order: torch.Tensor) -> nn.Linear:
     """The same linear with each head's output rows in another order."""
-    heads = linear.out_features // len(order)
-    rows = (torch.arange(heads).unsqueeze(1) * len(order) + order).flatten()
+    rows = _head_rows(linear.out_features // len(order), order)
     return _linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+def _head_rows(heads: int, order: torch.Tensor) -> torch.Tensor:
+    return (torch.arange(heads).unsqueeze(1) * len(order) + order).flatten()
 
 
 def _joined(*linears: nn.Linear) -> nn.Linear:

@@ -43,10 +43,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A step's input rows in wire form; `hash` where it had to be known before the compute."""
+    """A step's input rows in wire form; `hash` where it had to be known before the compute.
+
+    `more`: hashes that stand behind those of the rows (the digest of the session's adapter).
+    """
 
     data: bytes | memoryview
     hash: TensorHash | None = None
+    more: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Measured:
 class Meter(Protocol):
     """What the node asks of its metering. `ReceiptMeter` is the real one."""
 
-    async def hash_input(self, data: bytes | memoryview, row_bytes: int) -> TensorHash: ...
+    async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash: ...
 
     async def measure(
         self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
@@ -81,11 +85,11 @@ class ReceiptMeter:
     def __init__(self, domain: Domain, signer: Signer, worker: Worker) -> None:
         self._domain, self._signer, self._worker = domain, signer, worker
 
-    async def hash_input(self, data: bytes | memoryview, row_bytes: int) -> TensorHash:
-        """BLAKE2b-256 over the row hashes of a tensor in wire form."""
+    async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash:
+        """BLAKE2b-256 over the row hashes of a tensor in wire form, and those of `more` behind them."""
         if len(data) <= _SMALL:
-            return _hash(data, row_bytes)
-        return await self._worker.far(_hash, data, row_bytes)
+            return _hash(data, row_bytes, more)
+        return await self._worker.far(_hash, data, row_bytes, more)
 
     async def measure(
         self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
@@ -109,15 +113,15 @@ class ReceiptMeter:
         await self._worker.do(_check_hop, self._domain, source, leaf, signed)
 
 
-def _hash(data: bytes | memoryview, row_bytes: int) -> TensorHash:
-    return tensor_hash(row_hashes(data, row_bytes))
+def _hash(data: bytes | memoryview, row_bytes: int, more: bytes) -> TensorHash:
+    return tensor_hash(row_hashes(data, row_bytes) + more)
 
 
 def _measure(previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str) -> Measured:
     data = to_wire(output, wire)
     width = len(data) // request.count
     rows = row_hashes(data, width)
-    input_hash = source.hash or _hash(source.data, width)
+    input_hash = source.hash or _hash(source.data, len(source.data) // request.count, source.more)
     leaf = Leaf(previous.head, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
     return Measured(data, rows, leaf, following(previous, leaf))
 

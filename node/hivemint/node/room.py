@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hivemint.node.kv_cache import Blocks, KvCache, KvStore, OutOfRoom, Tally
-from hivemint.node.pages import PAGE, pages_for
+from hivemint.node.lora import Adapter
+from hivemint.node.pages import PAGE, Table, pages_for
 from hivemint.node.scheduler import Lane
 
 IDLE = 30.0
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Loan:
+    """An adapter, and the pages of the store that it stands for."""
+
+    adapter: Adapter
+    pages: int
+    table: Table
 
 
 @dataclass(eq=False)
@@ -27,6 +37,16 @@ class Seat:
     used_at: float
     busy: int = 0
     on_evicted: Callable[[], None] | None = None
+    loan: Loan | None = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        return None if self.loan is None else self.loan.adapter
+
+    @property
+    def pages(self) -> int:
+        """All that the session holds."""
+        return self.cache.pages + (self.loan.pages if self.loan else 0)
 
 
 class Room:
@@ -72,10 +92,27 @@ class Room:
         missing = child.cache.fork_pages(count)
         return self._evicting(child, missing, lambda: child.cache.fork(parent.cache, count))
 
+    def touch(self, seat: Seat) -> None:
+        """The seat is used, though it takes no more pages."""
+        seat.used_at = self._clock()
+
+    def load(self, seat: Seat, adapter: Adapter) -> None:
+        """Keep an adapter for this session, within the same budget. Raises OutOfRoom."""
+        seat.used_at = self._clock()
+        pages, tally = self.store.pages_of(adapter.nbytes), self._tallies[seat.lane]
+        table = self._evicting(seat, pages, lambda: self.store.lend(pages, tally))
+        seat.loan = Loan(adapter, pages, table)
+
     def close(self, seat: Seat) -> None:
         if seat in self.seats:
             self.seats.remove(seat)
+        self._unload(seat)
         seat.cache.close()
+
+    def _unload(self, seat: Seat) -> None:
+        if seat.loan is not None:
+            self.store.take_back(seat.loan.pages, seat.loan.table, self._tallies[seat.lane])
+            seat.loan = None
 
     def used(self, lane: Lane) -> int:
         """Tokens in the pages of a lane's sessions. What several of them read counts once."""
@@ -107,7 +144,7 @@ class Room:
 
     def _evict_one(self, lane: Lane, now: float, but: Seat | None = None) -> bool:
         """Take the room of the session that has been quiet longest, if one may be taken."""
-        quiet = [seat for seat in self.seats if seat is not but and not seat.busy and seat.cache.pages]
+        quiet = [seat for seat in self.seats if seat is not but and not seat.busy and seat.pages]
         idle = [seat for seat in quiet if now - seat.used_at >= self._idle]
         if not idle and lane is Lane.PAID and self.used(Lane.FREE) > self._free_tokens_kept:
             idle = [seat for seat in quiet if seat.lane is Lane.FREE]
@@ -115,6 +152,7 @@ class Room:
             return False
         victim = min(idle, key=lambda seat: seat.used_at)
         victim.cache.evict()
+        self._unload(victim)
         if victim.on_evicted:
             victim.on_evicted()
         return True

@@ -15,8 +15,10 @@ from hivemint.contracts.network import Network
 from hivemint.contracts.signature import Signer
 from hivemint.ledger.journal import Journal
 from hivemint.node.admission import Admission, Chain, Offer
+from hivemint.node.backward import NOTHING, Need, measure
 from hivemint.node.control import Parts, Talk
 from hivemint.node.engine import Engine
+from hivemint.node.kv_cache import free_share
 from hivemint.node.lobby import Lobby, LobbyLimits
 from hivemint.node.metering import Meter, ReceiptMeter
 from hivemint.node.push import Inbox, Outlets
@@ -69,10 +71,11 @@ class Counts:
 class Node:
     """Made by `start`; `run` serves until stopped or broken, `close` drains. Lives in one event loop."""
 
-    def __init__(self, kit: Kit, settings: NodeSettings) -> None:
+    def __init__(self, kit: Kit, settings: NodeSettings, need: Need | None) -> None:
+        """`need`: memory of backward passes; None: none are served."""
         self.kit, self.settings = kit, settings
         self.counts = Counts()
-        self.offer = _offer(kit, settings)
+        self.offer = _offer(kit, settings, need)
         self._worker = Worker("receipts")
         self._hop_worker = Worker("checks")
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,7 +85,7 @@ class Node:
         store = kit.span.new_store(settings.kv_bytes or None)
         room = Room(store, free_share=settings.free_share, max_seats=settings.max_sessions)
         scheduler = Scheduler(settings.batch_rows, settings.free_share, whole=settings.max_rows)
-        self.engine = Engine(kit.span, scheduler, room)
+        self.engine = Engine(kit.span, scheduler, room, need or NOTHING)
         limits = LobbyLimits(
             settings.max_sessions, settings.max_free_sessions, settings.max_free_a_peer, settings.free_wait
         )
@@ -96,12 +99,12 @@ class Node:
             kit.span.dtype, self.counts,
         )  # fmt: skip
         admission = Admission(self.offer, domain, kit.chain, self._hop_worker, kit.journal, self.lobby.account)
-        self._parts = Parts(admission, self.lobby, shop)
+        self._parts = Parts(admission, self.lobby, shop, kit.span.new_adapters(settings.max_adapter, settings.max_rank))
 
     @classmethod
     async def start(cls, kit: Kit, settings: NodeSettings) -> "Node":
         """Warm up, open the doors, publish. The host must have started."""
-        node = cls(kit, settings)
+        node = cls(kit, settings, await asyncio.to_thread(_need, kit.span) if settings.max_backward else None)
         await asyncio.to_thread(kit.span.prepare, node.engine.room.store, settings.batch_rows)
         await node.engine.warm_up(kit.span.hidden_size, kit.span.dtype)
         node._tasks = [
@@ -204,12 +207,23 @@ class Node:
             self._failure.set_exception(error if isinstance(error, HivemintError) else HivemintError(str(error)))
 
 
-def _offer(kit: Kit, settings: NodeSettings) -> Offer:
+def _need(span: Span) -> Need | None:
+    """None where a backward pass can't be run: some quantised kernels have no gradient. A node serves without."""
+    try:
+        return measure(span)
+    except (RuntimeError, HivemintError) as error:
+        log.warning("no backward passes are served", reason=str(error)[:300])
+        return None
+
+
+def _offer(kit: Kit, settings: NodeSettings, need: Need | None) -> Offer:
     span = kit.span
     most = min(settings.max_tokens or span.max_positions, span.max_positions)
+    backward = 0 if need is None else need.most_rows(free_share(span.device), min(settings.max_backward, most))
     return Offer(
         kit.signer.address, PeerId(kit.host.peer_id), kit.model_id, span.first, span.end,
         (numerics(span, settings.wire),), Credits(settings.ask), most, min(settings.max_rows, most), settings.ahead,
+        backward, settings.max_adapter, settings.max_rank,
     )  # fmt: skip
 
 

@@ -60,7 +60,10 @@ class ServedSession:
     account: Account
     ahead: int
     max_rows: int
+    max_backward: int
     receipt: CheckedReceipt  # the newest that was signed
+    adapter: bytes = b""
+    """The digest of the adapter that its client has loaded, appended to the input rows of every step."""
     length: int = 0
     spent: int = 0
     last: Step = START
@@ -119,7 +122,8 @@ class ServedSession:
         self.account.charge(step.price)
         self.spent += step.price
         self.last = request.step
-        self.length = request.start + request.count
+        if request.kind != BACKWARD:
+            self.length = request.start + request.count
         self.steps[request.step] = step
         return step
 
@@ -163,8 +167,21 @@ class ServedSession:
         return gone
 
     def evicted(self) -> None:
-        """The cache has been given to others; the session stays open, at length 0."""
+        """The room has been given to others; the session stays open, at length 0, unless it had an adapter."""
         self.length = 0
+        if self.adapter:
+            self.close(Code.GAP, "its adapter's room went to another session")
+
+    def check_load(self) -> Refused | None:
+        """An adapter is for all steps of a session: it comes before the first one, and once."""
+        if self.closed:
+            return Refused(self.closed, "The session is closed", self.why, "open a new session")
+        if self.last != START or self.adapter:
+            return Refused(
+                Code.PROTOCOL, "An adapter is loaded before a session's first step, once",
+                f"{self.last} steps were taken, {'one' if self.adapter else 'none'} is loaded", "open a new session",
+            )  # fmt: skip
+        return None
 
     def close(self, code: Code, why: str) -> None:
         """No step is taken from now on; its reserve in the account is free again."""
@@ -215,7 +232,7 @@ class ServedSession:
     def kin(self) -> tuple[object, ...]:
         """What two sessions of one client must have in common to share K/V."""
         terms = self.terms
-        return terms.session_key, terms.numerics, terms.first_block, terms.end_block, self.lane
+        return terms.session_key, terms.numerics, terms.first_block, terms.end_block, self.lane, self.adapter
 
     def _check_fork(self, request: StepRequest) -> Refused | None:
         if request.step != 1 or request.start or request.source is not None or request.push or request.rows != "none":
@@ -241,10 +258,10 @@ class ServedSession:
     def _check_shape(self, request: StepRequest) -> Refused | None:
         if request.kind == FORK and (refused := self._check_fork(request)):
             return refused
+        if request.kind == BACKWARD and (refused := self._check_backward(request)):
+            return refused
         if request.kind != FORK and request.parent is not None:
             return self.refused(request, Code.PROTOCOL, "Only a fork names another session")
-        if request.kind not in (FORWARD, FORK):
-            return self.refused(request, Code.PROTOCOL, "This node serves no backward passes")
         if request.kind == FORWARD and request.count > self.max_rows:
             return self.refused(
                 request, Code.LIMIT, "The step has too many rows", f"expected at most {self.max_rows}, "
@@ -254,6 +271,22 @@ class ServedSession:
             return self.refused(
                 request, Code.LIMIT, "The step passes the session's maxTokens",
                 f"expected at most {self.terms.max_tokens}, got {request.start + request.count}", "open a new session",
+            )  # fmt: skip
+        return None
+
+    def _check_backward(self, request: StepRequest) -> Refused | None:
+        """A whole sequence at once, and not from or to a neighbour: its rows are states and gradients side by side."""
+        if not self.max_backward:
+            return self.refused(request, Code.PROTOCOL, "This node serves no backward passes", "", "use another node")
+        if request.count > self.max_backward:
+            return self.refused(
+                request, Code.LIMIT, "The backward step has too many rows",
+                f"expected at most {self.max_backward}, got {request.count}", "train on shorter sequences",
+            )  # fmt: skip
+        if request.start or request.source is not None or request.push:
+            return self.refused(
+                request, Code.PROTOCOL, "A backward step is a whole sequence that the client brings and takes itself",
+                f"expected start 0, no source and no push, got start {request.start}", "relay it",
             )  # fmt: skip
         return None
 

@@ -48,6 +48,12 @@ class NodeSettings(BaseSettings):
     """K/V room of one session; 0 = the model's positions."""
     max_rows: Annotated[int, Field(ge=1, le=16_384)] = 512
     """Token positions a step."""
+    max_backward: Annotated[int, Field(ge=0, le=16_384)] = 256
+    """Token positions a backward step, fewer where memory holds fewer; 0 = no fine-tuning. It runs in one piece."""
+    max_adapter: Annotated[int, Field(ge=0, le=1 << 26)] = 1 << 25
+    """Bytes of a client's LoRA adapter, out of the room for keys and values; 0 = none are taken."""
+    max_rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Of an adapter."""
     ahead: Annotated[int, Field(ge=1, le=64)] = 2
     """A session's steps in flight."""
     batch_rows: Count = 64

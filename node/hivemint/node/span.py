@@ -12,6 +12,7 @@ from hivemint.node.alone import SessionCache
 from hivemint.node.batch import BadWork, Packing, Part, Work, check
 from hivemint.node.graphs import DecodeGraphs
 from hivemint.node.kv_cache import Blocks, KvShape, KvStore
+from hivemint.node.lora import Adapter, Adapters, adapted
 from hivemint.node.pages import PagePool
 from hivemint.node.precision import Precision
 from hivemint.node.weights import Check, Progress
@@ -38,6 +39,7 @@ class Span:
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
         self.precision, self.dtype, self.device = precision, precision.dtype, device
+        self._layers = loader.find_layers(decoder, len(shapes))[1]
         self.packs = loader.packs(decoder)
         """Whether sessions share each forward. Some families' attention can't: theirs run one after the other."""
         self.num_blocks_of_model = anatomy.num_blocks
@@ -108,11 +110,15 @@ class Span:
             with torch.inference_mode():
                 graphs.prepare(rows)
 
-    def backward(self, hidden: torch.Tensor, gradient: torch.Tensor, blocks: Blocks | None = None) -> torch.Tensor:
+    def backward(
+        self, hidden: torch.Tensor, gradient: torch.Tensor, blocks: Blocks | None = None,
+        adapter: Adapter | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The gradient with respect to a span's input, given that of its output: all `[B, count, hidden_size]`.
 
         `hidden` is the input of `B` whole sequences from position 0; the forward is computed again and nothing is
-        kept. The span's own weights are frozen. `blocks`: of a part of the span. Raises BadWork.
+        kept. The span's own weights are frozen, and so are the adapter's. `blocks`: the part of the span, None for all
+        of it. Raises BadWork.
         """
         if hidden.dim() != 3 or hidden.shape[2] != self.hidden_size or gradient.shape != hidden.shape:
             raise BadWork(
@@ -121,11 +127,12 @@ class Span:
             )
         if not 0 < hidden.shape[1] <= self.max_positions:
             raise BadWork(f"{hidden.shape[1]} positions can't be run", why=f"the model has {self.max_positions}")
+        decoder = self._part(blocks)
         with torch.inference_mode(False), torch.enable_grad():
             rows = hidden.to(self.device, self.dtype).clone().requires_grad_(True)
             positions = torch.arange(rows.shape[1], device=self.device).unsqueeze(0)
-            decoder = self._part(blocks)
-            output = decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
+            with adapted(self._layers, [(0, rows.shape[1], adapter)] if adapter else []):
+                output = decoder(inputs_embeds=rows, position_ids=positions, use_cache=False).last_hidden_state
             return torch.autograd.grad(output, rows, gradient.to(self.device, self.dtype))[0]
 
     def _run_parts(self, batch: Sequence[Work], parts: set[Blocks | None]) -> list[torch.Tensor]:
@@ -137,7 +144,8 @@ class Span:
 
     def _run(self, batch: Sequence[Work], blocks: Blocks | None) -> list[torch.Tensor]:
         counts = [work.count for work in batch]
-        output = self._replay(batch, counts) if blocks is None else None
+        graphed = blocks is None and not any(work.adapter for work in batch)
+        output = self._replay(batch, counts) if graphed else None
         if output is None:
             rows = batch[0].hidden if len(batch) == 1 else torch.cat([work.hidden for work in batch])
             packing = Packing(batch, self.dtype, self.device)
@@ -151,6 +159,10 @@ class Span:
         if blocks not in self._parts:
             self._parts[blocks] = loader.part(self._decoder, *blocks)
         return self._parts[blocks]
+
+    def new_adapters(self, max_bytes: int, max_rank: int) -> Adapters:
+        """What reads clients' adapters for this span."""
+        return Adapters(self._layers, self.first, self.dtype, self.device, max_bytes=max_bytes, max_rank=max_rank)
 
     def _graphs_of(self, pool: PagePool | None) -> DecodeGraphs | None:
         if pool is None or not self.packs or not kernels.available(self.device):
@@ -172,16 +184,19 @@ class Span:
         if not self.packs:
             pieces = zip(packing.parts, torch.split(rows, packing.counts), strict=True)
             return torch.cat([self._alone(decoder, part, piece) for part, piece in pieces])
-        output = decoder(
-            inputs_embeds=rows.unsqueeze(0), position_ids=packing.positions(), use_cache=False, packing=packing
-        )
+        with adapted(self._layers, packing.shares()):
+            output = decoder(
+                inputs_embeds=rows.unsqueeze(0), position_ids=packing.positions(), use_cache=False, packing=packing
+            )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
     def _alone(self, decoder: PreTrainedModel, part: Part, rows: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(part.start, part.end, device=self.device).unsqueeze(0)
-        output = decoder(
-            inputs_embeds=rows.unsqueeze(0), position_ids=positions, use_cache=True, past_key_values=SessionCache(part)
-        )
+        cache = SessionCache(part)
+        with adapted(self._layers, [(0, rows.shape[0], part.adapter)] if part.adapter else []):
+            output = decoder(
+                inputs_embeds=rows.unsqueeze(0), position_ids=positions, use_cache=True, past_key_values=cache
+            )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden

@@ -19,12 +19,13 @@ import structlog
 import torch
 
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
-from hivemint.contracts.ids import FORK, Address, SessionId, Step
+from hivemint.contracts.ids import BACKWARD, FORK, Address, SessionId, Step
 from hivemint.contracts.receipt import Countersigned, following, fork
 from hivemint.contracts.signed import Receipt
 from hivemint.ledger.entries import Entry
 from hivemint.ledger.journal import Journal
 from hivemint.node.admission import Offer
+from hivemint.node.backward import NoMemory
 from hivemint.node.engine import ComputeFailed, Engine, StepJob
 from hivemint.node.kv_cache import OutOfRoom
 from hivemint.node.metering import Input, Meter, Source
@@ -212,7 +213,7 @@ class Steps:
 
     async def _input(self, step: TakenStep, pushed: _Pushed | None) -> Input:
         """The rows, and for pushed ones the proof that they are what their leaf says."""
-        expected = step.request.count * self._row_bytes
+        expected = step.request.count * self._width(step.request)
         waiting = self._inputs[step.number] if pushed is None else pushed.arrival.tensor
         try:
             async with asyncio.timeout(INPUT_LIMIT):
@@ -225,8 +226,9 @@ class Steps:
             raise StepFailed(
                 Code.INPUT, "The input has the wrong size", f"expected {expected} bytes, got {len(tensor.data)}"
             )
+        adapter = self.session.adapter
         if pushed is None:
-            return Input(tensor.data)
+            return Input(tensor.data, more=adapter)
         pushed.tensor, leaf = tensor, tensor.head.leaf
         found = step.input_hash = await self._shop.meter.hash_input(tensor.data, self._row_bytes)
         if leaf is None or leaf.step != pushed.source.step or leaf.output_hash != found:
@@ -235,23 +237,30 @@ class Steps:
                 f"expected an output of hash {leaf.output_hash.hex()[:12] if leaf else '-'} at step "
                 f"{pushed.source.step}, got {found.hex()[:12]}", "set aside both ends of that link",
             )  # fmt: skip
-        return Input(tensor.data, found)
+        return Input(tensor.data, None if adapter else found, adapter)
+
+    def _width(self, request: StepRequest) -> int:
+        """Bytes of an input row: a backward step's is a state followed by a gradient."""
+        return self._row_bytes * (2 if request.kind == BACKWARD else 1)
 
     def _enqueue(self, step: TakenStep, rows: Input) -> StepJob:
         session, request, shop = self.session, step.request, self._shop
+        passes = 2 if request.kind == BACKWARD else 1
         try:
-            hidden = from_wire(rows.data, request.count, shop.hidden_size, self._wire, shop.dtype)
+            hidden = from_wire(rows.data, request.count, passes * shop.hidden_size, self._wire, shop.dtype)
         except ProtocolError as error:
             raise StepFailed(Code.INPUT, error.what, error.why, error.next_step) from None
         flow: object = self._link.peer if session.lane is Lane.FREE else session.session_id
         weight = weight_of(session.terms.price, shop.offer.price(session.terms))
-        step.job = Job(session.lane, flow, session.session_id, request.count, weight)
+        step.job = Job(session.lane, flow, session.session_id, passes * request.count, weight)
+        if request.kind == BACKWARD:
+            return shop.engine.enqueue_backward(step.job, self._seat, hidden)
         return shop.engine.enqueue(step.job, self._seat, request.start, hidden)
 
     async def _computed(self, queued: StepJob) -> torch.Tensor:
         try:
             return await self._shop.engine.finish(queued)
-        except OutOfRoom as error:
+        except (OutOfRoom, NoMemory) as error:
             raise StepFailed(Code.BUSY, error.what, error.why, error.next_step, 1.0) from None
         except ComputeFailed as error:
             raise StepFailed(Code.FAILED, error.what, error.why, error.next_step) from None
@@ -368,7 +377,8 @@ class Steps:
 
     async def _repeat(self, step: TakenStep, request: StepRequest, waiting: "asyncio.Future[Tensor] | None") -> None:
         if waiting is not None:
-            again = await self._shop.meter.hash_input((await asyncio.shield(waiting)).data, self._row_bytes)
+            data = (await asyncio.shield(waiting)).data
+            again = await self._shop.meter.hash_input(data, self._width(request), self.session.adapter)
             if step.answer is not None and step.input_hash != again:
                 self._inputs.pop(step.number, None)
                 return await self.refuse(self.session.refused(request, Code.CONFLICT, "The step had another input"))

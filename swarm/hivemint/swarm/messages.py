@@ -8,6 +8,7 @@ A **control link** carries one session: client -> node. Order of talk:
     both    Hello (Prove, in a private swarm)
     node    Terms
     client  Open, Route            node  Opened, Routed             | Refused, and the link closes
+    client  Load                   node  Loaded                     | Refused
     client  Step [Tensor] ...      node  [Tensor] StepReceipt ...   | Refused(step)
     client  Cancel                 node  Cancelled
     client  Close                  node  Closed
@@ -107,6 +108,9 @@ class Terms(Message, frozen=True):
     max_tokens: int  # K/V room of one session
     max_rows: int  # token positions a step
     ahead: int  # requests in flight
+    max_backward: int = 0  # token positions a backward step; 0: none are served
+    max_adapter: int = 0  # bytes of a LoRA adapter; 0: none are taken
+    max_rank: int = 0  # of one of its pairs
 
 
 class SignedDelegation(Message, frozen=True):
@@ -170,6 +174,8 @@ class Routed(Message, frozen=True):
 class StepRequest(Message, frozen=True):
     """One step. `source` is the step of the previous node's session whose output is the input; None: a Tensor follows.
 
+    A backward step (`kind` 1) is a whole sequence from `start` 0. Its rows are the input's state followed by the
+    output's gradient, twice as wide; its output is the gradient of the input. The client relays it from node to node.
     `push`: the output goes to `Route.next` too. The voucher covers this step and binds a receipt not older than
     `step - ahead`.
 
@@ -276,6 +282,21 @@ class TensorHead(Message, frozen=True):
     leaf: Leaf | None = None
 
 
+class Load(Message, frozen=True):
+    """A LoRA adapter (`swarm.adapters`) for all steps of this session; before its first step, once."""
+
+    NUMBER: ClassVar[int] = 19
+    LIMIT: ClassVar[int] = MAX_TENSOR
+    data: bytes
+
+
+class Loaded(Message, frozen=True):
+    """The adapter is in its place. `digest` stands behind the input rows of every step from now on."""
+
+    NUMBER: ClassVar[int] = 20
+    digest: Bytes32
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """Rows in wire form (`swarm.rows`): `data` is little endian, row-major, `count` rows."""
@@ -293,7 +314,7 @@ _BODIES: dict[int, type[Message]] = {
     kind.NUMBER: kind
     for kind in (
         Hello, Prove, Terms, Open, Opened, Route, Routed, StepRequest, StepReceipt, HopReceipt, Cancel, Cancelled,
-        Close, Closed, Refused, Ping, Bye,
+        Close, Closed, Refused, Ping, Bye, Load, Loaded,
     )
 }  # fmt: skip
 

@@ -1,0 +1,252 @@
+"""Training through two real nodes: the whole model's gradient, every pass receipted and paid, every lie noticed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+import pytest_asyncio
+import torch
+
+from hivemint.client.adapter import LoraAdapter
+from hivemint.client.ends import Ends
+from hivemint.client.generation import SwarmModelForCausalLM
+from hivemint.client.handshake import NodeLied, NodeRefusal
+from hivemint.contracts.errors import SwarmError
+from hivemint.contracts.home import Home
+from hivemint.swarm.anatomy import Anatomy
+from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
+from hivemint.swarm.models import LocalModel
+from support.lora import last_states, with_lora, write_lora
+from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, emptied, real_nodes
+from support.tiny import tiny_model
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest_asyncio.fixture
+async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[RealNodes]:
+    async with real_nodes(folder, tmp_path, wrap=DoctoredHost) as made:
+        yield made
+
+
+class Here:
+    """Stands for a model's LoopThread: the test's own loop, asked from another thread."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+
+def model_of(pair: RealNodes, tmp_path: Path) -> Any:
+    local = LocalModel("tiny", pair.folder, Home(tmp_path / "home"))
+    return SwarmModelForCausalLM(local, Ends.load(local), pair.client, Here())  # type: ignore[arg-type]
+
+
+def gradient(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    x = hidden.clone().requires_grad_(True)
+    return torch.autograd.grad((run(x) ** 2).mean(), x)[0]
+
+
+async def test_the_gradient_is_the_whole_models_and_every_pass_is_paid(pair: RealNodes, tmp_path: Path) -> None:
+    model, hidden = model_of(pair, tmp_path), torch.randn(3, 7, 32)
+
+    def train() -> torch.Tensor:
+        with model.blocks(tokens=7, sequences=2) as blocks:
+            return gradient(lambda x: model.logits(blocks(x)), hidden)
+
+    ours = await asyncio.to_thread(train)
+    expected = gradient(lambda x: pair.whole(inputs_embeds=x).logits, hidden)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    for node in pair.nodes:
+        book, paid = node.kit.journal.book(CLIENT.address), node.kit.journal.totals.paid
+        assert book.owed == book.highest == 3 * 7 * 3 * ASK, "forward once, backward twice"
+        assert paid.tokens_countersigned == 3 * 7 * 3
+        assert node.counts.refusals == {}
+        assert node.counts.outputs == {"client": 6}
+
+
+async def test_a_soft_prompt_learns_through_two_nodes(pair: RealNodes, tmp_path: Path) -> None:
+    model = model_of(pair, tmp_path)
+    torch.manual_seed(5)
+    ids, labels = torch.randint(3, 60, (2, 5)), torch.randint(3, 60, (2,))
+
+    def train() -> list[float]:
+        prompt, losses = torch.nn.Parameter(0.1 * torch.randn(4, 32)), []
+        optimizer = torch.optim.Adam([prompt], lr=0.1)
+        with model.blocks(tokens=9, sequences=2, rounds=4) as blocks:
+            for _ in range(6):
+                hidden = blocks(torch.cat([prompt.expand(2, -1, -1), model.embed(ids)], dim=1))
+                loss = torch.nn.functional.cross_entropy(model.logits(hidden[:, -1]), labels)
+                optimizer.zero_grad()
+                (prompt.grad,) = torch.autograd.grad(loss, prompt)
+                optimizer.step()
+                losses.append(loss.item())
+        return losses
+
+    losses = await asyncio.to_thread(train)
+    assert losses == sorted(losses, reverse=True), losses
+    for node in pair.nodes:
+        assert node.kit.journal.totals.paid.tokens_countersigned == 6 * 2 * 9 * 3
+
+
+async def test_a_node_that_goes_away_between_the_passes_is_told(pair: RealNodes, tmp_path: Path) -> None:
+    """There is no other node for its blocks: the error names the one that went away."""
+    model = model_of(pair, tmp_path)
+
+    def train() -> None:
+        with model.blocks(tokens=4) as blocks:
+            loss = blocks(torch.randn(1, 4, 32, requires_grad=True)).sum()
+            pair.nodes[1].kit.host._daemon.child.kill()
+            loss.backward()
+
+    with pytest.raises(SwarmError, match=pair.nodes[1].kit.signer.address):
+        await asyncio.to_thread(train)
+
+
+async def test_sequences_beyond_a_nodes_limit_are_refused_before_any_session(pair: RealNodes, tmp_path: Path) -> None:
+    model = model_of(pair, tmp_path)
+    assert pair.nodes[0].offer.max_rows == 16
+
+    def train() -> None:
+        with model.blocks(tokens=17) as blocks:
+            blocks(torch.randn(1, 17, 32))
+
+    with pytest.raises(SwarmError, match=r"17 positions.*16 positions a step"):
+        await asyncio.to_thread(train)
+    assert all(node.lobby.guests == [] for node in pair.nodes)
+
+
+async def test_a_client_whose_account_is_short_of_the_sum_it_owes_signs_on(pair: RealNodes, tmp_path: Path) -> None:
+    """Another process of the wallet has raised the sum owed meanwhile: the step is signed anew, and paid once."""
+    model, book = model_of(pair, tmp_path), pair.client.payer.book
+    operators = [node.offer.operator for node in pair.nodes]
+
+    def train() -> None:
+        with model.blocks(tokens=5) as blocks:
+            blocks(torch.randn(1, 5, 32))
+            for operator in operators:
+                book._change([(operator, lambda total, owed: (total - 5 * ASK, owed - 5 * ASK))])
+            blocks(torch.randn(1, 5, 32))
+
+    await asyncio.to_thread(train)
+    for node in pair.nodes:
+        assert node.kit.journal.book(CLIENT.address).owed == 10 * ASK
+
+
+async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(pair: RealNodes, tmp_path: Path) -> None:
+    """Prefill, decode, training and `generate` through two nodes, each with its part of the adapter; then without."""
+    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj", "v_proj", "up_proj"], lora_alpha=40)
+    theirs, client = with_lora(pair.folder, folder), pair.client
+    client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    rows = torch.randn(20, 32)
+    pipeline = await client.open(40)
+    got = [await pipeline.forward(rows[:16]), *[await pipeline.forward(rows[at : at + 1]) for at in range(16, 20)]]
+    await pipeline.close()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(got), last_states(theirs, 2, rows[None])[0, 15:], rtol=1e-4, atol=1e-5)
+    model, hidden = model_of(pair, tmp_path), torch.randn(2, 6, 32)
+    ids = torch.tensor([[5, 9, 20, 33]])
+
+    def use() -> tuple[torch.Tensor, torch.Tensor]:
+        with model.blocks(tokens=6) as blocks:
+            trained = gradient(lambda x: model.logits(blocks(x)), hidden)
+        return trained, model.generate(ids, max_new_tokens=6, do_sample=False)
+
+    trained, text = await asyncio.to_thread(use)
+    expected = gradient(lambda x: theirs(inputs_embeds=x).logits, hidden)
+    torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert torch.equal(text, theirs.generate(input_ids=ids, max_new_tokens=6, do_sample=False))
+    client._adapter = None
+    pipeline = await client.open(40)
+    plain = await pipeline.forward(rows[:16], rows="all")
+    await pipeline.close()
+    assert torch.allclose(plain, pair.expected(rows[:16]), atol=1e-5)
+    assert all(node.counts.refusals == {} for node in pair.nodes)
+
+
+async def test_a_lost_adapter_is_loaded_again_in_a_new_session(pair: RealNodes, tmp_path: Path) -> None:
+    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj"])
+    theirs, client = with_lora(pair.folder, folder), pair.client
+    client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    model, hidden, room = model_of(pair, tmp_path), torch.randn(1, 6, 32), pair.nodes[1].engine.room
+    room._idle = 0.0
+
+    def use() -> torch.Tensor:
+        with model.blocks(tokens=6) as blocks:
+            x = hidden.clone().requires_grad_(True)
+            out = blocks(x)
+            assert room._evict_one(room.seats[0].lane, room._clock())
+            return torch.autograd.grad((model.logits(out) ** 2).mean(), x)[0]
+
+    expected = gradient(lambda x: theirs(inputs_embeds=x).logits, hidden)
+    torch.testing.assert_close(
+        await asyncio.to_thread(use), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+    )
+
+
+async def test_an_adapter_that_a_node_does_not_take_is_told(pair: RealNodes, tmp_path: Path) -> None:
+    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj"], r=100)
+    pair.client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    with pytest.raises(NodeRefusal, match=r"too high a rank.*at most 64, got 100"):
+        await pair.client.open(40)
+    for node in pair.nodes:
+        await emptied(node)
+
+
+def _flip(data: bytes | memoryview) -> bytes:
+    return bytes(data[:-1]) + bytes([data[-1] ^ 1])
+
+
+def _changed_output(message: AnyMessage) -> AnyMessage:
+    return Tensor(message.head, _flip(message.data)) if isinstance(message, Tensor) else message
+
+
+def _changed_rows(message: AnyMessage) -> AnyMessage:
+    if isinstance(message, StepReceipt):
+        return msgspec.structs.replace(message, rows=_flip(message.rows))
+    return message
+
+
+def _changed_signature(message: AnyMessage) -> AnyMessage:
+    if isinstance(message, StepReceipt):
+        signed = msgspec.structs.replace(message.receipt, signature=_flip(message.receipt.signature))
+        return msgspec.structs.replace(message, receipt=signed)
+    return message
+
+
+def _one_count_more(message: AnyMessage) -> AnyMessage:
+    if isinstance(message, StepReceipt):
+        receipt = msgspec.structs.replace(message.receipt.receipt, tokens=message.receipt.receipt.tokens + 1)
+        return msgspec.structs.replace(message, receipt=msgspec.structs.replace(message.receipt, receipt=receipt))
+    return message
+
+
+@pytest.mark.parametrize("change", [_changed_output, _changed_rows, _changed_signature, _one_count_more])
+@pytest.mark.parametrize("who", [0, 1])
+async def test_a_lie_about_a_backward_pass_is_never_countersigned(
+    pair: RealNodes, tmp_path: Path, change: Callable[[AnyMessage], AnyMessage], who: int
+) -> None:
+    """P13, P17: the forward was honest; the receipt of the backward gets no voucher, and no gradient is believed."""
+    model, peer = model_of(pair, tmp_path), pair.nodes[who].offer.peer
+
+    def train() -> None:
+        with model.blocks(tokens=4) as blocks:
+            loss = blocks(torch.randn(1, 4, 32, requires_grad=True)).sum()
+            pair.host.doctor = lambda sender, message: change(message) if sender == peer else message
+            loss.backward()
+
+    with pytest.raises(NodeLied, match=pair.nodes[who].kit.signer.address):
+        await asyncio.to_thread(train)
+    assert pair.nodes[who].kit.journal.totals.paid.tokens_countersigned <= 4
