@@ -153,7 +153,7 @@ async def test_a_fork_that_cannot_be_asks_nobody(pair: RealNodes, tokens: int, c
 async def test_sequences_over_real_nodes_share_and_fall_back(pair: RealNodes) -> None:
     """`Sequence.begin_as` with pages shared at both nodes, then with none: the same hidden states."""
     table = torch.randn(64, 32)
-    ends: Any = SimpleNamespace(context=64, hidden_size=32, embed=lambda ids: table[ids])
+    ends: Any = SimpleNamespace(context=64, hidden_size=32, embed=lambda ids, start: table[ids])
     ids = torch.randint(0, 64, (24,))
     first = Sequence(pair.client, ends, 50)
     await first.advance(ids[:20])
