@@ -25,7 +25,7 @@ MOST_ERROR = 0.012
 """Largest relative error of a block's linears on noise (root mean square): where one token in twenty becomes another.
 
 Argmax agreement of SmolLM2 with noise of this size behind every linear: 0.01 gives 0.96, 0.02 0.90, 0.05 0.80; int8 by
-rows (0.009) gives 0.96.
+rows and bf16 between the linears, as a node runs, 0.965 (four texts, 2,568 positions; bf16 alone 0.985).
 """
 WORTH = 0.9
 """Share of the fp32 time below which int8 counts as faster."""
@@ -78,8 +78,9 @@ def _to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     step = max(1, _PART // weight.shape[1])
     for first in range(0, len(weight), step):
         part = weight[first : first + step].to(torch.float32, copy=True)
-        scale = (part.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        whole[first : first + step] = part.div_(scale.unsqueeze(1)).round_()
+        scale = (part.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).bfloat16()
+        # by the scale as it is kept, so that its own rounding (up to 0.4 %) is not an error of the whole row
+        whole[first : first + step] = part.div_(scale.float().unsqueeze(1)).round_().clamp_(-127, 127)
         scales[first : first + step] = scale
     return whole, scales
 
