@@ -66,7 +66,8 @@ def test_an_int8_linear_is_the_rounded_weights_linear(rows: int, inner: int, out
     plain = nn.Linear(32 * inner, 16 * outer, bias=bias)
     mine, x = Int8Linear(plain), torch.randn(1, rows, 32 * inner).bfloat16()
     residual = torch.randn(1, rows, 16 * outer).bfloat16()
-    step = plain.weight.abs().amax(1, keepdim=True) / 127
+    step = mine.scales.float().unsqueeze(1)
+    assert torch.allclose(step, plain.weight.abs().amax(1, keepdim=True) / 127, rtol=2**-8)
     assert ((mine.weight.float() * step - plain.weight).abs() <= 0.51 * step).all()
     with torch.inference_mode():
         exact = nn.functional.linear(x.float(), mine.rounded().float(), plain.bias)
