@@ -9,8 +9,7 @@ from pathlib import Path
 
 NAMES = (
     "span", "int8", "stream", "prefill", "concurrency", "load", "tuning", "receipts", "footprint", "gas",
-    "selfdealing",
-    "gpu_span",
+    "selfdealing", "gpu_span",
 )  # fmt: skip
 HERE = Path(__file__).parent
 
