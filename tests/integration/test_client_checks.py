@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 import pytest_asyncio
 import torch
 
 from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.live_pipeline import LivePipeline
-from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
+from hivemint.swarm.messages import AnyMessage
+from support.lies import changed_output, changed_rows, changed_signature, more_tokens
 from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, real_nodes
 from support.tiny import tiny_model
 
@@ -71,37 +71,9 @@ async def test_several_sequences_at_once(pair: RealNodes) -> None:
         assert book.owed == book.highest == 6 * 9 * ASK
 
 
-def _flip(data: bytes | memoryview) -> bytes:
-    return bytes(data[:-1]) + bytes([data[-1] ^ 1])
-
-
-def _changed_output(message: AnyMessage) -> AnyMessage:
-    return Tensor(message.head, _flip(message.data)) if isinstance(message, Tensor) else message
-
-
-def _changed_rows(message: AnyMessage) -> AnyMessage:
-    if isinstance(message, StepReceipt):
-        return msgspec.structs.replace(message, rows=_flip(message.rows))
-    return message
-
-
-def _changed_signature(message: AnyMessage) -> AnyMessage:
-    if isinstance(message, StepReceipt):
-        signed = msgspec.structs.replace(message.receipt, signature=_flip(message.receipt.signature))
-        return msgspec.structs.replace(message, receipt=signed)
-    return message
-
-
-def _more_tokens(message: AnyMessage) -> AnyMessage:
-    if isinstance(message, StepReceipt):
-        receipt = msgspec.structs.replace(message.receipt.receipt, tokens=message.receipt.receipt.tokens + 1)
-        return msgspec.structs.replace(message, receipt=msgspec.structs.replace(message.receipt, receipt=receipt))
-    return message
-
-
 LIES = [
-    (_changed_output, 1),
-    *((lie, who) for lie in (_changed_rows, _changed_signature, _more_tokens) for who in (0, 1)),
+    (changed_output, 1),
+    *((lie, who) for lie in (changed_rows, changed_signature, more_tokens) for who in (0, 1)),
 ]
 
 

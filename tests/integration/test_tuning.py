@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import pytest
 import pytest_asyncio
 import torch
@@ -17,8 +16,9 @@ from hivemint.client.handshake import NodeLied, NodeRefusal
 from hivemint.contracts.errors import SwarmError
 from hivemint.contracts.home import Home
 from hivemint.swarm.anatomy import Anatomy
-from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
+from hivemint.swarm.messages import AnyMessage
 from hivemint.swarm.models import LocalModel
+from support.lies import changed_output, changed_rows, changed_signature, more_tokens
 from support.lora import last_states, with_lora, write_lora
 from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, emptied, real_nodes
 from support.tiny import tiny_model
@@ -205,35 +205,7 @@ async def test_an_adapter_that_a_node_does_not_take_is_told(pair: RealNodes, tmp
         await emptied(node)
 
 
-def _flip(data: bytes | memoryview) -> bytes:
-    return bytes(data[:-1]) + bytes([data[-1] ^ 1])
-
-
-def _changed_output(message: AnyMessage) -> AnyMessage:
-    return Tensor(message.head, _flip(message.data)) if isinstance(message, Tensor) else message
-
-
-def _changed_rows(message: AnyMessage) -> AnyMessage:
-    if isinstance(message, StepReceipt):
-        return msgspec.structs.replace(message, rows=_flip(message.rows))
-    return message
-
-
-def _changed_signature(message: AnyMessage) -> AnyMessage:
-    if isinstance(message, StepReceipt):
-        signed = msgspec.structs.replace(message.receipt, signature=_flip(message.receipt.signature))
-        return msgspec.structs.replace(message, receipt=signed)
-    return message
-
-
-def _one_count_more(message: AnyMessage) -> AnyMessage:
-    if isinstance(message, StepReceipt):
-        receipt = msgspec.structs.replace(message.receipt.receipt, tokens=message.receipt.receipt.tokens + 1)
-        return msgspec.structs.replace(message, receipt=msgspec.structs.replace(message.receipt, receipt=receipt))
-    return message
-
-
-@pytest.mark.parametrize("change", [_changed_output, _changed_rows, _changed_signature, _one_count_more])
+@pytest.mark.parametrize("change", [changed_output, changed_rows, changed_signature, more_tokens])
 @pytest.mark.parametrize("who", [0, 1])
 async def test_a_lie_about_a_backward_pass_is_never_countersigned(
     pair: RealNodes, tmp_path: Path, change: Callable[[AnyMessage], AnyMessage], who: int
