@@ -14,6 +14,7 @@ import torch
 
 from hivemint.cli.localnet import NodePlan
 from hivemint.client.handshake import NodeGone, NodeRefusal
+from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.errors import LinkClosed
 from hivemint.contracts.signature import Signer
 from hivemint.swarm.daemon import split_address
@@ -50,7 +51,12 @@ async def free_sessions(net: RealNet, plan: NodePlan, *clients: Signer) -> Async
     host = await Host.start(HostSettings(network.name, listen=(), bootstrap=network.bootstrap))
     try:
         links = [await host.dial(split_address(addresses[0])[0], addresses, CONTROL) for _ in clients]
-        yield [await NodeSession.open(link, network.domain, who) for link, who in zip(links, clients, strict=True)]
+        async with await Bindings.connect(network) as contracts:
+            expiry = await contracts.chain.time() + 3600  # other tests let days pass on the chain
+        yield [
+            await NodeSession.open(link, network.domain, who, expiry=expiry)
+            for link, who in zip(links, clients, strict=True)
+        ]
     finally:
         await host.close()
 
