@@ -134,13 +134,8 @@ class LivePipeline:
         step = self._last = Step(1)
         self._position = count
         state = self._steps.add_fork(step, count)
-        for session, its in zip(self._sessions, parent.sessions, strict=True):
-            request = session.prepare_fork(step, its.newest, state.count)
-            try:
-                await session.send(request, None)
-            except LinkClosed as error:
-                self._fail(NodeGone(session.leg, "went away", error.why or error.what))
-                self._check_usable()
+        for hop, (session, its) in enumerate(zip(self._sessions, parent.sessions, strict=True)):
+            await self._dispatch(hop, state, session.prepare_fork(step, its.newest, count))
         await self.settle()
 
     async def cancel(self) -> None:
@@ -199,7 +194,7 @@ class LivePipeline:
         session = self._sessions[hop]
         try:
             self._check_usable()  # while the voucher was drawn, a node may have been found lying
-            await session.send(request, state.data if hop == 0 else None)
+            await session.send(request, (state.data or None) if hop == 0 else None)  # a fork has no rows
         except LinkClosed as error:
             self._fail(NodeGone(session.leg, "went away", error.why or error.what))
             self._check_usable()
