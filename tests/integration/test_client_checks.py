@@ -1,30 +1,18 @@
 """The client against two real nodes: equal to the whole model, every step bound, every doctored byte seen."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-import pytest_asyncio
 import torch
 
 from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.live_pipeline import LivePipeline
 from hivemint.swarm.messages import AnyMessage
 from support.lies import changed_output, changed_rows, changed_signature, more_tokens
-from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, real_nodes
-from support.tiny import tiny_model
+from support.real_nodes import ASK, CLIENT, RealNodes
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest_asyncio.fixture
-async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[RealNodes]:
-    async with real_nodes(folder, tmp_path, wrap=DoctoredHost) as made:
-        yield made
+pytest_plugins = ["support.pair"]
 
 
 async def run(pipeline: LivePipeline, steps: int) -> None:

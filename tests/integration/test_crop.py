@@ -1,29 +1,18 @@
 """Going back to an earlier position, through the whole route: rejected drafts, another answer, positions made up."""
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import torch
 
 from hivemint.client.live_pipeline import LivePipeline
-from support.real_nodes import ASK, CLIENT, RealNodes, real_nodes
-from support.tiny import tiny_model
+from support.real_nodes import ASK, CLIENT, RealNodes
 
 PROMPT = [3, 17, 42, 5, 9, 23, 31]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest_asyncio.fixture
-async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[RealNodes]:
-    async with real_nodes(folder, tmp_path) as made:
-        yield made
+pytest_plugins = ["support.pair"]
 
 
 def embed(whole: Any, ids: list[int]) -> torch.Tensor:

@@ -1,14 +1,12 @@
 """Texts that begin alike, through a route of real nodes: what is computed once, paid once, and proved all the same."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 import torch
 
 from hivemint.client.live_pipeline import LivePipeline
@@ -18,18 +16,8 @@ from hivemint.contracts.receipt import following, fork, opening
 from hivemint.node.scheduler import Lane
 from hivemint.swarm.messages import AnyMessage, StepReceipt
 from support.real_nodes import ASK, CLIENT, RealNodes, emptied, real_nodes
-from support.tiny import tiny_model
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest_asyncio.fixture
-async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[RealNodes]:
-    async with real_nodes(folder, tmp_path) as made:
-        yield made
+pytest_plugins = ["support.pair"]
 
 
 async def branch(pair: RealNodes, parent: LivePipeline, rows: torch.Tensor, count: int) -> LivePipeline:

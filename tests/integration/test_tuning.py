@@ -1,12 +1,11 @@
 """Training through two real nodes: the whole model's gradient, every pass receipted and paid, every lie noticed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import pytest_asyncio
 import torch
 
 from hivemint.client.adapter import LoraAdapter
@@ -20,21 +19,12 @@ from hivemint.swarm.messages import AnyMessage
 from hivemint.swarm.models import LocalModel
 from support.lies import changed_output, changed_rows, changed_signature, more_tokens
 from support.lora import last_states, with_lora, write_lora
-from support.real_nodes import ASK, CLIENT, DoctoredHost, RealNodes, emptied, real_nodes
-from support.tiny import tiny_model
+from support.real_nodes import ASK, CLIENT, RealNodes, emptied
 
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest_asyncio.fixture
-async def pair(folder: Path, tmp_path: Path) -> AsyncIterator[RealNodes]:
-    async with real_nodes(folder, tmp_path, wrap=DoctoredHost) as made:
-        yield made
+pytest_plugins = ["support.pair"]
 
 
 class Here:
