@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from hivemint.contracts.errors import HivemintError
 from hivemint.node import memory
 from hivemint.node.backward import NOTHING, Need, NoMemory
 from hivemint.node.batch import Work
+from hivemint.node.company import ALONE, Company
 from hivemint.node.kv_cache import Blocks, KvCache, OutOfRoom
 from hivemint.node.lora import Adapter
 from hivemint.node.room import Room, Seat
@@ -21,10 +23,6 @@ from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
 from hivemint.node.watchdog import Load
 
 _SMOOTH = 0.2
-GATHER = 0.3
-"""Longest wait for company, in steps."""
-AT_WORK = 0.25
-"""Seconds for which a session counts as one that will be back soon."""
 _LARGE = 256
 """Rows of a batch whose activations (45 MB for 512 rows of SmolLM2) are worth giving back when nobody waits."""
 Output = torch.Tensor | Exception
@@ -114,21 +112,25 @@ _Turn = tuple[Slice, StepJob]
 class Engine:
     """Serves one span on one device."""
 
-    def __init__(self, span: Computes, scheduler: Scheduler, room: Room, need: Need = NOTHING) -> None:
-        """`need`: memory of backward passes."""
-        self._span, self.scheduler, self.room, self._need = span, scheduler, room, need
+    def __init__(
+        self, span: Computes, scheduler: Scheduler, room: Room, need: Need = NOTHING,
+        patience: Callable[[], float] = lambda: ALONE,
+    ) -> None:  # fmt: skip
+        """`need`: memory of backward passes. `patience`: longest wait for company, in steps."""
+        self._span, self.scheduler, self.room, self._need, self._patience = span, scheduler, room, need, patience
         self.gauge = Gauge()
         self.load: Load | None = None
         """What is on the device now."""
         self._failed: ComputeFailed | None = None
         self._jobs: dict[Job, StepJob] = {}
-        self._seen: dict[Seat, float] = {}
         self._running: list[Seat] = []
         self._held: list[Seat] = []
         self._leaving: list[Seat] = []
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "compute")
         self._loop = asyncio.get_running_loop()
+        self._company = Company(self._loop.time)
+        self._awaited: set[Seat] = set()
 
     def enqueue(self, job: Job, seat: Seat, start: int, hidden: torch.Tensor) -> StepJob:
         """Queue rows `[count, hidden]` for positions `start ..`. Steps of one session must come in their order."""
@@ -140,9 +142,12 @@ class Engine:
 
     def _add(self, step: StepJob) -> StepJob:
         self._jobs[step.job] = step
-        self._seen[step.seat] = self._loop.time()
+        self._company.came(step.seat)
+        self._awaited.discard(step.seat)
+        paid_before = self.scheduler.waiting(Lane.PAID) > 0
         self.scheduler.add(step.job)
-        self._arrived.set()
+        if not self._awaited or self._enough() or (step.job.lane is Lane.PAID and not paid_before):
+            self._arrived.set()
         if self._failed is not None:
             step.output.set_exception(self._failed)
         return step
@@ -161,6 +166,7 @@ class Engine:
         finally:
             self._jobs.pop(step.job, None)
             self.scheduler.drop(step.job)
+            self._company.left(step.seat)
 
     async def warm_up(self, hidden_size: int, dtype: torch.dtype) -> None:
         """Two decode steps before anybody waits: kernels are chosen, and the speed is known from the start."""
@@ -211,6 +217,8 @@ class Engine:
 
     def release(self, seat: Seat) -> None:
         """Give a seat back; while the device still writes to it, right after that."""
+        self._company.gone(seat)
+        self._awaited.discard(seat)
         if seat in self._running or seat in self._held:
             self._leaving.append(seat)
         else:
@@ -259,24 +267,22 @@ class Engine:
                 return batch, passes
 
     async def _gather(self) -> None:
-        """Wait a moment for company, where half of the sessions that are at work here have not come back yet.
-
-        A step costs a fixed part and a small one for each row, so few large batches carry more than many small ones:
-        sixteen sessions over two nodes settle into two groups that take turns. One or two sessions never wait, and
-        nobody waits longer than `GATHER` of a step.
-        """
-        deadline = self._loop.time() + GATHER * self.gauge.step_s
-        while self.scheduler.jobs * 2 < self._at_work() and (left := deadline - self._loop.time()) > 0:
+        """Wait for those that are about to be back. A step that is paid for waits for none that are not."""
+        patience = self._patience() * self.gauge.step_s
+        deadline = self._loop.time() + patience
+        while (left := deadline - self._loop.time()) > 0 and not self._enough():
+            self._awaited = self._company.due(left, patience, paid=self.scheduler.waiting(Lane.PAID) > 0)
+            if not self._awaited:
+                return
             self._arrived.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._arrived.wait()
+        self._awaited = set()
 
-    def _at_work(self) -> int:
-        """Sessions that had a step within the last moments."""
-        since = self._loop.time() - AT_WORK
-        self._seen = {seat: at for seat, at in self._seen.items() if at > since}
-        return len(self._seen)
+    def _enough(self) -> bool:
+        """Half of what a batch may hold: more rows would not make each of them much cheaper."""
+        return 2 * sum(self.scheduler.waiting(lane) for lane in Lane) >= self.scheduler.budget
 
     async def _run(self, batch: list[_Turn]) -> list[Output]:
         works = [

@@ -1,0 +1,96 @@
+"""Who is about to be back at a device, and how long a step may wait for them.
+
+A step costs a fixed part and a small one for each row, so one large batch carries its sessions for less than several
+small ones. Sessions come back when their token has passed the other nodes and the client, which takes about as long
+as it took the last time.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from hivemint.node.room import Seat
+from hivemint.node.scheduler import Lane
+
+ALONE, SHARED = 0.3, 1.5
+"""Longest wait for company, in steps: on processors of its own, and on those that others use as well."""
+FEW = 2
+"""So many sessions never wait for each other: apart they keep two nodes busy at once."""
+_OTHERS = 0.25
+"""The part of all processors from which on others count."""
+_PERIOD = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _Stay:
+    """A session at this device: `here` steps of it; when the last one left, and how long it was away before."""
+
+    here: int = 0
+    left: float = 0.0
+    away: float | None = None
+
+
+class Company:
+    """Sessions with a step here now, and those that will be back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._stays: dict[Seat, _Stay] = {}
+
+    def came(self, seat: Seat) -> None:
+        """A step of it waits here."""
+        stay = self._stays.get(seat)
+        if stay is None:
+            stay = self._stays[seat] = _Stay()
+        elif not stay.here:
+            stay.away = self._clock() - stay.left
+        stay.here += 1
+
+    def left(self, seat: Seat) -> None:
+        """A step of it is done, or taken back."""
+        stay = self._stays.get(seat)
+        if stay is not None:
+            stay.here -= 1
+            stay.left = self._clock()
+
+    def gone(self, seat: Seat) -> None:
+        self._stays.pop(seat, None)
+
+    def due(self, within: float, late: float, *, paid: bool) -> set[Seat]:
+        """Who should be back `within` so many seconds, or is so many `late`. `paid`: of that lane only.
+
+        Empty where all that are about would be `FEW`.
+        """
+        now = self._clock()
+        due = {
+            seat
+            for seat, stay in self._stays.items()
+            if not stay.here and stay.away is not None and -late <= stay.left + stay.away - now <= within
+            and (not paid or seat.lane is Lane.PAID)
+        }  # fmt: skip
+        return due if len(due) + sum(stay.here > 0 for stay in self._stays.values()) > FEW else set()
+
+
+class Processors:
+    """How busy others keep this machine's processors: what a waiting node leaves them is not lost."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._process = clock, psutil.Process()
+        self._at, (self._busy, self._own) = clock(), self._read()
+        self._others = 0.0
+
+    def patience(self) -> float:
+        """In steps; measured anew each second."""
+        if (passed := self._clock() - self._at) >= _PERIOD:
+            busy, own = self._read()
+            spent = (busy - self._busy) - (own - self._own)
+            self._others = spent / (passed * (psutil.cpu_count() or 1))
+            self._at, self._busy, self._own = self._clock(), busy, own
+        return SHARED if self._others >= _OTHERS else ALONE
+
+    def _read(self) -> tuple[float, float]:
+        """Seconds that all processors have worked, and those of them that were for this process."""
+        every, own = psutil.cpu_times(), self._process.cpu_times()
+        return every.user + every.system, own.user + own.system
