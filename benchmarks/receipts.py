@@ -25,10 +25,10 @@ from paying import CHEAP, funded_wallets
 
 from hivemint.cli import localnet
 from hivemint.contracts.ids import Credits, SessionId, Step
-from hivemint.contracts.receipt import check_receipt, check_voucher, opening, sign_receipt, sign_voucher
+from hivemint.contracts.receipt import check_receipt, check_voucher, following, opening, sign_receipt, sign_voucher
 from hivemint.contracts.signature import Signer
 from hivemint.contracts.signed import Domain
-from hivemint.node.metering import Input, _measure
+from hivemint.node.metering import _hash, _measure
 from hivemint.swarm.messages import StepRequest
 
 BARE = str(Path(__file__).with_name("without_receipts.py"))
@@ -100,8 +100,9 @@ def receipts_per_s(seconds: float = 2.0) -> float:
         voucher = sign_voucher(domain, receipt, Credits(count), client).signed
         check_voucher(domain, voucher, receipt.digest, client.address)
         request = StepRequest(Step(receipt.receipt.step + 1), 0, count, 1, voucher)
-        measured = _measure(receipt.receipt, request, Input(bytes(4 * HIDDEN)), output, "fp32")
-        receipt = check_receipt(domain, sign_receipt(domain, measured.receipt, node).signed, measured.receipt)
+        measured = _measure(receipt.receipt.head, request, _hash(bytes(4 * HIDDEN), 4 * HIDDEN, b""), output, "fp32")
+        expected = following(receipt.receipt, measured.leaf)
+        receipt = check_receipt(domain, sign_receipt(domain, expected, node).signed, expected)
         count += 1
     return count / seconds
 

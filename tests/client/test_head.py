@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hivemint.client.head import Head, Screen, faster, largest_only
+from hivemint.client.head import Head, Screen, _reaching, faster, largest_only
 
 
 def linear(outputs: int, inputs: int, seed: int) -> nn.Linear:
@@ -25,7 +25,8 @@ def linear(outputs: int, inputs: int, seed: int) -> nn.Linear:
 def test_the_screened_largest_is_the_exact_one(seed: int, inputs: int, scale: float) -> None:
     head = linear(400, inputs, seed)
     hidden = torch.randn(1, inputs, generator=torch.Generator().manual_seed(seed + 1)) * scale
-    exact, screened = head(hidden)[0], Screen(head.weight).logits(hidden)[0]
+    other = torch.randn(1, inputs, generator=torch.Generator().manual_seed(seed + 2))
+    exact, screened = head(hidden)[0], Screen(head.weight, other).logits(hidden)[0]
     best = screened.argmax()
     assert exact[best] >= exact.max() - exact.abs().max() * 1e-6, "only fp32's own rounding may choose between equals"
     assert torch.allclose(screened[best], exact[best], rtol=1e-5)
@@ -35,13 +36,19 @@ def test_the_screened_largest_is_the_exact_one(seed: int, inputs: int, scale: fl
 @given(seed=st.integers(0, 10**6))
 def test_the_bound_holds_for_every_output(seed: int) -> None:
     head, hidden = linear(400, 64, seed), torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
-    screen = Screen(head.weight)
-    weight = screen._weight.double() * screen._scales.double().unsqueeze(1)
-    short = hidden.bfloat16()
-    rough = torch.ops.aten._weight_int8pack_mm(short, screen._weight, screen._scales)[0].double()
-    bound = (head.weight - weight).norm(dim=1) * hidden.norm() + weight.norm(dim=1) * (hidden - short.float()).norm()
-    slack = 2**-8 * rough.abs() + 1e-4 * weight.norm(dim=1) * hidden.norm()
-    assert ((head.weight.double() @ hidden[0].double() - rough).abs() <= bound + slack).all()
+    hidden[0, 7] *= 100.0
+    screen = Screen(head.weight, hidden)
+    rough, bound = screen._rough(hidden)
+    bound[:400] += 1e-5 * head.weight.norm(dim=1) * hidden.norm()
+    assert ((head.weight.double() @ hidden[0].double() - rough[:400]).abs() <= bound[:400]).all()
+    assert (bound[400:] == -torch.inf).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), groups=st.integers(1, 4), limit=st.floats(-3, 3))
+def test_groups_miss_nothing_that_reaches_the_limit(seed: int, groups: int, limit: float) -> None:
+    values = torch.randn(groups * 256, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(_reaching(values, limit), (values >= limit).nonzero()[:, 0])
 
 
 def test_outside_of_greedy_search_every_number_is_exact() -> None:
@@ -60,7 +67,7 @@ def test_outside_of_greedy_search_every_number_is_exact() -> None:
 def test_what_is_no_number_stays_visible(broken: float) -> None:
     hidden = torch.ones(1, 64)
     hidden[0, 5] = broken
-    assert not torch.isfinite(Screen(linear(400, 64, 1).weight).logits(hidden)).all()
+    assert not torch.isfinite(Screen(linear(400, 64, 1).weight, torch.randn(1, 64)).logits(hidden)).all()
 
 
 def test_the_way_is_chosen_by_measured_time() -> None:

@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hivemint.node import engine as module
 from hivemint.node.batch import Work
-from hivemint.node.engine import AT_WORK, GATHER, Engine
+from hivemint.node.company import SHARED, Processors
+from hivemint.node.engine import Engine
 from hivemint.node.kv_cache import KvShape, KvStore
 from hivemint.node.room import Room, Seat
 from hivemint.node.scheduler import Job, Lane, Scheduler
@@ -42,32 +42,48 @@ class Device:
 
 
 class Node:
-    """An engine over a device; `waits`: how long each step stood in the queue while the device did nothing."""
+    """An engine over a device; `stood`: how long each step was in the queue while the device did nothing, its lane."""
 
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, loop: VirtualLoop, patience: float) -> None:
         store = KvStore([KvShape(1, 8, 8)], torch.float32, torch.device("cpu"), 1 << 20)
         self.device = Device(loop)
-        self.engine = Engine(self.device, Scheduler(64, clock=loop.time), Room(store, clock=loop.time))
-        self.waits: list[float] = []
+        room = Room(store, clock=loop.time)
+        self.engine = Engine(self.device, Scheduler(64, clock=loop.time), room, patience=lambda: patience)
+        self.stood: list[tuple[float, Lane]] = []
         self._loop = loop
 
     @property
     def sizes(self) -> list[int]:
         return [rows for *_, rows in self.device.batches]
 
+    @property
+    def waits(self) -> list[float]:
+        return [wait for wait, _ in self.stood]
+
+    @property
+    def device_time(self) -> float:
+        return sum(ended - began for began, ended, _ in self.device.batches)
+
     async def step(self, name: str, seat: Seat, position: int) -> None:
-        job = Job(Lane.PAID, name, name, 1)
+        job = Job(seat.lane, name, name, 1)
         idle_since = max(self._loop.time(), self.device.batches[-1][1] if self.device.batches else 0.0)
         await self.engine.finish(self.engine.enqueue(job, seat, position, torch.zeros(1, 4)))
         assert job.started_at is not None
-        self.waits.append(job.started_at - max(job.queued_at, idle_since))
+        self.stood.append((job.started_at - max(job.queued_at, idle_since), seat.lane))
 
 
-def play(monkeypatch: pytest.MonkeyPatch, sessions: Sequence[Sequence[float]], nodes: int = 1) -> list[Node]:
-    """All sessions at once, each with its pauses before its tokens, which pass through all nodes."""
+def play(
+    monkeypatch: pytest.MonkeyPatch, sessions: Sequence[Sequence[float]], nodes: int = 1, patience: float = SHARED,
+    free: int = 0,
+) -> list[Node]:  # fmt: skip
+    """All sessions at once, each with its pauses before its tokens, which pass through all nodes.
 
-    async def speak(route: list[Node], name: str, thinking: Sequence[float]) -> None:
-        seats = [node.engine.room.open(Lane.PAID, 64) for node in route]
+    The last `free` ones are not paid for.
+    """
+
+    async def speak(route: list[Node], number: int, thinking: Sequence[float]) -> None:
+        name, lane = f"session {number}", Lane.FREE if number >= len(sessions) - free else Lane.PAID
+        seats = [node.engine.room.open(lane, 64) for node in route]
         for position, pause in enumerate(thinking):
             await asyncio.sleep(pause)
             for node, seat in zip(route, seats, strict=True):
@@ -75,9 +91,9 @@ def play(monkeypatch: pytest.MonkeyPatch, sessions: Sequence[Sequence[float]], n
 
     async def main(loop: VirtualLoop) -> list[Node]:
         patch.setattr("hivemint.node.engine.time", SimpleNamespace(perf_counter=loop.clock))
-        route = [Node(loop) for _ in range(nodes)]
+        route = [Node(loop, patience) for _ in range(nodes)]
         serving = [asyncio.create_task(node.engine.run()) for node in route]
-        await asyncio.gather(*(speak(route, f"session {n}", pauses) for n, pauses in enumerate(sessions)))
+        await asyncio.gather(*(speak(route, n, pauses) for n, pauses in enumerate(sessions)))
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
@@ -98,44 +114,81 @@ def test_one_or_two_sessions_never_wait(monkeypatch: pytest.MonkeyPatch, count: 
     assert max(node.waits) < 1e-9
 
 
+@pytest.mark.parametrize("patience", [0.0, SHARED])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
-@given(st.lists(pauses, min_size=3, max_size=24))
-def test_nobody_waits_longer_than_a_part_of_a_step(
-    monkeypatch: pytest.MonkeyPatch, sessions: list[list[float]]
+@given(sessions=st.lists(pauses, min_size=3, max_size=24))
+def test_nobody_waits_longer_than_the_node_is_patient(
+    monkeypatch: pytest.MonkeyPatch, patience: float, sessions: list[list[float]]
 ) -> None:
-    """The device stands idle beside a waiting step for `GATHER` of a step at most: of the longest that there was."""
-    (node,) = play(monkeypatch, sessions)
+    """The device stands idle beside a waiting step for so many steps at most, of the longest that there was."""
+    (node,) = play(monkeypatch, sessions, patience=patience)
     longest = max(ended - began for began, ended, _ in node.device.batches)
-    assert max(node.waits) <= GATHER * longest + 1e-9
+    assert max(node.waits) <= patience * longest + 1e-9
     assert sum(node.sizes) == sum(map(len, sessions))
 
 
-def test_sixteen_staggered_sessions_settle_into_larger_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes, and clients that take 1 to 2 ms for a token: more rows a batch, and everything done sooner."""
+def thinking(least: float, most: float) -> list[list[float]]:
     dice = random.Random(1)
-    sessions = [[dice.uniform(0.001, 0.002) for _ in range(40)] for _ in range(16)]
-    gathered = play(monkeypatch, sessions, nodes=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "GATHER", 0.0)
-        hasty = play(patch, sessions, nodes=2)
-    for ours, theirs in zip(gathered, hasty, strict=True):
-        assert statistics.mean(ours.sizes) > 1.3 * statistics.mean(theirs.sizes)
-        assert ours.device.batches[-1][1] < theirs.device.batches[-1][1]
+    return [[dice.uniform(least, most) for _ in range(40)] for _ in range(16)]
 
 
-def test_half_of_those_at_work_are_company_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four sessions; two come back at once, the others later: the two go without any wait."""
-    (node,) = play(monkeypatch, [[0, 0.1], [0, 0.1], [0, 0.1 + FIXED / 10], [0, 0.1 + FIXED / 10]])
-    assert node.sizes == [4, 2, 2]
-    assert max(node.waits[:-2]) < 1e-9
+@pytest.mark.parametrize(("clients", "rows"), [((0.001, 0.002), 14), ((0.001, 0.008), 14), ((0.03, 0.05), 7)])
+def test_sixteen_sessions_settle_into_large_batches(
+    monkeypatch: pytest.MonkeyPatch, clients: tuple[float, float], rows: int
+) -> None:
+    """Two nodes; clients that take so many seconds for a token. All come back together, whatever the first order."""
+    sessions = thinking(*clients)
+    patient = play(monkeypatch, sessions, nodes=2)
+    hasty = play(monkeypatch, sessions, nodes=2, patience=0.0)
+    for mine, theirs in zip(patient, hasty, strict=True):
+        assert statistics.mean(mine.sizes) > rows > 2 * statistics.mean(theirs.sizes)
+        assert mine.device_time < 0.65 * theirs.device_time
 
 
-def test_one_of_four_waits_a_moment_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    (node,) = play(monkeypatch, [[0, 0.1], *[[0, 0.1 + FIXED / 100]] * 3])
-    assert node.sizes == [4, 4]
-
-
-def test_who_has_left_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    (node,) = play(monkeypatch, [[0, 2 * AT_WORK], *[[0]] * 5])
-    assert node.sizes == [6, 1]
+def test_who_was_away_for_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sixth session speaks every second: it joins who is there, and nobody waits for it in between."""
+    (node,) = play(monkeypatch, [[0, *[1.0] * 3], *[[0, *[0.01] * 50]] * 5])
+    assert node.sizes.count(5) >= 48
     assert max(node.waits) < 1e-9
+
+
+def test_who_pays_waits_for_nobody_who_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = [[0.01] * 20, *[[0.012] * 20 for _ in range(8)]]
+    (node,) = play(monkeypatch, pauses, free=8)
+    paid = [wait for wait, lane in node.stood if lane is Lane.PAID]
+    assert len(paid) == 20
+    assert max(paid) < 1e-9
+
+
+class Machine:
+    """In the place of psutil: two processors."""
+
+    def __init__(self) -> None:
+        self.now = self.own = self.others = 0.0
+
+    def cpu_count(self) -> int:
+        return 2
+
+    def cpu_times(self) -> Any:
+        return SimpleNamespace(user=self.own + self.others, system=0.0)
+
+    def Process(self) -> Any:
+        return SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=self.own, system=0.0))
+
+    def run(self, seconds: float, own: float, others: float) -> None:
+        self.now, self.own, self.others = self.now + seconds, self.own + own, self.others + others
+
+
+def test_a_node_is_patient_only_while_others_use_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    monkeypatch.setattr("hivemint.node.company.psutil", machine)
+    processors = Processors(lambda: machine.now)
+    assert processors.patience() == 0
+    machine.run(1.0, own=1.9, others=0.1)
+    assert processors.patience() == 0
+    machine.run(1.0, own=1.0, others=0.9)
+    assert processors.patience() == SHARED
+    machine.run(100.0, own=1.0, others=0.0)
+    assert processors.patience() == SHARED, "a long pause tells nothing"
+    machine.run(1.0, own=1.9, others=0.1)
+    assert processors.patience() == 0

@@ -17,7 +17,7 @@ from hivemint.contracts.receipt import (
     sign_receipt,
     sign_voucher,
 )
-from hivemint.node.metering import Input, ReceiptMeter, Source
+from hivemint.node.metering import ReceiptMeter, Source
 from hivemint.node.threads import Worker
 from hivemint.swarm.messages import StepRequest
 from hivemint.swarm.rows import row_bytes, row_hashes, tensor_hash, to_wire
@@ -40,8 +40,9 @@ async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], 
     for number, count in enumerate(counts, 1):
         rows, output = torch.randn(count, 8), torch.randn(count, 8)
         data = to_wire(rows, wire)
-        measured = await meter.measure(mine, ask(number, count), Input(data), output, wire)
-        receipt = await meter.sign(measured.receipt)
+        hashed = await meter.hash_input(data, row_bytes(8, wire))
+        measured = await meter.measure(mine.head, ask(number, count), hashed, output, wire)
+        receipt = await meter.sign(following(mine, measured.leaf))
         mine = receipt.receipt
         given_rows = row_hashes(data, row_bytes(8, wire))
         leaf = Leaf(theirs.head, Step(number), 0, 0, count, tensor_hash(given_rows), tensor_hash(measured.rows))
@@ -56,10 +57,8 @@ async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_st
     worker = Worker("test")
     meter = ReceiptMeter(DOMAIN, NODE, worker)
     first = opening(NODE.address, CLIENT.address, SESSION)
-    measured = await meter.measure(
-        first, ask(1, 2), Input(to_wire(torch.randn(2, 8), "fp32")), torch.randn(2, 8), "fp32"
-    )
-    signed = (await meter.sign(measured.receipt)).signed
+    measured = await meter.measure(first.head, ask(1, 2), tensor_hash(bytes(64)), torch.randn(2, 8), "fp32")
+    signed = (await meter.sign(following(first, measured.leaf))).signed
     good = Source(NODE.address, SESSION, Step(1))
     await meter.check_hop(good, measured.leaf, signed)
     other = msgspec.structs.replace(measured.leaf, output_hash=tensor_hash(b"\x01" * 32))

@@ -22,14 +22,13 @@ from hivemint.client.route import Leg, Route
 from hivemint.client.swarm_client import SwarmClient
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.errors import HivemintError
-from hivemint.contracts.ids import BlockIndex, Credits, Tokens
+from hivemint.contracts.ids import BlockIndex, Credits, Head, TensorHash, Tokens
 from hivemint.contracts.receipt import Countersigned, sign_receipt, sign_voucher
 from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Receipt
 from hivemint.ledger.chainview import ContractView
 from hivemint.ledger.journal import Journal
 from hivemint.ledger.store import database_url
-from hivemint.node.metering import Input, Measured, ReceiptMeter
+from hivemint.node.metering import Measured, ReceiptMeter
 from hivemint.node.server import Kit, Node
 from hivemint.node.settings import node_settings
 from hivemint.node.span import Span
@@ -146,9 +145,9 @@ class DoctoringMeter(ReceiptMeter):
     """Signs what the span computed, and sends something else."""
 
     async def measure(
-        self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
+        self, previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str
     ) -> Measured:
-        measured = await super().measure(previous, request, source, output, wire)
+        measured = await super().measure(previous, request, input_hash, output, wire)
         data = bytearray(measured.data)
         data[0] ^= 1
         return replace(measured, data=bytes(data))

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 import torch
 from torch import nn
 
+_GROUP, _LARGE = 256, 16
 _largest_only: ContextVar[bool] = ContextVar("largest_only", default=False)
 
 
@@ -40,13 +41,13 @@ class Head(nn.Module):
         self._making = threading.Lock()
         self._packed: torch.Tensor | None = None
         self._screen: Screen | None = None
-        self._screens = self._bias is None and self._weight.shape[1] % 16 == 0  # what torch's int8 kernel takes
+        self._screens = self._bias is None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if _largest_only.get() and x.numel() == x.shape[-1] and self._screens:
             with self._making:
                 if self._screen is None:
-                    self._screen = Screen(self._weight)
+                    self._screen = Screen(self._weight, x.view(1, -1))
                     self._screens = faster(self._screen.logits, self._exact, x.view(1, -1))
             return self._screen.logits(x.view(1, -1)).view(*x.shape[:-1], -1)
         return self._exact(x)
@@ -62,39 +63,65 @@ class Head(nn.Module):
 
 
 class Screen:
-    """Which outputs of a linear can be the largest, by an 8-bit copy of its weight.
+    """Which outputs of a linear can be the largest, by an 8-bit copy of its weight and of the hidden state.
 
-    With w = q + r (q the rounded row, r the rest), h the hidden state and b its bf16 form,
+    A few numbers of a hidden state are far larger than the rest, and in a language model always the same ones: these
+    keep their exact weights. Of the rest, with w = q + r (q the rounded row, r what rounding took) and h = b + e,
 
-        |w h - q b|  <=  |r| |h| + |q| |h - b|                                              (Cauchy-Schwarz)
+        |w h - q b|  <=  |r| |h| + |q| |e|                                                  (Cauchy-Schwarz)
 
-    and the kernel adds its own rounding: fp32 sums (1e-4 |q| |h| is ample for rows below 10^4 numbers) and a bf16
-    result (2^-8 of it). An output whose upper bound lies below another one's lower bound can't be the largest.
+    while q b itself is a sum of integers. 1e-5 of |w| |h| is ample for the rounding of the few sums in fp32. An output
+    whose upper bound lies below another one's lower bound can't be the largest. Upper bounds are compared by groups
+    first: to list the few that are left among all takes longer than to compute all bounds.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        """`weight` `[out, in]`, fp32; kept, not copied."""
+    def __init__(self, weight: torch.Tensor, hidden: torch.Tensor) -> None:
+        """`weight` `[out, in]`, fp32; kept, not copied. `hidden` `[1, in]`: any, to see which numbers are large."""
         self._exact = weight
-        scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).bfloat16()
-        wide = scales.float().unsqueeze(1)
-        self._weight = (weight / wide).round_().clamp_(-127, 127).to(torch.int8)
-        self._scales = scales
-        rounded = self._weight.float().mul_(wide)
+        self._large = hidden[0].abs().topk(min(_LARGE, weight.shape[1])).indices
+        more = -len(weight) % _GROUP
+        few = nn.functional.pad(weight, (0, 0, 0, more))
+        self._few = few[:, self._large].T.contiguous()
+        rest = few.index_fill_(1, self._large, 0.0)
+        self._scales = (rest.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        short = (rest / self._scales.unsqueeze(1)).round_()
+        self._weight = short.to(torch.int8)
+        rounded = short.mul_(self._scales.unsqueeze(1))
         self._norms = rounded.norm(dim=1)
-        self._rests = (weight - rounded).norm(dim=1) + 1e-4 * self._norms
+        self._rests = rest.sub_(rounded).norm(dim=1)
+        self._rests[len(weight) :] = -torch.inf  # what is padded can't be the largest
+        self._largest_row = float(weight.norm(dim=1).max())
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[1, in]` to `[1, out]`: exact where the largest may be, within the bound elsewhere and smaller than it."""
-        short = hidden.bfloat16()
-        rough: torch.Tensor = torch.ops.aten._weight_int8pack_mm(short, self._weight, self._scales)[0].float()
-        bound = self._rests * hidden.norm()
-        bound.add_(self._norms * (hidden - short.float()).norm()).add_(rough.abs(), alpha=2**-8)
-        able = (rough + bound >= (rough - bound).max()).nonzero()[:, 0]
+        count = len(self._exact)
+        rough, bound = self._rough(hidden)
+        lower = float((rough[:count] - bound[:count]).max())
+        able = _reaching(bound.add_(rough), lower - 2e-5 * self._largest_row * float(hidden.norm()))
         if not len(able):  # not a number, or infinite: nothing can be said
             exact: torch.Tensor = nn.functional.linear(hidden, self._exact)
             return exact
         rough[able] = self._exact[able] @ hidden[0]
-        return rough.unsqueeze(0)
+        return rough[:count].unsqueeze(0)
+
+    def _rough(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs, padded, and how far each may be off, but for the rounding of sums."""
+        rest = hidden.index_fill(1, self._large, 0.0)
+        step = float((rest.abs().max() / 127).clamp_min(torch.finfo(torch.float32).tiny))
+        short = (rest / step).round_()
+        sums: torch.Tensor = torch._int_mm(short.to(torch.int8), self._weight.T)[0]
+        exact = hidden[0, self._large] @ self._few
+        rough = torch.addcmul(exact, sums.float(), self._scales, value=step)
+        rounding = float(torch.sub(rest, short, alpha=step).norm())
+        return rough, torch.mul(self._rests, rest.norm()).add_(self._norms, alpha=rounding)
+
+
+def _reaching(values: torch.Tensor, limit: float) -> torch.Tensor:
+    """Where `values` `[n]` are at least `limit`; `n` is a multiple of `_GROUP`."""
+    groups = values.view(-1, _GROUP)
+    high = (groups.amax(1) >= limit).nonzero()[:, 0]
+    found = (groups[high] >= limit).nonzero()
+    return high[found[:, 0]] * _GROUP + found[:, 1]
 
 
 def faster(

@@ -2,7 +2,8 @@
 
 A step costs a fixed part and a small one for each row, so one large batch carries its sessions for less than several
 small ones. Sessions come back when their token has passed the other nodes and the client, which takes about as long
-as it took the last time.
+as it took the last time. While a node waits for them its device is idle: that pays where others use the same
+processors meanwhile (clients and nodes on one machine), and nowhere else.
 """
 
 import time
@@ -14,13 +15,14 @@ import psutil
 from hivemint.node.room import Seat
 from hivemint.node.scheduler import Lane
 
-ALONE, SHARED = 0.3, 1.5
-"""Longest wait for company, in steps: on processors of its own, and on those that others use as well."""
+SHARED = 1.5
+"""Longest wait for company, in steps, on processors that others use as well."""
 FEW = 2
 """So many sessions never wait for each other: apart they keep two nodes busy at once."""
 _OTHERS = 0.25
 """The part of all processors from which on others count."""
-_PERIOD = 1.0
+_PERIOD, _PAUSE = 1.0, 5.0
+"""Seconds between two looks, and so many after which the time in between tells nothing of now."""
 
 
 @dataclass(eq=False, slots=True)
@@ -82,13 +84,13 @@ class Processors:
         self._others = 0.0
 
     def patience(self) -> float:
-        """In steps; measured anew each second."""
+        """How long a step may wait for company here, in steps; 0 on processors that nobody else uses."""
         if (passed := self._clock() - self._at) >= _PERIOD:
             busy, own = self._read()
-            spent = (busy - self._busy) - (own - self._own)
-            self._others = spent / (passed * (psutil.cpu_count() or 1))
+            if passed < _PAUSE:
+                self._others = (busy - self._busy - (own - self._own)) / (passed * (psutil.cpu_count() or 1))
             self._at, self._busy, self._own = self._clock(), busy, own
-        return SHARED if self._others >= _OTHERS else ALONE
+        return SHARED if self._others >= _OTHERS else 0.0
 
     def _read(self) -> tuple[float, float]:
         """Seconds that all processors have worked, and those of them that were for this process."""

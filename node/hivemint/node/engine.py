@@ -15,7 +15,7 @@ from hivemint.contracts.errors import HivemintError
 from hivemint.node import memory
 from hivemint.node.backward import NOTHING, Need, NoMemory
 from hivemint.node.batch import Work
-from hivemint.node.company import ALONE, Company
+from hivemint.node.company import Company
 from hivemint.node.kv_cache import Blocks, KvCache, OutOfRoom
 from hivemint.node.lora import Adapter
 from hivemint.node.room import Room, Seat
@@ -114,7 +114,7 @@ class Engine:
 
     def __init__(
         self, span: Computes, scheduler: Scheduler, room: Room, need: Need = NOTHING,
-        patience: Callable[[], float] = lambda: ALONE,
+        patience: Callable[[], float] = lambda: 0.0,
     ) -> None:  # fmt: skip
         """`need`: memory of backward passes. `patience`: longest wait for company, in steps."""
         self._span, self.scheduler, self.room, self._need, self._patience = span, scheduler, room, need, patience

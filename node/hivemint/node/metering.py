@@ -1,7 +1,7 @@
 """What a step's receipt says: rows hashed, the leaf chained into the head, the receipt signed.
 
-All of it is work of a few microseconds a row, done in one worker thread beside the compute. `protocol.md`, section 1,
-has the formulas; a number of a session is signed at most once, which `session.py` watches over (P16).
+All of it is work of a few microseconds a row; what is long or a stranger's goes to a worker thread. `protocol.md`,
+section 1, has the formulas; a number of a session is signed at most once, which `session.py` watches over (P16).
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from hivemint.contracts.errors import ProofError
-from hivemint.contracts.ids import Address, Digest, SessionId, Step, TensorHash
+from hivemint.contracts.ids import Address, Digest, Head, SessionId, Step, TensorHash
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     CheckedVoucher,
@@ -19,7 +19,6 @@ from hivemint.contracts.receipt import (
     SignedVoucher,
     check_receipt,
     check_voucher,
-    following,
     sign_receipt,
 )
 from hivemint.contracts.signature import Signer
@@ -42,25 +41,12 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """A step's input rows in wire form; `hash` where it had to be known before the compute.
-
-    `more`: hashes that stand behind those of the rows (the digest of the session's adapter).
-    """
-
-    data: bytes | memoryview
-    hash: TensorHash | None = None
-    more: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
-    """A step's output in wire form, its row hashes (32 bytes each), its leaf and what is to be signed about it."""
+    """A step's output in wire form, its row hashes (32 bytes each) and its leaf."""
 
     data: bytes
     rows: bytes
     leaf: Leaf
-    receipt: Receipt
 
 
 class Meter(Protocol):
@@ -69,7 +55,7 @@ class Meter(Protocol):
     async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash: ...
 
     async def measure(
-        self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
+        self, previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str
     ) -> Measured: ...
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt: ...
@@ -86,17 +72,21 @@ class ReceiptMeter:
         self._domain, self._signer, self._worker = domain, signer, worker
 
     async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash:
-        """BLAKE2b-256 over the row hashes of a tensor in wire form, and those of `more` behind them."""
+        """BLAKE2b-256 over the row hashes of a tensor in wire form, and those of `more` behind them.
+
+        `more` is what stands behind a session's rows: the digest of its adapter.
+        """
         if len(data) <= _SMALL:
             return _hash(data, row_bytes, more)
         return await self._worker.far(_hash, data, row_bytes, more)
 
     async def measure(
-        self, previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str
+        self, previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str
     ) -> Measured:
-        """The leaf of a step with output `[count, hidden]`, and the receipt that follows `previous`, not signed yet."""
-        turn = self._worker.do if len(source.data) <= _SMALL else self._worker.far
-        return await turn(_measure, previous, request, source, output, wire)
+        """The leaf that follows the head `previous` by a step with output `[count, hidden]`."""
+        if output.nbytes <= _SMALL:
+            return _measure(previous, request, input_hash, output, wire)
+        return await self._worker.far(_measure, previous, request, input_hash, output, wire)
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt:
         """In the event loop: a turn of the worker costs more, and no stranger decides how often a node signs."""
@@ -117,13 +107,11 @@ def _hash(data: bytes | memoryview, row_bytes: int, more: bytes) -> TensorHash:
     return tensor_hash(row_hashes(data, row_bytes) + more)
 
 
-def _measure(previous: Receipt, request: StepRequest, source: Input, output: torch.Tensor, wire: str) -> Measured:
+def _measure(previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str) -> Measured:
     data = to_wire(output, wire)
-    width = len(data) // request.count
-    rows = row_hashes(data, width)
-    input_hash = source.hash or _hash(source.data, len(source.data) // request.count, source.more)
-    leaf = Leaf(previous.head, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
-    return Measured(data, rows, leaf, following(previous, leaf))
+    rows = row_hashes(data, len(data) // request.count)
+    leaf = Leaf(previous, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
+    return Measured(data, rows, leaf)
 
 
 def _check_hop(domain: Domain, source: Source, leaf: Leaf, signed: SignedReceipt) -> None:

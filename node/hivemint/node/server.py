@@ -16,7 +16,7 @@ from hivemint.contracts.signature import Signer
 from hivemint.ledger.journal import Journal
 from hivemint.node.admission import Admission, Chain, Offer
 from hivemint.node.backward import NOTHING, Need, measure
-from hivemint.node.company import ALONE, Processors
+from hivemint.node.company import Processors
 from hivemint.node.control import Parts, Talk
 from hivemint.node.engine import Engine
 from hivemint.node.kv_cache import free_share
@@ -86,10 +86,8 @@ class Node:
         store = kit.span.new_store(settings.kv_bytes or None)
         room = Room(store, free_share=settings.free_share, max_seats=settings.max_sessions)
         scheduler = Scheduler(settings.batch_rows, settings.free_share, whole=settings.max_rows)
-        on_cpu = kit.span.device.type == "cpu"
-        self.engine = Engine(
-            kit.span, scheduler, room, need or NOTHING, Processors().patience if on_cpu else lambda: ALONE
-        )
+        patience = Processors().patience if kit.span.device.type == "cpu" else lambda: 0.0
+        self.engine = Engine(kit.span, scheduler, room, need or NOTHING, patience)
         limits = LobbyLimits(
             settings.max_sessions, settings.max_free_sessions, settings.max_free_a_peer, settings.free_wait
         )

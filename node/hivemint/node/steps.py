@@ -3,9 +3,9 @@
     input    from the client, or pushed by the previous node and compared with its leaf
     compute  in a batch with others
     confirm  the previous node's receipt, which followed its tensor
-    measure  rows hashed, leaf chained, receipt signed; from here on the step's number is used up
+    measure  rows hashed, leaf chained; from here on the step's number is used up
     tensor   leaves for the next node and, if asked for, for the client
-    receipt  leaves when the journal has the voucher that came with the request (P11)
+    receipt  signed; leaves when the journal has the voucher that came with the request (P11)
 
 A step that fails before it is measured costs nothing and takes the steps behind it along.
 """
@@ -20,15 +20,14 @@ import torch
 
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
 from hivemint.contracts.ids import BACKWARD, FORK, Address, SessionId, Step
-from hivemint.contracts.receipt import Countersigned, following, fork
-from hivemint.contracts.signed import Receipt
+from hivemint.contracts.receipt import Countersigned, Leaf, following, fork
 from hivemint.ledger.entries import Entry
 from hivemint.ledger.journal import Journal
 from hivemint.node.admission import Offer
 from hivemint.node.backward import NoMemory
 from hivemint.node.engine import ComputeFailed, Engine, StepJob
 from hivemint.node.kv_cache import OutOfRoom
-from hivemint.node.metering import Input, Meter, Source
+from hivemint.node.metering import Meter, Source
 from hivemint.node.push import Arrival, Inbox, Outlets
 from hivemint.node.room import Seat
 from hivemint.node.scheduler import Job, Lane, weight_of
@@ -188,31 +187,31 @@ class Steps:
     # ---- the life of a step
 
     async def _serve(self, step: TakenStep, pushed: _Pushed | None) -> None:
-        confirmed: asyncio.Task[None] | None = None
+        beside: asyncio.Task[None] | None = None
         try:
             async with self._entering:
-                rows = await self._input(step, pushed)
-                queued = self._enqueue(step, rows)
-            confirmed = asyncio.create_task(self._confirm(pushed))  # beside the compute
+                data = await self._input(step, pushed)
+                queued = self._enqueue(step, data)
+            beside = asyncio.create_task(self._beside(step, data, pushed))
             output = await self._computed(queued)
             async with self._leaving:
-                await confirmed
+                await beside
                 if self.session.steps.get(step.number) is step:  # else an earlier one failed and took it along
-                    await self._answer(step, rows, output)
+                    await self._answer(step, output)
         except StepFailed as failed:
             await self._fail(step, failed)
         finally:
-            if confirmed is not None:
-                confirmed.add_done_callback(lambda task: task.cancelled() or task.exception())
-                confirmed.cancel()
+            if beside is not None:
+                beside.add_done_callback(lambda task: task.cancelled() or task.exception())
+                beside.cancel()
             self._tasks.pop(step.number, None)
             self._inputs.pop(step.number, None)
             if pushed is not None:
                 self._shop.inbox.done(pushed.source.session, pushed.source.step)
             self._seat.busy -= 1
 
-    async def _input(self, step: TakenStep, pushed: _Pushed | None) -> Input:
-        """The rows, and for pushed ones the proof that they are what their leaf says."""
+    async def _input(self, step: TakenStep, pushed: _Pushed | None) -> bytes | memoryview:
+        """The rows in wire form, and for pushed ones the proof that they are what their leaf says."""
         expected = step.request.count * self._width(step.request)
         waiting = self._inputs[step.number] if pushed is None else pushed.arrival.tensor
         try:
@@ -226,9 +225,8 @@ class Steps:
             raise StepFailed(
                 Code.INPUT, "The input has the wrong size", f"expected {expected} bytes, got {len(tensor.data)}"
             )
-        adapter = self.session.adapter
         if pushed is None:
-            return Input(tensor.data, more=adapter)
+            return tensor.data
         pushed.tensor, leaf = tensor, tensor.head.leaf
         found = step.input_hash = await self._shop.meter.hash_input(tensor.data, self._row_bytes)
         if leaf is None or leaf.step != pushed.source.step or leaf.output_hash != found:
@@ -237,17 +235,17 @@ class Steps:
                 f"expected an output of hash {leaf.output_hash.hex()[:12] if leaf else '-'} at step "
                 f"{pushed.source.step}, got {found.hex()[:12]}", "set aside both ends of that link",
             )  # fmt: skip
-        return Input(tensor.data, None if adapter else found, adapter)
+        return tensor.data
 
     def _width(self, request: StepRequest) -> int:
         """Bytes of an input row: a backward step's is a state followed by a gradient."""
         return self._row_bytes * (2 if request.kind == BACKWARD else 1)
 
-    def _enqueue(self, step: TakenStep, rows: Input) -> StepJob:
+    def _enqueue(self, step: TakenStep, data: bytes | memoryview) -> StepJob:
         session, request, shop = self.session, step.request, self._shop
         passes = 2 if request.kind == BACKWARD else 1
         try:
-            hidden = from_wire(rows.data, request.count, passes * shop.hidden_size, self._wire, shop.dtype)
+            hidden = from_wire(data, request.count, passes * shop.hidden_size, self._wire, shop.dtype)
         except ProtocolError as error:
             raise StepFailed(Code.INPUT, error.what, error.why, error.next_step) from None
         flow: object = self._link.peer if session.lane is Lane.FREE else session.session_id
@@ -265,9 +263,17 @@ class Steps:
         except ComputeFailed as error:
             raise StepFailed(Code.FAILED, error.what, error.why, error.next_step) from None
 
-    async def _confirm(self, pushed: _Pushed | None) -> None:
+    async def _beside(self, step: TakenStep, data: bytes | memoryview, pushed: _Pushed | None) -> None:
+        """While the step is computed: what its leaf says of the input, and whether that is the neighbour's word."""
+        if step.input_hash is None or self.session.adapter:
+            width = self._width(step.request)
+            step.input_hash = await self._shop.meter.hash_input(data, width, self.session.adapter)
+        if pushed is not None:
+            await self._confirm(pushed)
+
+    async def _confirm(self, pushed: _Pushed) -> None:
         """The neighbour's receipt must fit its leaf, before anything of this step leaves."""
-        if pushed is None or pushed.tensor is None or pushed.tensor.head.leaf is None:
+        if pushed.tensor is None or pushed.tensor.head.leaf is None:
             return
         try:
             async with asyncio.timeout(RECEIPT_LIMIT):
@@ -280,15 +286,17 @@ class Steps:
         except ProofError as error:
             raise StepFailed(Code.INPUT, error.what, error.why, "set aside both ends of that link") from None
 
-    async def _answer(self, step: TakenStep, rows: Input, output: torch.Tensor) -> None:
+    async def _answer(self, step: TakenStep, output: torch.Tensor) -> None:
         """The tensor leaves first; then the journal hears of the voucher, and only then the receipt leaves (P11).
 
         Written before the compute, the entry would take the interpreter from the compute's dispatch (1 ms a token).
         """
         session, request, shop = self.session, step.request, self._shop
+        if step.input_hash is None:
+            raise RuntimeError("a step was computed whose input nobody has hashed")
         session.seal(step)
-        measured = await shop.meter.measure(session.receipt.receipt, request, rows, output, self._wire)
-        step.input_hash = measured.leaf.input_hash
+        previous = session.receipt.receipt
+        measured = await shop.meter.measure(previous.head, request, step.input_hash, output, self._wire)
         head = TensorHead(step.number, session.session_id, measured.leaf)
         onward: list[Tensor | HopReceipt] = [Tensor(head, measured.data)] if request.push else []
         back: list[Tensor | StepReceipt] = []
@@ -301,8 +309,10 @@ class Steps:
             if back:
                 await self._link.send(*back)
         finally:  # a client that hangs up now has paid for this step all the same
-            await self.store(step.price, step.pair)
-        receipt = await shop.meter.sign(measured.receipt)
+            stored = self._spawn(self.store(step.price, step.pair))
+        await asyncio.sleep(0)  # the journal's thread writes while the receipt is signed here
+        receipt = await shop.meter.sign(following(previous, measured.leaf))
+        await stored
         account = session.account
         answer = StepReceipt(receipt.signed, measured.rows, account.highest, account.owed)
         session.answer(step, receipt, answer)
@@ -326,9 +336,9 @@ class Steps:
             copied.set_exception(error)
         leaf = fork(session.receipt.receipt, parent.receipt.receipt, count)
         self._seat.busy += 1
-        self._tasks[step.number] = self._spawn(self._serve_fork(step, following(session.receipt.receipt, leaf), copied))
+        self._tasks[step.number] = self._spawn(self._serve_fork(step, leaf, copied))
 
-    async def _serve_fork(self, step: TakenStep, receipt: Receipt, copied: "asyncio.Future[None]") -> None:
+    async def _serve_fork(self, step: TakenStep, leaf: Leaf, copied: "asyncio.Future[None]") -> None:
         """Nothing is computed and nothing owed; the receipt binds what the K/V came from."""
         session = self.session
         try:
@@ -338,7 +348,7 @@ class Steps:
                 if session.steps.get(step.number) is step:
                     session.seal(step)
                     await self.store(0, step.pair)
-                    signed = await self._shop.meter.sign(receipt)
+                    signed = await self._shop.meter.sign(following(session.receipt.receipt, leaf))
                     answer = StepReceipt(signed.signed, b"", session.account.highest, session.account.owed)
                     session.answer(step, signed, answer)
                     await self._link.send(answer)

@@ -6,6 +6,7 @@ sixteen sessions that is the difference between two hundred and a few dozen wake
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -14,8 +15,8 @@ T = TypeVar("T")
 _Call = tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
 _AT_ONCE = 8
 """Calls whose results travel together: more would make the first one wait too long."""
-CALM = 0.001
-"""Seconds."""
+AT_ONCE_SHARE, AT_ONCE = 0.2, 0.002
+"""The part of its time that the event loop gives to such work itself, and how many seconds of it at once."""
 
 
 class Worker:
@@ -24,20 +25,25 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._called = 0.0
+        self._spent, self._at = 0.0, self._loop.time()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     async def do(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)` in the thread, or at once in a calm moment; raises what it raises.
+        """`function(*args)` in the thread, or at once as long as there is little of it; raises what it raises.
 
-        The way to the thread and back costs more than a signature (50 us). A second call within `CALM` goes that way,
-        so a flood of them never holds up the event loop.
+        The way to the thread and back costs more than a signature (50 us). But a flood of calls goes that way, so that
+        it never holds up the event loop.
         """
-        calm, self._called = self._loop.time() - self._called > CALM, self._loop.time()
-        if calm:
+        now = self._loop.time()
+        self._spent, self._at = max(0.0, self._spent - AT_ONCE_SHARE * (now - self._at)), now
+        if self._spent >= AT_ONCE:
+            return await self.far(function, *args)
+        began = time.thread_time()
+        try:
             return function(*args)
-        return await self.far(function, *args)
+        finally:
+            self._spent += time.thread_time() - began
 
     async def far(self, function: Callable[..., T], *args: Any) -> T:
         """In the thread, whatever the moment: for work that grows with what a peer sends."""
