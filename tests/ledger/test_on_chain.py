@@ -294,3 +294,8 @@ async def test_what_admission_sees(stage: Stage) -> None:
     assert await view.time() == await contracts.chain.time()
     assert await view.registered(stage.node.address) == peer_id_hash(PEER)
     assert await view.registered(client) is None
+    clock[0] += 100
+    devchain.mine()
+    await view.time()
+    assert not view._known, "what nobody has asked for in a minute is read with no block"
+    assert (await seen()).thawing

@@ -170,6 +170,11 @@ class Chain:
         async with self.explained(doing):
             return await function.call(block_identifier=block)
 
+    async def call_bytes(self, to: Address, data: bytes, *, doing: str, block: BlockIdentifier = "latest") -> bytes:
+        """The same with arguments and result as the ABI encodes them."""
+        async with self.explained(doing):
+            return bytes(await self.w3.eth.call({"to": to_checksum_address(to), "data": HexBytes(data)}, block))
+
     async def send(
         self, signer: Signer, what: Buildable, *, doing: str, value: int = 0, timeout: float = 120.0
     ) -> Mined:

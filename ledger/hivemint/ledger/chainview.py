@@ -7,7 +7,7 @@ and thaws at once (`protocol.md`, section 1). A second RPC address, if the netwo
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from hivemint.contracts.ids import Address, Credits
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 OWN_KEY = 2**64 - 1
 """`key` of a client that signs with its wallet's own key: no record, no time limit."""
 _FRESH = 0.5  # seconds; far below any block time, and it bounds the calls a flood of handshakes can cause
-_WATCHED = 10_000
+_WATCHED, _WATCH = 10_000, 60.0
+"""Accounts that are read with each block: so many at most, and none that nobody has asked for in so many seconds."""
 _AT_ONCE = 500  # pairs a call
 _NOTHING = Credits(0)
 
@@ -55,6 +56,7 @@ class ChainView(Protocol):
 class _Known:
     account: AccountView
     valid_until: int
+    wanted_at: float
 
 
 _Pair = tuple[Address, Address]
@@ -103,7 +105,7 @@ class ContractView:
         if pair not in self._known:
             async with self._lock:
                 await self._read([pair], self._block[0])
-        known = self._known[pair] = self._known.pop(pair)
+        known = self._known[pair] = replace(self._known.pop(pair), wanted_at=self._clock())
         return known
 
     async def _poll(self) -> None:
@@ -116,7 +118,8 @@ class ContractView:
             head = await newest(self._all[0].chain)
             if head.number != self._block[0] or head.time != self._block[1]:
                 self._nodes.clear()
-                watched = list(self._known)[-_WATCHED:]
+                since = self._clock() - _WATCH
+                watched = [pair for pair, known in self._known.items() if known.wanted_at >= since][-_WATCHED:]
                 self._known = {pair: self._known[pair] for pair in watched}
                 for first in range(0, len(watched), _AT_ONCE):
                     await self._read(watched[first : first + _AT_ONCE], head.number)
@@ -137,4 +140,5 @@ class ContractView:
                 thawing=any(one.thaw_end for one in found),
                 collected=Credits(max(one.collected for one in found)),
             )
-            self._known[pair] = _Known(account, min(one.key_valid_until for one in found))
+            wanted_at = self._known[pair].wanted_at if pair in self._known else self._clock()
+            self._known[pair] = _Known(account, min(one.key_valid_until for one in found), wanted_at)

@@ -197,7 +197,7 @@ class Settlement(Binding):
         if not pairs:
             return []
         clients, keys = zip(*pairs, strict=True)
-        views = await self.read("accounts", node, list(clients), list(keys), block=block)
+        views = await self.read_long("accounts", node, list(clients), list(keys), block=block)
         return [AccountView(Credits(one[0]), Credits(one[1]), one[2], one[3]) for one in views]
 
     async def session_key(self, client: Address, key: Address, block: BlockIdentifier = "latest") -> SessionKey:
