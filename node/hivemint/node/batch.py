@@ -79,6 +79,8 @@ class Packing:
         """`fixed`: the pool and the plan of a step that is being captured, in place of a batch."""
         self.parts = [Part(work.start, work.end, work.cache.view(work.start, work.end), work.adapter) for work in batch]
         self.counts = [work.count for work in batch]
+        self.single = max(self.counts, default=0) == 1
+        """Whether each part is one row."""
         self.joint = all(isinstance(part.kv, KvView) and part.kv.new_values is None for part in self.parts)
         """Whether each part's keys and values are written by one copy."""
         self.angles: torch.Tensor | None = None
