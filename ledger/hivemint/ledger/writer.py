@@ -46,7 +46,7 @@ class GroupWriter:
     """Runs `statements` (by index) over the rows that come, in that order, one transaction at a time."""
 
     def __init__(self, engine: Engine, statements: Sequence[Prepared]) -> None:
-        self._engine, self._statements = engine, statements
+        self._connection, self._statements = engine.connect(), statements
         self._pending = _Batch()
         self._wake = threading.Condition()
         self._closing = False
@@ -83,6 +83,7 @@ class GroupWriter:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self._connection.close()
         if self._failure is not None:
             raise self._failure
 
@@ -102,12 +103,21 @@ class GroupWriter:
                 _resolve(late, self._failure)
             _resolve(batch, self._failure)
 
-    @stamina.retry(on=OperationalError, attempts=3, timeout=20)
     def _write(self, batch: _Batch) -> None:
-        with self._engine.begin() as connection:
+        try:
+            self._transact(batch)
+        except OperationalError:
+            self._transact_again(batch)
+
+    @stamina.retry(on=OperationalError, attempts=2, timeout=20)
+    def _transact_again(self, batch: _Batch) -> None:
+        self._transact(batch)
+
+    def _transact(self, batch: _Batch) -> None:
+        with self._connection.begin():  # one that was lost is opened anew by the next attempt
             for number, statement in enumerate(self._statements):
                 if number in batch.rows:
-                    statement.run(connection, list(batch.rows[number].values()))
+                    statement.run(self._connection, list(batch.rows[number].values()))
 
 
 def _broken(error: DBAPIError) -> JournalError:
