@@ -22,7 +22,7 @@ from hivemint.node.linear import PackedLinear, trim
 from hivemint.node.lora import Place
 
 _LAYOUT = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """How far a lean layer may be from the library's, as a share of the largest output."""
 
 
@@ -159,7 +159,7 @@ def _agree(layer: nn.Module, lean: LeanLayer) -> bool:
     with torch.inference_mode():
         ours = lean(rows, position_embeddings=embeddings)
         theirs = layer(rows, position_embeddings=embeddings, attention_mask=None)
-    return bool((ours - theirs).abs().max() <= _ROUNDING[dtype] * theirs.abs().max())
+    return bool((ours - theirs).abs().max() <= ROUNDING[dtype] * theirs.abs().max())
 
 
 def _fits(layer: Any) -> bool:
@@ -167,7 +167,7 @@ def _fits(layer: Any) -> bool:
         type(layer).__name__ in _LAYOUT
         and type(layer).__module__.startswith("transformers.models.")
         and layer.self_attn.config.hidden_act in ("silu", "swish")
-        and layer.input_layernorm.weight.dtype in _ROUNDING
+        and layer.input_layernorm.weight.dtype in ROUNDING
     )
 
 

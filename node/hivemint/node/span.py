@@ -10,6 +10,7 @@ from hivemint.contracts.ids import BlockIndex
 from hivemint.node import kernels, loader, memory
 from hivemint.node.alone import SessionCache
 from hivemint.node.batch import BadWork, Packing, Part, Work, check
+from hivemint.node.decoding import Decoding
 from hivemint.node.graphs import DecodeGraphs
 from hivemint.node.kv_cache import Blocks, KvShape, KvStore
 from hivemint.node.lora import Adapter, Adapters, adapted
@@ -35,6 +36,7 @@ class Span:
     ) -> None:
         self._decoder, self._shapes = decoder, shapes
         self._parts: dict[Blocks, PreTrainedModel] = {}
+        self._decodings: dict[PreTrainedModel, Decoding | None] = {}
         self.anatomy = anatomy
         self.first, self.end = first, BlockIndex(first + len(shapes))
         self.hidden_size: int = decoder.config.hidden_size
@@ -184,12 +186,23 @@ class Span:
         if not self.packs:
             pieces = zip(packing.parts, torch.split(rows, packing.counts), strict=True)
             return torch.cat([self._alone(decoder, part, piece) for part, piece in pieces])
+        decoding = self._decoding_of(decoder)
+        if decoding is not None and decoding.takes(packing):
+            return decoding.run(rows, packing)
         with adapted(self._layers, packing.shares()):
             output = decoder(
                 inputs_embeds=rows.unsqueeze(0), position_ids=packing.positions(), use_cache=False, packing=packing
             )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+    def _decoding_of(self, decoder: PreTrainedModel) -> Decoding | None:
+        """What runs its decode steps at one go, if anything can."""
+        if decoder not in self._decodings:
+            layers = loader.find_layers(decoder, decoder.config.num_hidden_layers)[1]
+            on_cpu = self.device.type == "cpu"
+            self._decodings[decoder] = Decoding.of(decoder, list(layers), self._shapes, self.dtype) if on_cpu else None
+        return self._decodings[decoder]
 
     def _alone(self, decoder: PreTrainedModel, part: Part, rows: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(part.start, part.end, device=self.device).unsqueeze(0)
