@@ -1,5 +1,9 @@
 """Receipts: node and client derive the same head, and a neighbour's lie does not pass."""
 
+import os
+import subprocess
+import sys
+
 import msgspec
 import pytest
 import torch
@@ -86,3 +90,23 @@ async def test_the_worker_keeps_the_order_and_hands_errors_on() -> None:
         await worker.do(lambda: 1 / 0)
     assert await worker.do(int, "7") == 7
     worker.stop()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no priorities of threads")
+def test_other_threads_give_way_to_the_one_that_computes() -> None:
+    """In a process of its own: a priority that was given up does not come back."""
+    program = """
+import os, threading
+from concurrent.futures import ThreadPoolExecutor
+from hivemint.node.threads import GIVE_WAY, give_way
+computing, other = ThreadPoolExecutor(1, "compute"), ThreadPoolExecutor(1, "journal")
+mine = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+before = mine()
+computing.submit(mine).result(), other.submit(mine).result()
+give_way(to="compute")
+assert computing.submit(mine).result() == before
+assert mine() == other.submit(mine).result() == GIVE_WAY
+"""
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )

@@ -121,11 +121,14 @@ async def running(plan: Plan, tell: Progress) -> AsyncIterator[Running]:
         host, span = await _load(plan, stack, tell)
         await _check_registration(contracts, plan, host)
 
+        from hivemint.node.engine import COMPUTE
         from hivemint.node.server import Kit, Node
+        from hivemint.node.threads import give_way
 
         sys.setswitchinterval(SWITCH)
         node = await Node.start(Kit(network, plan.model.model_id, span, signer, host, journal, view), settings)
         stack.push_async_callback(node.close)
+        give_way(to=COMPUTE)
         payments = ContractPayments(contracts, signer, node=signer.address)
         amounts = SettlerSettings(settle_min=Credits(settings.settle_min), settle_every=settings.settle_every)
         settler = Settler(journal, payments, amounts)

@@ -23,6 +23,8 @@ from hivemint.node.scheduler import Job, Lane, Scheduler, Slice
 from hivemint.node.watchdog import Load
 
 _SMOOTH = 0.2
+COMPUTE = "compute"
+"""The thread's name."""
 _LARGE = 256
 """Rows of a batch whose activations (45 MB for 512 rows of SmolLM2) are worth giving back when nobody waits."""
 Output = torch.Tensor | Exception
@@ -127,7 +129,7 @@ class Engine:
         self._held: list[Seat] = []
         self._leaving: list[Seat] = []
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "compute")
+        self._thread = ThreadPoolExecutor(1, COMPUTE)
         self._loop = asyncio.get_running_loop()
         self._company = Company(self._loop.time)
         self._awaited: set[Seat] = set()

@@ -5,9 +5,12 @@ sixteen sessions that is the difference between two hundred and a few dozen wake
 """
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -17,6 +20,24 @@ _AT_ONCE = 8
 """Calls whose results travel together: more would make the first one wait too long."""
 AT_ONCE_SHARE, AT_ONCE = 0.2, 0.002
 """The part of its time that the event loop gives to such work itself, and how many seconds of it at once."""
+
+
+GIVE_WAY = 5
+"""How much nicer all other threads are than the one that computes."""
+
+
+def give_way(to: str) -> None:
+    """From now on this process's threads make room for those whose names begin with `to`, where cores are short.
+
+    Without it the scheduler takes the core from a batch for each message that arrives: on two cores with a client and
+    another node a single stream is 6 % faster with it. Linux knows priorities of threads, other systems don't.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    for thread in threading.enumerate():
+        if thread.native_id is not None and not thread.name.startswith(to):
+            with suppress(OSError):  # it has just ended, or was nicer already
+                os.setpriority(os.PRIO_PROCESS, thread.native_id, GIVE_WAY)
 
 
 class Worker:
