@@ -5,6 +5,8 @@
 Two swarms of two nodes stand beside each other, one as the product is, one whose processes run
 `without_receipts.py`: first without metering (`ratio_on_off`), then without any payment, so without journal and voucher
 book too. One client, then 16 sessions in 4 client processes; prompt 64, fp32, greedy, end token off.
+Two starts of the very same program differ by up to 5 % for as long as they run, which is more than what is measured
+here. So all nodes of both sides start anew for each pair, and a pair is on, off, off, on.
 Also CPU milliseconds a token of all processes (nodes and clients), and how many receipts one core can meter.
 """
 
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 from crowd import Crowd, crowd, nodes_cpu_s
-from harness import Bound, alternate, bars, finish, median_ratio, options, swarm
+from harness import Bound, bars, finish, median_ratio, options, swarm
 from paying import CHEAP, funded_wallets
 
 from hivemint.cli import localnet
@@ -32,39 +34,46 @@ from hivemint.node.metering import _hash, _measure
 from hivemint.swarm.messages import StepRequest
 
 BARE = str(Path(__file__).with_name("without_receipts.py"))
-PROMPT, HIDDEN = 64, 576
+PROMPT, HIDDEN, WARM = 64, 576, 16
 LEVELS = ("metering", "payment")
 """What is off: the metering alone (the asked ratio), or journal and voucher book as well."""
 
 
 @contextlib.contextmanager
 def funded_swarm(sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
-    """A swarm and its wallets."""
+    """A swarm and its wallets, which real receipts have paid for."""
     with swarm(CHEAP) as net:
         yield net, funded_wallets(net, sessions)
 
 
-@contextlib.contextmanager
-def bare_swarm(level: str, sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
-    """The same; once the wallets are funded, which takes real receipts, the nodes start anew without metering."""
-    with funded_swarm(sessions) as (net, wallets):
-        real: Callable[..., list[str]] = localnet.__dict__["hivemint"]
+def start_anew(net: Any, level: str | None) -> None:
+    """All nodes again, in new processes; with a `level`, without what it leaves out."""
+    real: Callable[..., list[str]] = localnet.__dict__["hivemint"]
+    if level is not None:
         localnet.__dict__["hivemint"] = lambda *words: [sys.executable, BARE, level, *words]
-        try:
-            for plan in net.plans:
-                net.child(plan.operator).stop()
-                asyncio.run(net.start_node(plan))
-        finally:
-            localnet.__dict__["hivemint"] = real
-        yield net, wallets
+
+    async def start() -> None:
+        await asyncio.gather(*(net.start_node(plan) for plan in net.plans))
+
+    try:
+        for plan in net.plans:
+            net.child(plan.operator).stop()
+        asyncio.run(start())
+    finally:
+        localnet.__dict__["hivemint"] = real
 
 
 class Side:
     """One of the two swarms with its client processes."""
 
-    def __init__(self, net: Any, clients: Crowd, new_tokens: int) -> None:
-        self._net, self._clients, self._new_tokens = net, clients, new_tokens
+    def __init__(self, net: Any, level: str | None, clients: Crowd, new_tokens: int) -> None:
+        self._net, self._level, self._clients, self._new_tokens = net, level, clients, new_tokens
         self.cpu_ms: list[float] = []
+
+    def start_anew(self) -> None:
+        """Nodes in new processes, and a short answer of each session, so that all are warm and connected."""
+        start_anew(self._net, self._level)
+        self._clients.run(PROMPT, WARM)
 
     def tokens_per_s(self) -> float:
         before = nodes_cpu_s(self._net) + self._clients.cpu_s()
@@ -74,19 +83,31 @@ class Side:
         return tokens / seconds
 
 
-def compare(on: Any, off: Any, level: str, which: slice, processes: int, args: Any) -> dict[str, Any]:
-    """On against off with these wallets."""
+def compare(nets: tuple[Any, Any], level: str, wallets: Any, processes: int, pairs: int, tokens: int) -> dict[str, Any]:
+    """With receipts against without, each swarm with the same number of wallets in so many client processes."""
     with (
-        crowd(on[0], on[1][which], processes) as with_receipts,
-        crowd(off[0], off[1][which], processes, script=[BARE, level, "client_process"]) as without,
+        crowd(nets[0], wallets[0], processes) as with_receipts,
+        crowd(nets[1], wallets[1], processes, script=[BARE, level, "client_process"]) as without,
     ):
-        sides = Side(on[0], with_receipts, args.new_tokens), Side(off[0], without, args.new_tokens)
-        pairs = alternate(sides[0].tokens_per_s, sides[1].tokens_per_s, args.pairs)
+        on, off = Side(nets[0], None, with_receipts, tokens), Side(nets[1], level, without, tokens)
+        measured = []
+        for number in range(pairs):
+            on.start_anew()
+            off.start_anew()
+            first, second = (on, off) if number % 2 == 0 else (off, on)
+            speeds = {side: [] for side in (on, off)}  # type: dict[Side, list[float]]
+            for side in (first, second, second, first):
+                speeds[side].append(side.tokens_per_s())
+            measured.append((statistics.mean(speeds[on]), statistics.mean(speeds[off])))
+            ratio = measured[-1][0] / measured[-1][1]
+            print(
+                f"  pair {number + 1}/{pairs}: {measured[-1][0]:.4g} on, {measured[-1][1]:.4g} off, ratio {ratio:.3f}"
+            )
     return {
-        "ratio_on_off": median_ratio(pairs),
-        "cpu_ms_per_token_on": statistics.median(sides[0].cpu_ms[1:]),
-        "cpu_ms_per_token_off": statistics.median(sides[1].cpu_ms[1:]),
-        "pairs": pairs,
+        "ratio_on_off": median_ratio(measured),
+        "cpu_ms_per_token_on": statistics.median(on.cpu_ms),
+        "cpu_ms_per_token_off": statistics.median(off.cpu_ms),
+        "pairs": measured,
     }
 
 
@@ -109,14 +130,15 @@ def receipts_per_s(seconds: float = 2.0) -> float:
 
 def main() -> None:
     args = options(__doc__ or "", new_tokens=96, sessions=16, processes=4)
-    wallets, one, many = 2 * (args.sessions + 1), {}, {}
-    with funded_swarm(wallets) as on:
+    one, many = {}, {}
+    each = args.sessions + 1
+    with funded_swarm(each * len(LEVELS)) as on, funded_swarm(each * len(LEVELS)) as off:
+        nets = on[0], off[0]
         for turn, level in enumerate(LEVELS):
-            first = turn * (args.sessions + 1)  # wallets of its own for each comparison
-            mine = on[0], on[1][first:]
-            with bare_swarm(level, args.sessions + 1) as off:
-                one[level] = compare(mine, off, level, slice(0, 1), 1, args)
-                many[level] = compare(mine, off, level, slice(1, args.sessions + 1), args.processes, args)
+            mine = [side[1][turn * each : (turn + 1) * each] for side in (on, off)]  # each level has its own wallets
+            single, crowded = [its[:1] for its in mine], [its[1:] for its in mine]
+            one[level] = compare(nets, level, single, 1, 2 * args.pairs, args.new_tokens)
+            many[level] = compare(nets, level, crowded, args.processes, args.pairs, args.new_tokens)
     metering, payment = LEVELS
     figures = {
         "ratio_on_off": one[metering]["ratio_on_off"],
