@@ -97,7 +97,7 @@ class Decoding:
         cls, decoder: PreTrainedModel, layers: Sequence[Any], shapes: Sequence[KvShape], dtype: torch.dtype
     ) -> "Decoding | None":
         """For a decoder and its layers on the CPU, if it computes there what they do by themselves."""
-        if _compiled() is None or not all(_fits(layer) for layer in layers):
+        if not all(_fits(layer) for layer in layers) or _compiled() is None:
             return None
         made = cls(decoder, layers)
         return made if made._agrees(shapes, dtype) else None

@@ -146,9 +146,9 @@ class Engine:
         self._jobs[step.job] = step
         self._company.came(step.seat)
         self._awaited.discard(step.seat)
-        paid_before = self.scheduler.waiting(Lane.PAID) > 0
+        first_paid = step.job.lane is Lane.PAID and not self.scheduler.waiting(Lane.PAID)
         self.scheduler.add(step.job)
-        if not self._awaited or self._enough() or (step.job.lane is Lane.PAID and not paid_before):
+        if not self._awaited or first_paid or self._enough():
             self._arrived.set()
         if self._failed is not None:
             step.output.set_exception(self._failed)
