@@ -56,6 +56,7 @@ def test_a_part_of_a_span_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_window_that_is_passed_is_left_to_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     span = loaded("mistral_window", tmp_path / "model")
+    assert span._decoding_of(span._decoder) is not None
     whole = decode(span, 2)  # the longest session has 10 tokens, the window 7
     monkeypatch.setattr(Decoding, "takes", lambda *_: False)
     for ours, theirs in zip(whole, decode(span, 2), strict=True):

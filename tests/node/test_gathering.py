@@ -170,7 +170,7 @@ class Machine:
         return 2
 
     def cpu_times(self) -> Any:
-        return SimpleNamespace(user=self.own + self.others, system=0.0)
+        return SimpleNamespace(user=self.others, nice=self.own, system=0.0)  # as on Linux, where nodes are nice
 
     def Process(self) -> Any:
         return SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=self.own, system=0.0))

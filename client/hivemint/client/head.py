@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 _GROUP, _LARGE = 256, 16
+"""Outputs whose bounds are compared at once; numbers of a hidden state that keep their exact weights."""
 _largest_only: ContextVar[bool] = ContextVar("largest_only", default=False)
 
 

@@ -103,17 +103,8 @@ class GroupWriter:
                 _resolve(late, self._failure)
             _resolve(batch, self._failure)
 
+    @stamina.retry(on=OperationalError, attempts=3, timeout=20)
     def _write(self, batch: _Batch) -> None:
-        try:
-            self._transact(batch)
-        except OperationalError:
-            self._transact_again(batch)
-
-    @stamina.retry(on=OperationalError, attempts=2, timeout=20)
-    def _transact_again(self, batch: _Batch) -> None:
-        self._transact(batch)
-
-    def _transact(self, batch: _Batch) -> None:
         with self._connection.begin():  # one that was lost is opened anew by the next attempt
             for number, statement in enumerate(self._statements):
                 if number in batch.rows:

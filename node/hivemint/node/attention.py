@@ -61,8 +61,6 @@ def attend_all(
     paged = packing.paged
     if paged is not None and paged.short is paged.plan:
         return kernels.attend(paged.pool, layer, paged.plan, query, scale, window, softcap, sinks)
-    if paged is None and packing.single and not window and softcap is None and sinks is None:
-        return _attend_singles(packing, layer, query, scale)
     pieces = list(zip(packing.parts, torch.split(query, packing.counts), packing.counts, strict=True))
     if paged is None or paged.short is None:
         outputs = [
@@ -76,19 +74,6 @@ def attend_all(
         if count > kernels.SHORT:
             out.copy_(attend(packing, part, rows, *part.kv.read(layer), scale, window, softcap, sinks))
     return joined
-
-
-def _attend_singles(packing: Packing, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """`attend_all` where each session has one row: a step of decoding alone, with as few operations as can be.
-
-    The group of heads that shares a key head is the query length: nothing is repeated.
-    """
-    rows, heads, dim = query.shape
-    memory = [part.kv.read(layer) for part in packing.parts]
-    kv_heads = memory[0][0].shape[1]
-    folded = query.reshape(rows, 1, kv_heads, heads // kv_heads, dim).unbind()
-    outputs = [sdpa(one, keys, values, scale=scale) for one, (keys, values) in zip(folded, memory, strict=True)]
-    return (outputs[0] if rows == 1 else torch.cat(outputs)).reshape(rows, heads, -1)
 
 
 def write(packing: Packing, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -128,7 +113,7 @@ def attend(
     if softcap is not None or sinks is not None:
         mask = None if count == 1 else packing.mask(part, first, window if windowed else 0)
         return _explicit(query.transpose(0, 1), keys[0], values[0], mask, scale, softcap, sinks).transpose(0, 1)
-    if count == 1:  # as in `_attend_singles`
+    if count == 1:  # the group of heads that shares a key head is the query length: nothing is repeated
         folded = query.reshape(1, kv_heads, heads // kv_heads, dim)
         return sdpa(folded, keys, values, scale=scale).reshape(1, heads, -1)
     rows = query.transpose(0, 1).unsqueeze(0)

@@ -93,6 +93,9 @@ class Processors:
         return SHARED if self._others >= _OTHERS else 0.0
 
     def _read(self) -> tuple[float, float]:
-        """Seconds that all processors have worked, and those of them that were for this process."""
+        """Seconds that all processors have worked, and those of them that were for this process.
+
+        The system counts nicer threads (a node's own, `threads.give_way`) apart, a process counts them with the rest.
+        """
         every, own = psutil.cpu_times(), self._process.cpu_times()
-        return every.user + every.system, own.user + own.system
+        return every.user + getattr(every, "nice", 0.0) + every.system, own.user + own.system

@@ -35,7 +35,7 @@ def _layers(
     eps: float,
     scale: float,
 ) -> torch.Tensor:
-    """`[1, rows, hidden]` through all layers; `LeanLayer.forward` and `attention._attend_singles` written out.
+    """`[1, rows, hidden]` through all layers; `LeanLayer.forward` and `attention.attend` written out.
 
     A list an entry a layer: `weights` are the first norm, qkv, o, the second norm, gate and up, down; `new`, `keys`
     and `values` each session's memory. `angles`: rope's complex factors `[1, rows, 1, head_dim / 2]`.

@@ -146,7 +146,7 @@ class Engine:
         self._jobs[step.job] = step
         self._company.came(step.seat)
         self._awaited.discard(step.seat)
-        first_paid = step.job.lane is Lane.PAID and not self.scheduler.waiting(Lane.PAID)
+        first_paid = bool(self._awaited) and step.job.lane is Lane.PAID and not self.scheduler.waiting(Lane.PAID)
         self.scheduler.add(step.job)
         if not self._awaited or first_paid or self._enough():
             self._arrived.set()
