@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import msgspec
 import pytest
@@ -22,7 +24,7 @@ from hivemint.contracts.receipt import (
     sign_voucher,
 )
 from hivemint.node.metering import ReceiptMeter, Source
-from hivemint.node.threads import Worker
+from hivemint.node.threads import LOOP_BURST, LOOP_SHARE, Worker
 from hivemint.swarm.messages import StepRequest
 from hivemint.swarm.rows import row_bytes, row_hashes, tensor_hash, to_wire
 from support.promises import DOMAIN, signer
@@ -89,6 +91,24 @@ async def test_the_worker_keeps_the_order_and_hands_errors_on() -> None:
     with pytest.raises(ZeroDivisionError):
         await worker.do(lambda: 1 / 0)
     assert await worker.do(int, "7") == 7
+    worker.stop()
+
+
+async def test_a_flood_goes_to_the_thread() -> None:
+    """The loop does a burst itself, and after it no more than its share of the time."""
+    worker, here, spent = Worker("test"), threading.get_ident(), []
+
+    def work() -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.001:
+            pass
+        if threading.get_ident() == here:
+            spent.append(time.thread_time() - began)
+
+    began = time.monotonic()
+    for _ in range(60):
+        await worker.do(work)
+    assert 0 < sum(spent) <= LOOP_BURST + max(spent) + LOOP_SHARE * (time.monotonic() - began)
     worker.stop()
 
 

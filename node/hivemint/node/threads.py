@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _Call = tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
-_AT_ONCE = 8
+_TOGETHER = 8
 """Calls whose results travel together: more would make the first one wait too long."""
-AT_ONCE_SHARE, AT_ONCE = 0.2, 0.002
+LOOP_SHARE, LOOP_BURST = 0.2, 0.002
 """The part of its time that the event loop gives to such work itself, and how many seconds of it at once."""
 
 
@@ -57,8 +57,8 @@ class Worker:
         it never holds up the event loop.
         """
         now = self._loop.time()
-        self._spent, self._at = max(0.0, self._spent - AT_ONCE_SHARE * (now - self._at)), now
-        if self._spent >= AT_ONCE:
+        self._spent, self._at = max(0.0, self._spent - LOOP_SHARE * (now - self._at)), now
+        if self._spent >= LOOP_BURST:
             return await self.far(function, *args)
         began = time.thread_time()
         try:
@@ -79,7 +79,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             calls = [self._calls.get()]
-            while len(calls) < _AT_ONCE:
+            while len(calls) < _TOGETHER:
                 try:
                     calls.append(self._calls.get_nowait())
                 except Empty:
