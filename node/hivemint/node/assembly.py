@@ -195,6 +195,8 @@ def _load_span(plan: Plan, tell: Progress) -> "Span":
         on_progress=lambda done, total: tell("load", done, total),
     )  # fmt: skip
     memory.trim()
+    if device.type == "cpu":
+        memory.use_huge_pages()
     return span
 
 
