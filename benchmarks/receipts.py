@@ -1,12 +1,14 @@
-"""What receipts cost: the same swarm with its metering and without it, ABBA in one run.
+"""What receipts cost: the same swarm with its metering and without it, alternated in one run.
 
     python benchmarks/receipts.py [--json FILE]
 
 Two swarms of two nodes stand beside each other, one as the product is, one whose processes run
 `without_receipts.py`: first without metering (`ratio_on_off`), then without any payment, so without journal and voucher
 book too. One client, then 16 sessions in 4 client processes; prompt 64, fp32, greedy, end token off.
-Two starts of the very same program differ by up to 5 % for as long as they run, which is more than what is measured
-here. So all nodes of both sides start anew for each pair, and a pair is on, off, off, on.
+Two starts of the very same program differ by some percent for as long as they run, by the memory that they happen to
+get; and who starts anew gets again what it has just given back. That is more than what is measured here. So a pair is
+two rounds: all processes of both sides end and start anew, in the first round those with receipts first, in the second
+those without, and run on, off, off, on (then off, on, on, off).
 Also CPU milliseconds a token of all processes (nodes and clients), and how many receipts one core can meter.
 """
 
@@ -16,7 +18,7 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,11 @@ from hivemint.contracts.signature import Signer
 from hivemint.contracts.signed import Domain
 from hivemint.node.metering import _hash, _measure
 from hivemint.swarm.messages import StepRequest
+from hivemint.swarm.rows import to_wire
 
 BARE = str(Path(__file__).with_name("without_receipts.py"))
-PROMPT, HIDDEN, WARM = 64, 576, 16
+PROMPT, HIDDEN, WARM, RUNS = 64, 576, 16, 4
+"""... tokens of a short answer, runs of each side in a pair."""
 LEVELS = ("metering", "payment")
 """What is off: the metering alone (the asked ratio), or journal and voucher book as well."""
 
@@ -47,8 +51,8 @@ def funded_swarm(sessions: int) -> Iterator[tuple[Any, list[Signer]]]:
         yield net, funded_wallets(net, sessions)
 
 
-def start_anew(net: Any, level: str | None) -> None:
-    """All nodes again, in new processes; with a `level`, without what it leaves out."""
+def start_nodes(net: Any, level: str | None) -> None:
+    """All nodes in new processes; with a `level`, without what it leaves out."""
     real: Callable[..., list[str]] = localnet.__dict__["hivemint"]
     if level is not None:
         localnet.__dict__["hivemint"] = lambda *words: [sys.executable, BARE, level, *words]
@@ -57,52 +61,59 @@ def start_anew(net: Any, level: str | None) -> None:
         await asyncio.gather(*(net.start_node(plan) for plan in net.plans))
 
     try:
-        for plan in net.plans:
-            net.child(plan.operator).stop()
         asyncio.run(start())
     finally:
         localnet.__dict__["hivemint"] = real
 
 
 class Side:
-    """One of the two swarms with its client processes."""
+    """One of the two swarms: its nodes and its client processes, which last from `start` to `stop`."""
 
-    def __init__(self, net: Any, level: str | None, clients: Crowd, new_tokens: int) -> None:
-        self._net, self._level, self._clients, self._new_tokens = net, level, clients, new_tokens
+    def __init__(self, net: Any, level: str | None, wallets: Sequence[Signer], processes: int) -> None:
+        self._net, self._level, self._wallets, self._processes = net, level, wallets, processes
+        self._open = contextlib.ExitStack()
+        self._clients = Crowd([], 0)
         self.cpu_ms: list[float] = []
+        self.speeds: list[float] = []
 
-    def start_anew(self) -> None:
-        """Nodes in new processes, and a short answer of each session, so that all are warm and connected."""
-        start_anew(self._net, self._level)
+    def start(self) -> None:
+        """Nodes and clients in new processes, and a short answer of each session, so that all are connected."""
+        start_nodes(self._net, self._level)
+        script = ["client_process.py"] if self._level is None else [BARE, self._level, "client_process"]
+        self._clients = self._open.enter_context(crowd(self._net, self._wallets, self._processes, script=script))
         self._clients.run(PROMPT, WARM)
 
-    def tokens_per_s(self) -> float:
+    def stop(self) -> None:
+        self._open.close()
+        for plan in self._net.plans:
+            self._net.child(plan.operator).stop()
+
+    def measure(self, new_tokens: int) -> None:
         before = nodes_cpu_s(self._net) + self._clients.cpu_s()
-        seconds = self._clients.run(PROMPT, self._new_tokens)
-        tokens = self._clients.sessions * self._new_tokens
+        seconds = self._clients.run(PROMPT, new_tokens)
+        tokens = self._clients.sessions * new_tokens
         self.cpu_ms.append((nodes_cpu_s(self._net) + self._clients.cpu_s() - before) / tokens * 1000)
-        return tokens / seconds
+        self.speeds.append(tokens / seconds)
 
 
 def compare(nets: tuple[Any, Any], level: str, wallets: Any, processes: int, pairs: int, tokens: int) -> dict[str, Any]:
     """With receipts against without, each swarm with the same number of wallets in so many client processes."""
-    with (
-        crowd(nets[0], wallets[0], processes) as with_receipts,
-        crowd(nets[1], wallets[1], processes, script=[BARE, level, "client_process"]) as without,
-    ):
-        tell = Console(stderr=True).print
-        on, off = Side(nets[0], None, with_receipts, tokens), Side(nets[1], level, without, tokens)
-        measured: list[tuple[float, float]] = []
-        for number in range(pairs):
-            on.start_anew()
-            off.start_anew()
-            first, second = (on, off) if number % 2 == 0 else (off, on)
-            speeds: dict[Side, list[float]] = {on: [], off: []}
+    tell = Console(stderr=True).print
+    on, off = (Side(net, its, who, processes) for net, its, who in zip(nets, (None, level), wallets, strict=True))
+    measured: list[tuple[float, float]] = []
+    for number in range(pairs):
+        for first, second in ((on, off), (off, on)):
+            for side in (on, off):
+                side.stop()
+            for side in (first, second):
+                side.start()
             for side in (first, second, second, first):
-                speeds[side].append(side.tokens_per_s())
-            pair = statistics.mean(speeds[on]), statistics.mean(speeds[off])
-            measured.append(pair)
-            tell(f"  pair {number + 1}/{pairs}: {pair[0]:.4g} on, {pair[1]:.4g} off, ratio {pair[0] / pair[1]:.3f}")
+                side.measure(tokens)
+        pair = statistics.mean(on.speeds[-RUNS:]), statistics.mean(off.speeds[-RUNS:])
+        measured.append(pair)
+        tell(f"  pair {number + 1}/{pairs}: {pair[0]:.4g} on, {pair[1]:.4g} off, ratio {pair[0] / pair[1]:.3f}")
+    for side in (on, off):
+        side.stop()
     return {
         "ratio_on_off": median_ratio(measured),
         "cpu_ms_per_token_on": statistics.median(on.cpu_ms),
@@ -116,12 +127,12 @@ def receipts_per_s(seconds: float = 2.0) -> float:
     node, client = Signer(secrets.token_bytes(32)), Signer(secrets.token_bytes(32))
     domain = Domain(31337, node.address)
     receipt = sign_receipt(domain, opening(node.address, client.address, SessionId(bytes(32))), node)
-    output, count, began = torch.randn(1, HIDDEN), 0, time.perf_counter()
+    output, count, began = to_wire(torch.randn(1, HIDDEN), "fp32"), 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         voucher = sign_voucher(domain, receipt, Credits(count), client).signed
         check_voucher(domain, voucher, receipt.digest, client.address)
         request = StepRequest(Step(receipt.receipt.step + 1), 0, count, 1, voucher)
-        measured = _measure(receipt.receipt.head, request, _hash(bytes(4 * HIDDEN), 4 * HIDDEN, b""), output, "fp32")
+        measured = _measure(receipt.receipt.head, request, _hash(bytes(4 * HIDDEN), 4 * HIDDEN, b""), output)
         expected = following(receipt.receipt, measured.leaf)
         receipt = check_receipt(domain, sign_receipt(domain, expected, node).signed, expected)
         count += 1

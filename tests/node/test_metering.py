@@ -47,14 +47,15 @@ async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], 
         rows, output = torch.randn(count, 8), torch.randn(count, 8)
         data = to_wire(rows, wire)
         hashed = await meter.hash_input(data, row_bytes(8, wire))
-        measured = await meter.measure(mine.head, ask(number, count), hashed, output, wire)
+        sent = await meter.encode(output, wire)
+        measured = await meter.measure(mine.head, ask(number, count), hashed, sent)
         receipt = await meter.sign(following(mine, measured.leaf))
         mine = receipt.receipt
         given_rows = row_hashes(data, row_bytes(8, wire))
         leaf = Leaf(theirs.head, Step(number), 0, 0, count, tensor_hash(given_rows), tensor_hash(measured.rows))
         theirs = following(theirs, leaf)
         assert check_receipt(DOMAIN, receipt.signed, theirs).receipt == mine
-        assert measured.data == to_wire(output, wire)
+        assert sent == to_wire(output, wire)
     assert mine.tokens == sum(counts)
     worker.stop()
 
@@ -63,21 +64,29 @@ async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_st
     worker = Worker("test")
     meter = ReceiptMeter(DOMAIN, NODE, worker)
     first = opening(NODE.address, CLIENT.address, SESSION)
-    measured = await meter.measure(first.head, ask(1, 2), tensor_hash(bytes(64)), torch.randn(2, 8), "fp32")
+    data = to_wire(torch.randn(2, 8), "fp32")
+    measured = await meter.measure(first.head, ask(1, 2), tensor_hash(bytes(64)), data)
     signed = (await meter.sign(following(first, measured.leaf))).signed
     good = Source(NODE.address, SESSION, Step(1))
-    await meter.check_hop(good, measured.leaf, signed)
+    given = tensor_hash(row_hashes(data, row_bytes(8, "fp32")))
+    await meter.check_hop(good, given, measured.leaf, signed)
     other = msgspec.structs.replace(measured.leaf, output_hash=tensor_hash(b"\x01" * 32))
     wrong = [
-        (Source(CLIENT.address, SESSION, Step(1)), measured.leaf, signed),
-        (Source(NODE.address, SessionId(b"\x22" * 32), Step(1)), measured.leaf, signed),
-        (Source(NODE.address, SESSION, Step(2)), measured.leaf, signed),
-        (good, other, signed),
-        (good, measured.leaf, SignedReceipt(signed.receipt, sign_receipt(DOMAIN, signed.receipt, CLIENT).signature)),
+        (Source(CLIENT.address, SESSION, Step(1)), given, measured.leaf, signed),
+        (Source(NODE.address, SessionId(b"\x22" * 32), Step(1)), given, measured.leaf, signed),
+        (Source(NODE.address, SESSION, Step(2)), given, measured.leaf, signed),
+        (good, other.output_hash, measured.leaf, signed),
+        (good, other.output_hash, other, signed),
+        (
+            good,
+            given,
+            measured.leaf,
+            SignedReceipt(signed.receipt, sign_receipt(DOMAIN, signed.receipt, CLIENT).signature),
+        ),
     ]
-    for source, leaf, receipt in wrong:
+    for source, hashed, leaf, receipt in wrong:
         with pytest.raises(ProofError):
-            await meter.check_hop(source, leaf, receipt)
+            await meter.check_hop(source, hashed, leaf, receipt)
     worker.stop()
 
 

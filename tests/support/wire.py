@@ -41,7 +41,7 @@ EVERY_TYPE: tuple[m.AnyMessage, ...] = (
     m.Routed(),
     m.StepRequest(Step(4), 0, 70, 1, VOUCHER, source=Step(4), push=True, rows="last"),
     m.StepReceipt(RECEIPT, b"\1" * 32 * 512, Credits(9), Credits(8)),
-    m.HopReceipt(RECEIPT),
+    m.HopReceipt(RECEIPT, LEAF),
     m.Cancel(Step(4)),
     m.Cancelled(Step(3), Credits(8)),
     m.Close(VOUCHER),
@@ -49,7 +49,7 @@ EVERY_TYPE: tuple[m.AnyMessage, ...] = (
     m.Refused(m.Code.BUSY, "no room", retry_after=1.5),
     m.Load(b"\x0c" * 70_000),
     m.Loaded(b"\x0d" * 32),
-    m.Tensor(m.TensorHead(Step(4), b"\6" * 32, LEAF), bytes(range(256)) * 9),
+    m.Tensor(m.TensorHead(Step(4), b"\6" * 32), bytes(range(256)) * 9),
     m.Tensor(m.TensorHead(Step(5)), b"\x0b" * 3_000_000),
 )
 

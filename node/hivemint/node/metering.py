@@ -42,9 +42,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A step's output in wire form, its row hashes (32 bytes each) and its leaf."""
+    """The row hashes of a step's output (32 bytes each) and its leaf."""
 
-    data: bytes
     rows: bytes
     leaf: Leaf
 
@@ -54,15 +53,15 @@ class Meter(Protocol):
 
     async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash: ...
 
-    async def measure(
-        self, previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str
-    ) -> Measured: ...
+    async def encode(self, output: torch.Tensor, wire: str) -> bytes: ...
+
+    async def measure(self, previous: Head, request: StepRequest, input_hash: TensorHash, data: bytes) -> Measured: ...
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt: ...
 
     async def check_voucher(self, voucher: SignedVoucher, receipt: Digest, key: Address) -> CheckedVoucher: ...
 
-    async def check_hop(self, source: Source, leaf: Leaf, signed: SignedReceipt) -> None: ...
+    async def check_hop(self, source: Source, given: TensorHash, leaf: Leaf, signed: SignedReceipt) -> None: ...
 
 
 class ReceiptMeter:
@@ -80,13 +79,17 @@ class ReceiptMeter:
             return _hash(data, row_bytes, more)
         return await self._worker.far(_hash, data, row_bytes, more)
 
-    async def measure(
-        self, previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str
-    ) -> Measured:
-        """The leaf that follows the head `previous` by a step with output `[count, hidden]`."""
+    async def encode(self, output: torch.Tensor, wire: str) -> bytes:
+        """A step's output `[count, hidden]` in wire form."""
         if output.nbytes <= _SMALL:
-            return _measure(previous, request, input_hash, output, wire)
-        return await self._worker.far(_measure, previous, request, input_hash, output, wire)
+            return to_wire(output, wire)
+        return await self._worker.far(to_wire, output, wire)
+
+    async def measure(self, previous: Head, request: StepRequest, input_hash: TensorHash, data: bytes) -> Measured:
+        """The leaf that follows the head `previous` by a step whose output is `data`, in wire form."""
+        if len(data) <= _SMALL:
+            return _measure(previous, request, input_hash, data)
+        return await self._worker.far(_measure, previous, request, input_hash, data)
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt:
         """In the event loop: a turn of the worker costs more, and no stranger decides how often a node signs."""
@@ -96,25 +99,29 @@ class ReceiptMeter:
         """Raises ProofError unless `key` signed it over `receipt`."""
         return await self._worker.do(check_voucher, self._domain, voucher, receipt, key)
 
-    async def check_hop(self, source: Source, leaf: Leaf, signed: SignedReceipt) -> None:
-        """The neighbour's receipt must end in `leaf` and be that of the operator, session and step that the client
-        named. Raises ProofError.
+    async def check_hop(self, source: Source, given: TensorHash, leaf: Leaf, signed: SignedReceipt) -> None:
+        """The neighbour's `leaf` must be of the tensor that it gave, and its receipt end in that leaf and be that of
+        the operator, session and step that the client named. Raises ProofError.
         """
-        await self._worker.do(_check_hop, self._domain, source, leaf, signed)
+        await self._worker.do(_check_hop, self._domain, source, given, leaf, signed)
 
 
 def _hash(data: bytes | memoryview, row_bytes: int, more: bytes) -> TensorHash:
     return tensor_hash(row_hashes(data, row_bytes) + more)
 
 
-def _measure(previous: Head, request: StepRequest, input_hash: TensorHash, output: torch.Tensor, wire: str) -> Measured:
-    data = to_wire(output, wire)
+def _measure(previous: Head, request: StepRequest, input_hash: TensorHash, data: bytes) -> Measured:
     rows = row_hashes(data, len(data) // request.count)
     leaf = Leaf(previous, request.step, request.kind, request.start, request.count, input_hash, tensor_hash(rows))
-    return Measured(data, rows, leaf)
+    return Measured(rows, leaf)
 
 
-def _check_hop(domain: Domain, source: Source, leaf: Leaf, signed: SignedReceipt) -> None:
+def _check_hop(domain: Domain, source: Source, given: TensorHash, leaf: Leaf, signed: SignedReceipt) -> None:
+    if leaf.output_hash != given:
+        raise ProofError(
+            "The neighbour's tensor and leaf disagree",
+            why=f"expected an output of hash {leaf.output_hash.hex()[:12]}, got {given.hex()[:12]}",
+        )
     if leaf.step != source.step:
         raise ProofError("A neighbour's leaf is of another step", why=f"expected {source.step}, got {leaf.step}")
     claimed = signed.receipt  # its client and its sum of tokens are the neighbour's affair

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from hivemint.contracts.errors import LinkClosed, SwarmError
 from hivemint.contracts.ids import PeerId, SessionId, Step
-from hivemint.contracts.receipt import SignedReceipt
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import AnyMessage, HopReceipt, Peer, Tensor
 
@@ -24,10 +23,10 @@ Dial = Callable[[PeerId, Sequence[str]], Awaitable[Link]]
 
 @dataclass(eq=False)
 class Arrival:
-    """A step's input on its way in: the tensor first, its maker's receipt by a later frame."""
+    """A step's input on its way in: the tensor first, its maker's word on it by a later frame."""
 
     tensor: asyncio.Future[Tensor]
-    receipt: asyncio.Future[SignedReceipt]
+    receipt: asyncio.Future[HopReceipt]
     wanted: bool = False
     at: float = field(default_factory=time.monotonic)
 
@@ -86,7 +85,7 @@ class Inbox:
         elif isinstance(message, Tensor) and not arrival.tensor.done():
             arrival.tensor.set_result(message)
         elif isinstance(message, HopReceipt) and not arrival.receipt.done():
-            arrival.receipt.set_result(message.receipt)
+            arrival.receipt.set_result(message)
 
     def _admit(self, source: SessionId, step: Step) -> Arrival | None:
         """Where a frame goes; None if too many wait for their requests."""

@@ -1,11 +1,10 @@
 """The life of each step of one session, from the accepted request to the receipt that leaves.
 
-    input    from the client, or pushed by the previous node and compared with its leaf
+    input    from the client, or pushed by the previous node
     compute  in a batch with others
-    confirm  the previous node's receipt, which followed its tensor
-    measure  rows hashed, leaf chained; from here on the step's number is used up
-    tensor   leaves for the next node and, if asked for, for the client
-    receipt  signed; leaves when the journal has the voucher that came with the request (P11)
+    confirm  meanwhile: the previous node's receipt, which followed its tensor and must be of it
+    tensor   leaves for the next node and, if asked for, for the client; the step's number is used up
+    receipt  rows hashed, leaf chained, signed; leaves when the journal has the voucher of the request (P11)
 
 A step that fails before it is measured costs nothing and takes the steps behind it along.
 """
@@ -19,7 +18,7 @@ import structlog
 import torch
 
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
-from hivemint.contracts.ids import BACKWARD, FORK, Address, SessionId, Step
+from hivemint.contracts.ids import BACKWARD, FORK, Address, SessionId, Step, TensorHash
 from hivemint.contracts.receipt import Countersigned, Leaf, following, fork
 from hivemint.ledger.entries import Entry
 from hivemint.ledger.journal import Journal
@@ -91,7 +90,6 @@ class _Pushed:
 
     arrival: Arrival
     source: Source
-    tensor: Tensor | None = None
 
 
 class Steps:
@@ -211,7 +209,7 @@ class Steps:
             self._seat.busy -= 1
 
     async def _input(self, step: TakenStep, pushed: _Pushed | None) -> bytes | memoryview:
-        """The rows in wire form, and for pushed ones the proof that they are what their leaf says."""
+        """The rows in wire form."""
         expected = step.request.count * self._width(step.request)
         waiting = self._inputs[step.number] if pushed is None else pushed.arrival.tensor
         if not waiting.done():  # a client's own comes with its request
@@ -228,16 +226,6 @@ class Steps:
             raise StepFailed(
                 Code.INPUT, "The input has the wrong size", f"expected {expected} bytes, got {len(tensor.data)}"
             )
-        if pushed is None:
-            return tensor.data
-        pushed.tensor, leaf = tensor, tensor.head.leaf
-        found = step.input_hash = await self._shop.meter.hash_input(tensor.data, self._row_bytes)
-        if leaf is None or leaf.step != pushed.source.step or leaf.output_hash != found:
-            raise StepFailed(
-                Code.INPUT, "The neighbour's tensor and leaf disagree",
-                f"expected an output of hash {leaf.output_hash.hex()[:12] if leaf else '-'} at step "
-                f"{pushed.source.step}, got {found.hex()[:12]}", "set aside both ends of that link",
-            )  # fmt: skip
         return tensor.data
 
     def _width(self, request: StepRequest) -> int:
@@ -268,20 +256,17 @@ class Steps:
 
     async def _beside(self, step: TakenStep, data: bytes | memoryview, pushed: _Pushed | None) -> None:
         """While the step is computed: what its leaf says of the input, and whether that is the neighbour's word."""
-        if step.input_hash is None or self.session.adapter:
-            width = self._width(step.request)
-            step.input_hash = await self._shop.meter.hash_input(data, width, self.session.adapter)
+        hash_input, width, adapter = self._shop.meter.hash_input, self._width(step.request), self.session.adapter
+        step.input_hash = await hash_input(data, width, adapter)
         if pushed is not None:
-            await self._confirm(pushed)
+            await self._confirm(pushed, await hash_input(data, width) if adapter else step.input_hash)
 
-    async def _confirm(self, pushed: _Pushed) -> None:
-        """The neighbour's receipt must fit its leaf, before anything of this step leaves."""
-        if pushed.tensor is None or pushed.tensor.head.leaf is None:
-            return
+    async def _confirm(self, pushed: _Pushed, given: TensorHash) -> None:
+        """The neighbour must have signed for the tensor that it gave, before anything of this step leaves."""
         try:
             async with asyncio.timeout(RECEIPT_LIMIT):
-                signed = await asyncio.shield(pushed.arrival.receipt)
-            await self._shop.meter.check_hop(pushed.source, pushed.tensor.head.leaf, signed)
+                word = await asyncio.shield(pushed.arrival.receipt)
+            await self._shop.meter.check_hop(pushed.source, given, word.leaf, word.receipt)
         except TimeoutError:
             raise StepFailed(
                 Code.MISSING, "The neighbour's receipt did not come", f"waited {RECEIPT_LIMIT} s"
@@ -290,7 +275,8 @@ class Steps:
             raise StepFailed(Code.INPUT, error.what, error.why, "set aside both ends of that link") from None
 
     async def _answer(self, step: TakenStep, output: torch.Tensor) -> None:
-        """The tensor leaves first; then the journal hears of the voucher, and only then the receipt leaves (P11).
+        """The tensor leaves first, as the next node need not wait for its proof; then the journal hears of the voucher,
+        and only then the receipt leaves (P11).
 
         Written before the compute, the entry would take the interpreter from the compute's dispatch (1 ms a token).
         """
@@ -298,29 +284,26 @@ class Steps:
         if step.input_hash is None:
             raise RuntimeError("a step was computed whose input nobody has hashed")
         session.seal(step)
-        previous = session.receipt.receipt
-        measured = await shop.meter.measure(previous.head, request, step.input_hash, output, self._wire)
-        head = TensorHead(step.number, session.session_id, measured.leaf)
-        onward: list[Tensor | HopReceipt] = [Tensor(head, measured.data)] if request.push else []
-        back: list[Tensor | StepReceipt] = []
-        if request.rows != "none":
-            data = measured.data if request.rows == "all" else memoryview(measured.data)[-self._row_bytes :]
-            step.tensor = Tensor(head, data)
-            back.append(step.tensor)
+        data = await shop.meter.encode(output, self._wire)
+        head = TensorHead(step.number, session.session_id)
         try:
-            await self._push(*onward)
-            if back:
-                await self._link.send(*back)
+            if request.push:
+                await self._push(Tensor(head, data))
+            if request.rows != "none":
+                step.tensor = Tensor(head, data if request.rows == "all" else memoryview(data)[-self._row_bytes :])
+                await self._link.send(step.tensor)
         finally:  # a client that hangs up now has paid for this step all the same
             stored = self._spawn(self.store(step.price, step.pair))
-        await asyncio.sleep(0)  # the journal's thread writes while the receipt is signed here
+        await asyncio.sleep(0)  # the journal's thread writes while the receipt is made here
+        previous = session.receipt.receipt
+        measured = await shop.meter.measure(previous.head, request, step.input_hash, data)
         receipt = await shop.meter.sign(following(previous, measured.leaf))
         await stored
         account = session.account
         answer = StepReceipt(receipt.signed, measured.rows, account.highest, account.owed)
         session.answer(step, receipt, answer)
         if request.push:
-            await self._push(HopReceipt(receipt.signed))
+            await self._push(HopReceipt(receipt.signed, measured.leaf))
             shop.stats.sent("next")
         await self._link.send(answer)
         if request.rows != "none":
@@ -369,11 +352,11 @@ class Steps:
         except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for all of its own
             raise StepFailed(Code.FAILED, "The device failed at this fork", str(error), "try another node") from None
 
-    async def _push(self, *messages: Tensor | HopReceipt) -> None:
+    async def _push(self, message: Tensor | HopReceipt) -> None:
         """A broken link to the next node is the client's to replace: it gets this node's receipt all the same."""
         try:
-            if self.next is not None and messages:
-                await self._shop.outlets.send(self.next, *messages)
+            if self.next is not None:
+                await self._shop.outlets.send(self.next, message)
         except SwarmError as error:
             log.info("the next node is gone", reason=str(error))
             self.next = None

@@ -208,10 +208,11 @@ class StepReceipt(Message, frozen=True):
 
 
 class HopReceipt(Message, frozen=True):
-    """The same receipt for the next node, after the tensor."""
+    """The same receipt for the next node, after the tensor, and the leaf that its head ends in."""
 
     NUMBER: ClassVar[int] = 10
     receipt: SignedReceipt
+    leaf: Leaf
 
 
 class Cancel(Message, frozen=True):
@@ -273,13 +274,12 @@ class Bye(Message, frozen=True):
 
 
 class TensorHead(Message, frozen=True):
-    """What stands before a tensor's rows. From a node: its session and the leaf. From a client: the step alone."""
+    """What stands before a tensor's rows: the step, and from a node its session. What the tensor is follows signed."""
 
     NUMBER: ClassVar[int] = 0
     LIMIT: ClassVar[int] = KIB
     step: StepNumber
     session: Bytes32 | None = None
-    leaf: Leaf | None = None
 
 
 class Load(Message, frozen=True):
