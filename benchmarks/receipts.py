@@ -8,7 +8,7 @@ book too. One client, then 16 sessions in 4 client processes; prompt 64, fp32, g
 Two starts of the very same program differ by some percent for as long as they run, by the memory that they happen to
 get; and who starts anew gets again what it has just given back. That is more than what is measured here. So a pair is
 two rounds: all processes of both sides end and start anew, in the first round those with receipts first, in the second
-those without, and run on, off, off, on (then off, on, on, off).
+those without, and run on, off, off, on (then off, on, on, off), twice where runs are short.
 Also CPU milliseconds a token of all processes (nodes and clients), and how many receipts one core can meter.
 """
 
@@ -38,8 +38,7 @@ from hivemint.swarm.messages import StepRequest
 from hivemint.swarm.rows import to_wire
 
 BARE = str(Path(__file__).with_name("without_receipts.py"))
-PROMPT, HIDDEN, WARM, RUNS = 64, 576, 16, 4
-"""... tokens of a short answer, runs of each side in a pair."""
+PROMPT, HIDDEN, WARM = 64, 576, 16
 LEVELS = ("metering", "payment")
 """What is off: the metering alone (the asked ratio), or journal and voucher book as well."""
 
@@ -96,8 +95,13 @@ class Side:
         self.speeds.append(tokens / seconds)
 
 
-def compare(nets: tuple[Any, Any], level: str, wallets: Any, processes: int, pairs: int, tokens: int) -> dict[str, Any]:
-    """With receipts against without, each swarm with the same number of wallets in so many client processes."""
+def compare(
+    nets: tuple[Any, Any], level: str, wallets: Any, processes: int, pairs: int, tokens: int, turns: int
+) -> dict[str, Any]:
+    """With receipts against without, each swarm with the same number of wallets in so many client processes.
+
+    `turns` of on, off, off, on in each round of a pair.
+    """
     tell = Console(stderr=True).print
     on, off = (Side(net, its, who, processes) for net, its, who in zip(nets, (None, level), wallets, strict=True))
     measured: list[tuple[float, float]] = []
@@ -107,9 +111,9 @@ def compare(nets: tuple[Any, Any], level: str, wallets: Any, processes: int, pai
                 side.stop()
             for side in (first, second):
                 side.start()
-            for side in (first, second, second, first):
+            for side in (first, second, second, first) * turns:
                 side.measure(tokens)
-        pair = statistics.mean(on.speeds[-RUNS:]), statistics.mean(off.speeds[-RUNS:])
+        pair = statistics.mean(on.speeds[-4 * turns :]), statistics.mean(off.speeds[-4 * turns :])
         measured.append(pair)
         tell(f"  pair {number + 1}/{pairs}: {pair[0]:.4g} on, {pair[1]:.4g} off, ratio {pair[0] / pair[1]:.3f}")
     for side in (on, off):
@@ -148,8 +152,8 @@ def main() -> None:
         for turn, level in enumerate(LEVELS):
             mine = [side[1][turn * each : (turn + 1) * each] for side in (on, off)]  # each level has its own wallets
             single, crowded = [its[:1] for its in mine], [its[1:] for its in mine]
-            one[level] = compare(nets, level, single, 1, 2 * args.pairs, args.new_tokens)
-            many[level] = compare(nets, level, crowded, args.processes, args.pairs, args.new_tokens)
+            one[level] = compare(nets, level, single, 1, args.pairs, args.new_tokens, turns=2)
+            many[level] = compare(nets, level, crowded, args.processes, args.pairs, args.new_tokens, turns=1)
     metering, payment = LEVELS
     figures = {
         "ratio_on_off": one[metering]["ratio_on_off"],
