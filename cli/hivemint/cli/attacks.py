@@ -65,7 +65,7 @@ class Attacker:
         await pipeline.close()
         session, payer = pipeline.sessions[0], swarm.payer
         total = Credits(payer.book.totals()[session.leg.operator][0])
-        return Countersigned(session.newest, sign_voucher(payer.domain, session.newest, total, payer.who.key))
+        return Countersigned(session.bindable, sign_voucher(payer.domain, session.bindable, total, payer.who.key))
 
     async def _forged_receipt(self, paid: Countersigned) -> Attack:
         """A million tokens more, signed by somebody who is not the node; Alice's voucher over it is real."""

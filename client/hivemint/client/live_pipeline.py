@@ -16,7 +16,7 @@ from hivemint.client.handshake import NodeGone, NodeLied
 from hivemint.client.pipeline import Rows
 from hivemint.client.purse import Purse
 from hivemint.client.route import Speeds
-from hivemint.client.session import NodeSession
+from hivemint.client.session import NodeSession, check_signatures
 from hivemint.client.settings import ClientSettings
 from hivemint.client.steps import Steps, StepState
 from hivemint.contracts.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
@@ -174,7 +174,11 @@ class LivePipeline:
     async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
         """One step: a request with its voucher to every hop, the tensor to the first."""
         step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
-        vouchers = await self._purse.take(step, count)
+        try:
+            vouchers = await self._purse.take(step, count)
+        except NodeLied as error:
+            self._fail(error)
+            raise
         state = self._steps.add(step, start, count, rows, to_wire(hidden, self._wire))
         self._last, self._position = step, start + count
         requests = [self._prepare(hop, state, voucher) for hop, voucher in enumerate(vouchers)]
@@ -314,6 +318,10 @@ class LivePipeline:
                     self._news.clear()
                     await self._news.wait()
         await self._purse.put_back()
+        try:
+            check_signatures([(session, session.proved) for session in self._sessions])
+        except NodeLied as error:
+            self._fail(error)
         await asyncio.gather(*(session.close() for session in self._sessions))
         for reader in self._readers:
             reader.cancel()

@@ -1,5 +1,7 @@
 """The vouchers of one pipeline's steps, one a hop: promised in one transaction, signed in a thread.
 
+The receipts that they bind have been derived by then; whether they carry their nodes' signatures is seen here.
+
 In decode they are drawn while the step before is on its way, so that the next token leaves at once. Such a voucher
 binds the newest receipt that was proved by then, one step older than the last, which `ahead` of 2 allows. It is sent
 only after that last step has been proved too; if the text ends first it is not sent at all, and the promise is taken
@@ -14,10 +16,10 @@ from dataclasses import dataclass
 
 from hivemint.client.handshake import Payer
 from hivemint.client.pipeline import SessionLimit
-from hivemint.client.session import NodeSession
+from hivemint.client.session import NodeSession, check_signatures
 from hivemint.contracts.errors import HivemintError
 from hivemint.contracts.ids import Credits, Step
-from hivemint.contracts.receipt import CheckedReceipt, SignedVoucher, sign_voucher
+from hivemint.contracts.receipt import SignedReceipt, SignedVoucher, sign_voucher
 from hivemint.ledger.vouchers import Promise
 
 
@@ -88,12 +90,17 @@ class Purse:
             self._take_back(drawing.result())
 
     def _draw(self, count: int, sessions: Sequence[NodeSession]) -> "asyncio.Future[_Drawn]":
-        return self._loop.run_in_executor(None, self._sign, count, [(one, one.proved) for one in sessions])
+        proved = [(one, one.proved) for one in self._sessions]
+        return self._loop.run_in_executor(None, self._sign, count, sessions, proved)
 
-    def _sign(self, count: int, hops: list[tuple[NodeSession, CheckedReceipt]]) -> _Drawn:
-        """In a thread: a transaction of the wallet's book, then the signatures."""
+    def _sign(
+        self, count: int, sessions: Sequence[NodeSession], proved: Sequence[tuple[NodeSession, SignedReceipt]]
+    ) -> _Drawn:
+        """In a thread: the nodes' signatures, a transaction of the wallet's book, then the wallet's signatures."""
         payer = self._payer
-        owing = [(one.leg.operator, Credits(count * one.price)) for one, _ in hops if one.price]
+        check_signatures(proved)
+        hops = [(one, one.bindable) for one in sessions]
+        owing = [(one.leg.operator, Credits(count * one.price)) for one in sessions if one.price]
         promises = payer.book.promise_all(owing)
         totals = iter(promises)
         vouchers = [

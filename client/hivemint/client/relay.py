@@ -13,7 +13,7 @@ import torch
 
 from hivemint.client.handshake import Greeting, NodeGone, Payer, blaming
 from hivemint.client.purse import Purse
-from hivemint.client.session import NodeSession
+from hivemint.client.session import NodeSession, check_signatures
 from hivemint.contracts.errors import HivemintError, ProofError, ProtocolError, SwarmError
 from hivemint.contracts.ids import BACKWARD, FORWARD, Step
 from hivemint.contracts.receipt import work
@@ -108,6 +108,7 @@ class Relay:
         except (ProofError, ProtocolError) as error:
             raise session.lied(error) from None
         session.prove(step)
+        check_signatures([(session, session.proved)])
         return output
 
 

@@ -1,12 +1,13 @@
 """One open session with one node: requests with vouchers, receipts that are checked.
 
 A node is trusted with nothing. A receipt counts only if this client derives the same one from what it sent and from
-the row hashes that came with it; a voucher binds the newest receipt whose
-whole step has passed, at every hop of the route.
+the row hashes that came with it; a voucher binds the newest receipt whose whole step has passed, at every hop of the
+route. Whose signature it carries is looked at last, before that voucher is signed: nothing else depends on it.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from hivemint.client.handshake import Greeting, NodeLied, NodeRefusal, Payer, SignedSession
 from hivemint.client.pipeline import SessionLimit
@@ -15,8 +16,10 @@ from hivemint.contracts.ids import FORK, FORWARD, Credits, Step
 from hivemint.contracts.receipt import (
     CheckedReceipt,
     Leaf,
+    SignedReceipt,
     SignedVoucher,
-    check_receipt,
+    check_signature,
+    compare,
     following,
     fork,
     sign_voucher,
@@ -49,17 +52,18 @@ class NodeSession:
     def __init__(self, greeting: Greeting, signed: SignedSession, payer: Payer, first: CheckedReceipt) -> None:
         self.leg, self.link, self.terms = greeting.leg, greeting.link, greeting.terms
         self.session, self.session_id = signed.session, signed.session_id
-        self.newest = first  # checked against this node's own words
-        self.proved = first  # and every other hop's of the same step: the newest that a voucher may bind
+        self.newest = first.signed  # derived from this node's own words
+        self.proved = first.signed  # and from every other hop's of the same step
+        self.bindable = first  # the newest of these that all hops of the route have really signed
         self.spent = 0
         self.pending: dict[Step, StepRequest] = {}
         self.adapter = b""  # the digest of the adapter that the node has loaded, behind the input rows of every step
         self.distrusted = False
-        self.parent: CheckedReceipt | None = None
+        self.parent: SignedReceipt | None = None
         self.closed = asyncio.Event()
         self._payer = payer
         self._sent: Voucher | None = None  # the newest voucher that has left
-        self._checked: dict[Step, CheckedReceipt] = {}
+        self._derived: dict[Step, SignedReceipt] = {}
 
     @property
     def price(self) -> int:
@@ -98,9 +102,9 @@ class NodeSession:
         self.pending[step] = request
         return request
 
-    def prepare_fork(self, step: Step, parent: CheckedReceipt, count: int) -> StepRequest:
+    def prepare_fork(self, step: Step, parent: SignedReceipt, count: int) -> StepRequest:
         """The first step, free: begin with the K/V of the session at this node whose newest receipt is `parent`."""
-        voucher = sign_voucher(self._payer.domain, self.proved, Credits(0), self._payer.who.key).signed
+        voucher = sign_voucher(self._payer.domain, self.bindable, Credits(0), self._payer.who.key).signed
         self.parent = parent
         self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.receipt.head)
         return request
@@ -117,7 +121,7 @@ class NodeSession:
             await self.link.send(request, Tensor(TensorHead(step=request.step), data))
 
     def take(self, message: StepReceipt, input_rows: bytes) -> bytes:
-        """Check the next receipt against what this client knows: the row hashes of the step's input.
+        """Compare the next receipt with what this client knows: the row hashes of the step's input.
 
         Gives those of its output. Raises ProofError.
         """
@@ -134,16 +138,25 @@ class NodeSession:
         else:
             hashes = tensor_hash(input_rows + self.adapter), tensor_hash(message.rows)
             leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
-        self.newest = check_receipt(self._payer.domain, message.receipt, following(previous, leaf))
-        self._checked[step] = self.newest
+        compare(message.receipt, following(previous, leaf))
+        self.newest = self._derived[step] = message.receipt
         del self.pending[step]
         if cost := self.cost(request):
             self._payer.book.delivered(self.leg.operator, cost)
         return message.rows
 
     def prove(self, step: Step) -> None:
-        """All hops' receipts of this step fit together: vouchers may bind it (promise P17)."""
-        self.proved = self._checked.pop(step)
+        """All hops' receipts of this step fit together: vouchers may bind it (P17), once signatures are checked too."""
+        self.proved = self._derived.pop(step)
+
+    def check(self, proved: SignedReceipt) -> CheckedReceipt:
+        """Whether this node has signed what was proved. Raises NodeLied."""
+        if self.bindable.receipt.step == proved.receipt.step:
+            return self.bindable
+        try:
+            return check_signature(self._payer.domain, proved)
+        except ProofError as error:
+            raise self.lied(error) from None
 
     def drop(self, step: Step) -> None:
         """The node will not do this step: nothing is owed for it, what was promised pays the next one."""
@@ -203,7 +216,17 @@ class NodeSession:
         await self.link.close("the session is over")
 
     def _last_voucher(self) -> SignedVoucher | None:
-        """Over the newest proved receipt, for the sum that has been sent already."""
-        if self._sent is None or self._sent.receipt == self.proved.digest:
+        """Over the newest bindable receipt, for the sum that has been sent already."""
+        if self._sent is None or self._sent.receipt == self.bindable.digest:
             return None
-        return sign_voucher(self._payer.domain, self.proved, self._sent.total, self._payer.who.key).signed
+        return sign_voucher(self._payer.domain, self.bindable, self._sent.total, self._payer.who.key).signed
+
+
+def check_signatures(proved: Sequence[tuple[NodeSession, SignedReceipt]]) -> None:
+    """Whether all nodes of a route have signed what was proved of one step: then vouchers may bind it, at every hop.
+
+    In whatever thread has time for it. Raises NodeLied, and then none is bound.
+    """
+    checked = [session.check(receipt) for session, receipt in proved]
+    for (session, _), receipt in zip(proved, checked, strict=True):
+        session.bindable = receipt

@@ -156,13 +156,23 @@ def sign_receipt(domain: Domain, receipt: Receipt, signer: Signer) -> CheckedRec
 
 def check_receipt(domain: Domain, signed: SignedReceipt, expected: Receipt) -> CheckedReceipt:
     """Compare with what this process derived itself, then with the operator's signature. Raises ProofError."""
+    compare(signed, expected)
+    return check_signature(domain, signed)
+
+
+def compare(signed: SignedReceipt, expected: Receipt) -> None:
+    """A receipt must be what this process derived itself. Says nothing of its signature. Raises ProofError."""
     if signed.receipt != expected:
         raise ProofError("A receipt is not the expected one", why=_difference(signed.receipt, expected))
-    digest = expected.digest(domain)
+
+
+def check_signature(domain: Domain, signed: SignedReceipt) -> CheckedReceipt:
+    """A receipt must carry the signature of the operator that it names. Raises ProofError."""
+    digest = signed.receipt.digest(domain)
     signer = recover(digest, signed.signature)
-    if signer != expected.node:
-        raise ProofError("A receipt is forged", why=f"expected the signature of {expected.node}, got {signer}")
-    return CheckedReceipt(expected, signed.signature, digest)
+    if signer != signed.receipt.node:
+        raise ProofError("A receipt is forged", why=f"expected the signature of {signed.receipt.node}, got {signer}")
+    return CheckedReceipt(signed.receipt, signed.signature, digest)
 
 
 def sign_voucher(domain: Domain, receipt: CheckedReceipt, total: Credits, signer: Signer) -> CheckedVoucher:
