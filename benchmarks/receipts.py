@@ -152,8 +152,9 @@ def main() -> None:
         for turn, level in enumerate(LEVELS):
             mine = [side[1][turn * each : (turn + 1) * each] for side in (on, off)]  # each level has its own wallets
             single, crowded = [its[:1] for its in mine], [its[1:] for its in mine]
-            one[level] = compare(nets, level, single, 1, args.pairs, args.new_tokens, turns=2)
-            many[level] = compare(nets, level, crowded, args.processes, args.pairs, args.new_tokens, turns=1)
+            pairs = args.pairs if level == LEVELS[0] else -(-args.pairs // 2)  # of what is not asked for, fewer
+            one[level] = compare(nets, level, single, 1, pairs, args.new_tokens, turns=2)
+            many[level] = compare(nets, level, crowded, args.processes, pairs, args.new_tokens, turns=1)
     metering, payment = LEVELS
     figures = {
         "ratio_on_off": one[metering]["ratio_on_off"],

@@ -97,6 +97,7 @@ async def test_decode_binds_the_step_before_and_prefill_no_older_than_ahead(worl
     await pipeline.forward(rows(64))
     prefill = len(world.nodes[0].sessions[0].bound)
     assert prefill > 4
+    world.nodes[1].delay = 0.1  # the next vouchers are drawn in the first quarter of it
     await decode(pipeline, 4)
     bound = world.nodes[0].sessions[0].bound
     assert any(step - receipt == 2 for step, receipt in bound[:prefill]), "two chunks were never in flight"

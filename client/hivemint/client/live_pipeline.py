@@ -8,6 +8,7 @@ prefill as many as all nodes of the route take.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -39,6 +40,8 @@ _LAST_WORDS = 2.5
 """Seconds that a closing pipeline waits for receipts that are still due."""
 _SECOND_HAND = 0.5
 """Seconds that a complaint about a neighbour waits for better news: the neighbour's own link may just have ended."""
+_DRAW_AFTER, _DRAW_WITHIN = 0.25, 0.05
+"""The part of the time from token to token after which the next vouchers are drawn, and seconds at most."""
 _ABOUT_A_NEIGHBOUR = (Code.MISSING, Code.INPUT)
 
 
@@ -59,6 +62,7 @@ class LivePipeline:
         self._wire = sessions[0].leg.wire
         self._position = 0
         self._last = Step(0)
+        self._sent = math.inf  # when the newest decode step left
         self._steps = Steps(sessions, hidden_size, self._wire, speeds)
         self._ahead = min(one.terms.ahead for one in sessions)
         self._max_rows = min(one.terms.max_rows for one in sessions)
@@ -185,7 +189,10 @@ class LivePipeline:
         for hop, request in enumerate(requests):
             await self._dispatch(hop, state, request)
         if count == 1:
-            self._purse.draw_ahead(self._position + 1)
+            now = self._loop.time()
+            wait = min(_DRAW_WITHIN, _DRAW_AFTER * max(0.0, now - self._sent))  # at once after the first
+            self._purse.draw_ahead(self._position + 1, wait)
+            self._sent = now
         return state.output
 
     def _prepare(self, hop: int, state: StepState, voucher: SignedVoucher) -> StepRequest:

@@ -7,6 +7,9 @@ binds the newest receipt that was proved by then, one step older than the last, 
 only after that last step has been proved too; if the text ends first it is not sent at all, and the promise is taken
 back. While other sequences of the same wallet are open nothing is drawn ahead: their totals would count a promise
 that may never be needed.
+
+They are drawn a little later than they could be: when a token has just left, those of other sessions are still being
+computed on this machine, and for these each core is needed; while the nodes compute there is time.
 """
 
 import asyncio
@@ -44,11 +47,11 @@ class Purse:
         self._ahead = min(one.terms.ahead for one in sessions)
         self._loop = asyncio.get_running_loop()
         self._next: asyncio.Future[_Drawn] | None = None
+        self._soon: asyncio.TimerHandle | None = None
 
     async def take(self, step: Step, count: int) -> list[SignedVoucher]:
         """One voucher a hop for `count` positions at `step`: those that were drawn ahead, if they fit."""
-        drawing, self._next = self._next, None
-        if drawing is not None:
+        if (drawing := self._drawing()) is not None:
             drawn = await self._waited(drawing)
             if drawn.count == count and drawn.bound >= step - self._ahead:
                 return drawn.vouchers
@@ -59,9 +62,21 @@ class Purse:
         """A new voucher for a step that the node refused because it knew of a higher debt."""
         return (await self._waited(self._draw(count, [self._sessions[hop]]))).vouchers[0]
 
-    def draw_ahead(self, end: int) -> None:
-        """Begin with the vouchers of a decode step at position `end - 1`, if the sessions admit one."""
-        if self._next is not None or self._ahead < 2 or not self._alone():
+    def draw_ahead(self, end: int, wait: float = 0.0) -> None:
+        """In `wait` seconds begin with the vouchers of a decode step at position `end - 1`, if the sessions admit one.
+
+        Not if they are taken or put back before.
+        """
+        if self._next is not None or self._soon is not None or self._ahead < 2:
+            return
+        if wait > 0:
+            self._soon = self._loop.call_later(wait, self._draw_next, end)
+        else:
+            self._draw_next(end)
+
+    def _draw_next(self, end: int) -> None:
+        self._soon = None
+        if not self._alone():
             return
         with suppress(SessionLimit):
             for session in self._sessions:
@@ -70,10 +85,16 @@ class Purse:
 
     async def put_back(self) -> None:
         """Take back what was drawn ahead and not taken."""
-        drawing, self._next = self._next, None
-        if drawing is not None:
+        if (drawing := self._drawing()) is not None:
             with suppress(HivemintError):  # what cannot be drawn cannot be owed; who takes the next ones is told
                 self._take_back(await self._waited(drawing))
+
+    def _drawing(self) -> "asyncio.Future[_Drawn] | None":
+        """What has been drawn ahead or is just being; afterwards nothing is, and nothing will be unasked."""
+        if self._soon is not None:
+            self._soon.cancel()
+        drawing, self._next, self._soon = self._next, None, None
+        return drawing
 
     def _take_back(self, drawn: _Drawn) -> None:
         self._payer.book.take_back(drawn.promises)
