@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, into benchmarks/results: about half an hour on two cores.
+"""Every benchmark, one after the other, into benchmarks/results: about an hour on two cores.
 
 python benchmarks/all.py [NAME ...]
 """

@@ -9,7 +9,9 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,6 +161,7 @@ def swarm(settings: Mapping[str, str] | None = None) -> Iterator[Any]:
     from hivemint.cli.localnet import Layout, LocalNet
     from hivemint.swarm import models
 
+    signal.signal(signal.SIGTERM, _terminated)  # else all that was started here would go on serving
     with tempfile.TemporaryDirectory(prefix="hivemint-bench-") as folder:
         net = LocalNet(Path(folder) / "net", models.pull())
         layout = Layout(ledger=False, settings=tuple((settings or {}).items()))
@@ -167,6 +170,10 @@ def swarm(settings: Mapping[str, str] | None = None) -> Iterator[Any]:
             yield net
         finally:
             net.down()
+
+
+def _terminated(*_: Any) -> None:
+    sys.exit("terminated")
 
 
 def plain_model() -> Any:

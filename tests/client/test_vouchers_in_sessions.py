@@ -41,6 +41,7 @@ class Vouchers(RuleBasedStateMachine):
         self.sessions = [self._session(bytes([number]) * 32) for number in range(3)]
         self.purses = [self.loop.run_until_complete(self._purse(session)) for session in self.sessions]
         self.drawn = [0, 0, 0]  # vouchers that wait for their step
+        self.awaited = [False, False, False]  # whether the time to draw some has not come
         self.steps = [0, 0, 0]
         self.waiting: list[tuple[int, Step, int, int]] = []  # session, step, cost, total: sent, not yet decided
         self.highest = self.owed = self.most_in_flight = self.done = 0
@@ -64,21 +65,26 @@ class Vouchers(RuleBasedStateMachine):
     def request(self, number: int, count: int) -> None:
         self.steps[number] += 1
         step = Step(self.steps[number])
-        self.drawn[number] = 0
+        self.drawn[number], self.awaited[number] = 0, False
         [voucher] = self.loop.run_until_complete(self.purses[number].take(step, count))
         request = self.sessions[number].prepare(step, 0, count, voucher, first=True, last=True, rows="none")
         self.waiting.append((number, step, count * PRICE, request.voucher.voucher.total))
         self._note()
 
-    @rule(number=st.integers(0, 2))
-    def draw_ahead(self, number: int) -> None:
-        """The vouchers of a decode step, before it is known whether there will be one."""
+    @rule(number=st.integers(0, 2), later=st.booleans())
+    def draw_ahead(self, number: int, later: bool) -> None:
+        """The vouchers of a decode step, before it is known whether there will be one; or a time to do so that never
+        comes.
+        """
 
         async def draw() -> None:
-            self.purses[number].draw_ahead(1)
+            self.purses[number].draw_ahead(1, 3600.0 if later else 0.0)
 
         self.loop.run_until_complete(draw())
-        self.drawn[number] = PRICE
+        if later and not self.drawn[number]:
+            self.awaited[number] = True
+        if not self.awaited[number]:
+            self.drawn[number] = PRICE
         # the thread's transaction is over when the next one can be made
         self.loop.run_until_complete(self.loop.run_in_executor(None, self.book.promise, NODE.address, Credits(0)))
         self._note()
@@ -86,7 +92,7 @@ class Vouchers(RuleBasedStateMachine):
     @rule(number=st.integers(0, 2))
     def put_back(self, number: int) -> None:
         self.loop.run_until_complete(self.purses[number].put_back())
-        self.drawn[number] = 0
+        self.drawn[number], self.awaited[number] = 0, False
 
     def _note(self) -> None:
         self.most_in_flight = max(self.most_in_flight, sum(cost for _, _, cost, _ in self.waiting) + sum(self.drawn))

@@ -46,7 +46,7 @@ async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], 
     for number, count in enumerate(counts, 1):
         rows, output = torch.randn(count, 8), torch.randn(count, 8)
         data = to_wire(rows, wire)
-        hashed = await meter.hash_input(data, row_bytes(8, wire))
+        hashed = tensor_hash(await meter.hash_rows(data, row_bytes(8, wire)))
         sent = await meter.encode(output, wire)
         measured = await meter.measure(mine.head, ask(number, count), hashed, sent)
         receipt = await meter.sign(following(mine, measured.leaf))

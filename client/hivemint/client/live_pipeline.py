@@ -1,14 +1,13 @@
 """The pipeline over real sessions: one per hop, in step with each other, receipts checked beside the next token.
 
 For each step every hop gets its own request; the tensor goes to the first hop, its output from
-node to node, and the last hidden state comes back. It may be used at once: the receipts of a step are checked while
-the caller samples, and before any voucher is signed that binds that step. In decode one step is in flight, in
-prefill as many as all nodes of the route take.
+node to node, and the last hidden state comes back. It may be used at once: the receipts of a step are compared while
+the caller samples, and their signatures checked before any voucher is signed that binds that step. In decode one step
+is in flight, in prefill as many as all nodes of the route take.
 """
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -40,8 +39,8 @@ _LAST_WORDS = 2.5
 """Seconds that a closing pipeline waits for receipts that are still due."""
 _SECOND_HAND = 0.5
 """Seconds that a complaint about a neighbour waits for better news: the neighbour's own link may just have ended."""
-_DRAW_AFTER, _DRAW_WITHIN = 0.25, 0.05
-"""The part of the time from token to token after which the next vouchers are drawn, and seconds at most."""
+_DRAW_AFTER, _DRAW_WITHIN = 1 / 3, 0.05
+"""The part of the nodes' time for a step after which the next vouchers are drawn, and seconds at most."""
 _ABOUT_A_NEIGHBOUR = (Code.MISSING, Code.INPUT)
 
 
@@ -62,7 +61,6 @@ class LivePipeline:
         self._wire = sessions[0].leg.wire
         self._position = 0
         self._last = Step(0)
-        self._sent = math.inf  # when the newest decode step left
         self._steps = Steps(sessions, hidden_size, self._wire, speeds)
         self._ahead = min(one.terms.ahead for one in sessions)
         self._max_rows = min(one.terms.max_rows for one in sessions)
@@ -189,11 +187,13 @@ class LivePipeline:
         for hop, request in enumerate(requests):
             await self._dispatch(hop, state, request)
         if count == 1:
-            now = self._loop.time()
-            wait = min(_DRAW_WITHIN, _DRAW_AFTER * max(0.0, now - self._sent))  # at once after the first
-            self._purse.draw_ahead(self._position + 1, wait)
-            self._sent = now
+            self._purse.draw_ahead(self._position + 1, min(_DRAW_WITHIN, _DRAW_AFTER * self._nodes_time()))
         return state.output
+
+    def _nodes_time(self) -> float:
+        """Seconds that a step of decode takes at all nodes together, as measured here; 0 where nothing is known."""
+        known = ((self._speeds.of(one.leg.peer).step or 0.0, one.session.blocks) for one in self._sessions)
+        return sum(step * blocks for step, blocks in known)
 
     def _prepare(self, hop: int, state: StepState, voucher: SignedVoucher) -> StepRequest:
         first, last = hop == 0, hop == len(self._sessions) - 1

@@ -80,16 +80,16 @@ def use_huge_pages() -> None:
 
 def _resident() -> list[tuple[int, int]]:
     """Start and end of each anonymous mapping that is written to and nearly whole in memory."""
-    found, mapping = [], (0, 0)
+    found, start, end, anonymous = [], 0, 0, False
     with suppress(OSError), Path("/proc/self/smaps").open() as lines:
         for line in lines:
             words = line.split()
             if not words[0].endswith(":"):  # address, rights, offset, device, inode, and the name of what has one
                 start, end = (int(number, 16) for number in words[0].split("-"))
-                mapping = (start, end) if words[1] == "rw-p" and len(words) == 5 else (0, 0)
-            elif words[0] == "Rss:" and int(words[1]) << 10 > _RESIDENT * max(_HUGE_PAGE, mapping[1] - mapping[0]):
-                found.append(mapping)
-    return [one for one in found if one[1] > one[0]]
+                anonymous = words[1] == "rw-p" and len(words) == 5
+            elif words[0] == "Rss:" and anonymous and int(words[1]) << 10 > _RESIDENT * (end - start):
+                found.append((start, end))
+    return found
 
 
 def _absent() -> bool:

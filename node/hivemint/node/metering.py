@@ -51,7 +51,7 @@ class Measured:
 class Meter(Protocol):
     """What the node asks of its metering. `ReceiptMeter` is the real one."""
 
-    async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash: ...
+    async def hash_rows(self, data: bytes | memoryview, row_bytes: int) -> bytes: ...
 
     async def encode(self, output: torch.Tensor, wire: str) -> bytes: ...
 
@@ -70,14 +70,11 @@ class ReceiptMeter:
     def __init__(self, domain: Domain, signer: Signer, worker: Worker) -> None:
         self._domain, self._signer, self._worker = domain, signer, worker
 
-    async def hash_input(self, data: bytes | memoryview, row_bytes: int, more: bytes = b"") -> TensorHash:
-        """BLAKE2b-256 over the row hashes of a tensor in wire form, and those of `more` behind them.
-
-        `more` is what stands behind a session's rows: the digest of its adapter.
-        """
+    async def hash_rows(self, data: bytes | memoryview, row_bytes: int) -> bytes:
+        """`rows.row_hashes` of a step's input."""
         if len(data) <= _SMALL:
-            return _hash(data, row_bytes, more)
-        return await self._worker.far(_hash, data, row_bytes, more)
+            return row_hashes(data, row_bytes)
+        return await self._worker.far(row_hashes, data, row_bytes)
 
     async def encode(self, output: torch.Tensor, wire: str) -> bytes:
         """A step's output `[count, hidden]` in wire form."""
@@ -104,10 +101,6 @@ class ReceiptMeter:
         the operator, session and step that the client named. Raises ProofError.
         """
         await self._worker.do(_check_hop, self._domain, source, given, leaf, signed)
-
-
-def _hash(data: bytes | memoryview, row_bytes: int, more: bytes) -> TensorHash:
-    return tensor_hash(row_hashes(data, row_bytes) + more)
 
 
 def _measure(previous: Head, request: StepRequest, input_hash: TensorHash, data: bytes) -> Measured:

@@ -6,7 +6,7 @@
     tensor   leaves for the next node and, if asked for, for the client; the step's number is used up
     receipt  rows hashed, leaf chained, signed; leaves when the journal has the voucher of the request (P11)
 
-A step that fails before it is measured costs nothing and takes the steps behind it along.
+A step that fails before its tensor leaves costs nothing and takes the steps behind it along.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from hivemint.swarm.messages import (
     Tensor,
     TensorHead,
 )
-from hivemint.swarm.rows import from_wire, row_bytes
+from hivemint.swarm.rows import from_wire, row_bytes, tensor_hash
 
 log = structlog.get_logger(__name__)
 INPUT_LIMIT = 30.0
@@ -256,10 +256,10 @@ class Steps:
 
     async def _beside(self, step: TakenStep, data: bytes | memoryview, pushed: _Pushed | None) -> None:
         """While the step is computed: what its leaf says of the input, and whether that is the neighbour's word."""
-        hash_input, width, adapter = self._shop.meter.hash_input, self._width(step.request), self.session.adapter
-        step.input_hash = await hash_input(data, width, adapter)
+        rows = await self._shop.meter.hash_rows(data, self._width(step.request))
+        step.input_hash = tensor_hash(rows + self.session.adapter)
         if pushed is not None:
-            await self._confirm(pushed, await hash_input(data, width) if adapter else step.input_hash)
+            await self._confirm(pushed, tensor_hash(rows))
 
     async def _confirm(self, pushed: _Pushed, given: TensorHash) -> None:
         """The neighbour must have signed for the tensor that it gave, before anything of this step leaves."""
@@ -374,8 +374,8 @@ class Steps:
     async def _repeat(self, step: TakenStep, request: StepRequest, waiting: "asyncio.Future[Tensor] | None") -> None:
         if waiting is not None:
             data = (await asyncio.shield(waiting)).data
-            again = await self._shop.meter.hash_input(data, self._width(request), self.session.adapter)
-            if step.answer is not None and step.input_hash != again:
+            rows = await self._shop.meter.hash_rows(data, self._width(request))
+            if step.answer is not None and step.input_hash != tensor_hash(rows + self.session.adapter):
                 self._inputs.pop(step.number, None)
                 return await self.refuse(self.session.refused(request, Code.CONFLICT, "The step had another input"))
         if step.answer is not None:  # else it is under way and answers by itself
