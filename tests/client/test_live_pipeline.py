@@ -461,9 +461,18 @@ async def test_cancel_drops_what_has_not_begun(world: World) -> None:
 
 
 async def test_close_twice_and_after_an_error(world: World) -> None:
+    """Each time it ends, the node that still lives is signed off, and nothing is sent any more."""
+    world.nodes[1].faults["die"] = 2
     pipeline = await world.client.open(60)
+    await decode(pipeline, 1)
+    with pytest.raises(NodeGone):
+        await decode(pipeline, 3)
     await pipeline.close()
     await pipeline.close()
+    assert not pipeline.open
+    assert world.nodes[0].sessions[0].signed_off
+    with pytest.raises(SwarmError):
+        await decode(pipeline, 1)
 
 
 async def test_expiry_follows_the_chain_where_it_is_ahead(world: World) -> None:
