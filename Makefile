@@ -6,11 +6,11 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-SOURCES := contracts/hivemint swarm/hivemint ledger/hivemint node/hivemint client/hivemint cli/hivemint
+SOURCES := protocol/hivemint contracts/hivemint model/hivemint swarm/hivemint ledger/hivemint node/hivemint client/hivemint testnet/hivemint cli/hivemint
 PYTHON_CODE := $(SOURCES) tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all mutants coverage lint fmt bench contracts clean
+.PHONY: help setup demo test test-all fuzz mutants coverage lint fmt bench contracts help-page clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ setup: .venv/.ready hardhat/node_modules/.ready .venv/.model ## environment, npm
 demo: setup ## the whole life of a token on a local testnet, with real numbers
 	$(BIN)/hivemint testnet demo
 
-test: setup ## unit and integration tests, quick Solidity suite (under 15 minutes on 2 cores)
+test: setup ## unit and integration tests, quick Solidity suite (about 20 minutes on 2 cores)
 	cd hardhat && node scripts/check.mjs
 	$(BIN)/pytest -m "not slow"
 
@@ -28,8 +28,12 @@ test-all: setup ## everything: deep Solidity fuzz and invariants, slow tests
 	cd hardhat && HIVEMINT_PROFILE=deep node scripts/check.mjs
 	$(BIN)/pytest
 
-mutants: hardhat/node_modules/.ready ## seed faults into the contracts, one at a time: the Solidity suite must catch each
+fuzz: setup ## every decoder against damaged bytes for an hour; what broke one is kept in tests/hostile/corpus
+	HIVEMINT_FUZZ_SECONDS=360 $(BIN)/pytest -q tests/hostile/test_decoders.py
+
+mutants: setup ## seed faults into contracts and Python, one at a time: the tests must catch each
 	cd hardhat && node mutants/run.mjs
+	cd tests && ../$(BIN)/python -m mutants.run
 
 coverage: hardhat/node_modules/.ready ## which lines and branches of the contracts the Solidity tests run; fails below 95 %
 	cd hardhat && npm run --silent coverage && bash scripts/branches.sh
@@ -49,6 +53,10 @@ bench: setup ## every benchmark, one after the other, into benchmarks/results
 
 contracts: hardhat/node_modules/.ready ## compile the contracts and rewrite the committed artifacts
 	cd hardhat && node scripts/artifacts.mjs
+
+help-page: .venv/.ready ## docs/command-line.md from the command line's own help
+	$(BIN)/python tests/house/command_line.py > docs/.command-line.new
+	mv docs/.command-line.new docs/command-line.md
 
 clean: ## forget the environment, npm packages and caches (the model stays)
 	rm -rf .venv hardhat/node_modules hardhat/artifacts hardhat/cache

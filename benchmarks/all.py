@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, into benchmarks/results: about an hour on two cores.
+"""Every benchmark, one after the other, into benchmarks/results: about an hour and a half on two cores.
 
 python benchmarks/all.py [NAME ...]
 """
@@ -8,9 +8,21 @@ import sys
 from pathlib import Path
 
 NAMES = (
-    "span", "int8", "stream", "prefill", "concurrency", "load", "tuning", "receipts", "footprint", "gas",
-    "selfdealing", "gpu_span",
-)  # fmt: skip
+    "span",
+    "int8",
+    "stream",
+    "prefill",
+    "concurrency",
+    "load",
+    "tuning",
+    "receipts",
+    "footprint",
+    "gas",
+    "selfdealing",
+    "hostile",
+    "soak",
+    "gpu_span",
+)
 HERE = Path(__file__).parent
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from harness import generate, prompt
 
 from hivemint.client import SwarmModelForCausalLM
-from hivemint.contracts.signature import Signer
-from hivemint.swarm import models
+from hivemint.model import local_models
+from hivemint.protocol.signing import Signer
 
 
 def say(document: Any) -> None:
@@ -34,10 +34,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     job = json.loads(sys.stdin.readline())
-    home = models.pull().home
+    home = local_models.pull().home
     clients = [
         SwarmModelForCausalLM.from_pretrained(
-            models.DEMO, network=Path(job["network"]), wallet=Signer(bytes.fromhex(key)), home=home, bid="ask"
+            local_models.DEMO, network=Path(job["network"]), wallet=Signer(bytes.fromhex(key)), home=home, bid="ask"
         )
         for key in job["keys"]
     ]

@@ -19,7 +19,7 @@ from crowd import crowd, nodes_cpu_s
 from harness import Bound, alternate, bars, finish, generate, median_ratio, options, plain_model, prompt, swarm
 from paying import CHEAP, funded_wallets, open_client
 
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.signing import Signer
 
 SESSIONS, PROCESSES = 16, 4
 

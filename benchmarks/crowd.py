@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 import psutil
 
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.signing import Signer
 
 
 @dataclass
@@ -33,10 +33,10 @@ class Crowd:
 
     def tell(self, tasks: Sequence[Any]) -> None:
         for process, task in zip(self.processes, tasks, strict=True):
-            _write(process, task)
+            write_line(process, task)
 
     def hear(self) -> list[Any]:
-        return [_read(process) for process in self.processes]
+        return [read_line(process) for process in self.processes]
 
     def cpu_s(self) -> float:
         return sum(tree_cpu_s(process.pid) for process in self.processes)
@@ -53,13 +53,15 @@ def crowd(
         for index in range(processes):
             process = subprocess.Popen(
                 [sys.executable, str(path), *script[1:]],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             started.append(process)
             keys = [wallet.secret().hex() for wallet in wallets[index::processes]]
-            _write(process, {"network": str(net.network_file), "keys": keys, "seed": 100 * index})
+            write_line(process, {"network": str(net.network_file), "keys": keys, "seed": 100 * index})
         for process in started:
-            _read(process)
+            read_line(process)
         yield Crowd(started, len(wallets))
     finally:
         for process in started:
@@ -82,13 +84,13 @@ def nodes_cpu_s(net: Any) -> float:
     return sum(tree_cpu_s(net.child(plan.operator).pid) for plan in net.plans)
 
 
-def _write(process: "subprocess.Popen[str]", document: Any) -> None:
+def write_line(process: "subprocess.Popen[str]", document: Any) -> None:
     pipe = cast(IO[str], process.stdin)
     pipe.write(json.dumps(document) + "\n")
     pipe.flush()
 
 
-def _read(process: "subprocess.Popen[str]") -> Any:
+def read_line(process: "subprocess.Popen[str]") -> Any:
     line = cast(IO[str], process.stdout).readline()
     if not line:
         raise RuntimeError("a client process ended; its error stands above")

@@ -19,10 +19,10 @@ import torch
 from harness import Bound, bars, finish, generate, options, prompt, swarm
 from paying import CHEAP, open_client
 
-from hivemint.client.route import Leg, Route
-from hivemint.client.swarm_client import connect
-from hivemint.contracts.ids import Address, BlockIndex, Credits
-from hivemint.contracts.signature import Signer
+from hivemint.client.sessions.route import Leg, Route
+from hivemint.client.sessions.swarm_client import connect
+from hivemint.protocol.ids import Address, BlockIndex, Credits
+from hivemint.protocol.signing import Signer
 
 TOKENS = 200
 

@@ -20,15 +20,15 @@ from harness import Bound, finish, options
 from rich.console import Console
 from rich.table import Table
 
-from hivemint.cli.devchain import CHAIN_ID, DevChain, dev_signers
 from hivemint.contracts.bindings import Bindings, Donation
 from hivemint.contracts.bindings.base import halves
 from hivemint.contracts.chain import Mined
 from hivemint.contracts.deploy import deploy, load_numbers
-from hivemint.contracts.ids import ONE_CREDIT, Address, BlockIndex, Credits, Head, ModelId, PeerId, Step, Tokens
-from hivemint.contracts.receipt import Countersigned, sign_receipt, sign_voucher
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain, Receipt, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.eip712 import Delegation, Domain, Receipt, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.ids import ONE_CREDIT, Address, BlockIndex, Credits, Head, ModelId, PeerId, Step, Tokens
+from hivemint.protocol.receipt import Countersigned, sign_receipt, sign_voucher
+from hivemint.protocol.signing import Signer
+from hivemint.testnet.devchain import CHAIN_ID, DevChain, dev_signers
 
 BATCH = 50
 SIZES = (100, 1_000, 10_000, 1_000_000)
@@ -86,11 +86,9 @@ class Stage:
         until = self.chain.time() + 60 * 86_400
         for wallet in wallets:
             key = Signer(secrets.token_bytes(32))
-            digest = await self.contracts.settlement.read("delegationDigest", wallet.address, key.address, until)
-            call = self.contracts.settlement.function(
-                "authorizeBySig", wallet.address, key.address, until, wallet.sign(digest)
-            )
-            await self.contracts.chain.send(self.anyone, call, doing="Authorizing")
+            delegation = Delegation(wallet.address, key.address, until, paid=True)
+            signature = delegation.sign(self.domain, wallet)
+            await self.contracts.settlement.authorize_by_sig(self.anyone, delegation, signature)
             await self.contracts.settlement.fund(self.owner, {self.node.address: 4 * ONE_CREDIT}, client=wallet.address)
             self.keys[wallet.address], self.totals[wallet.address] = key, 0
         return [wallet.address for wallet in wallets]

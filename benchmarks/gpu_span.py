@@ -24,16 +24,23 @@ import torch
 from safetensors.torch import save_file
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.precision import QUANTISED, Precision
-from hivemint.node.span import Span, Work
+from hivemint.node.span.precision import QUANTISED, Precision
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.ids import BlockIndex
 
 GPU = "cuda"
 LONGEST = 1024
 SHAPE: dict[str, Any] = {
-    "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
-    "head_dim": 128, "vocab_size": 32, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
-}  # fmt: skip
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 32,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+}
 BYTES = {"bf16": 2.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Bytes a weight; nf4 has a scale of 4 bytes for each 64."""
 BOUNDS = {1: 1.10, 16: 1.10, 64: 1.15}
@@ -119,9 +126,12 @@ class Plain:
         library: Any = LlamaModel
         quantised = weights in QUANTISED
         self.model = library.from_pretrained(
-            folder, dtype=torch.float32 if weights == "fp32" else torch.bfloat16, attn_implementation="sdpa",
-            device_map={"": GPU}, quantization_config=Precision(weights, "bf16").bitsandbytes() if quantised else None,
-        )  # fmt: skip
+            folder,
+            dtype=torch.float32 if weights == "fp32" else torch.bfloat16,
+            attn_implementation="sdpa",
+            device_map={"": GPU},
+            quantization_config=Precision(weights, "bf16").bitsandbytes() if quantised else None,
+        )
         self.model.norm = torch.nn.Identity()
 
     @torch.inference_mode()

@@ -24,11 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
-from hivemint.cli.race import Watch
+from hivemint.testnet.demo.race import Watch
 
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers and figures
 RESULTS = Path(__file__).parent / "results"
 PAIRS = 5
 
@@ -158,12 +160,12 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, unit: str) 
 @contextmanager
 def swarm(settings: Mapping[str, str] | None = None) -> Iterator[Any]:
     """A `LocalNet` on loopback with the demo model: real chain, real nodes, started here and ended here."""
-    from hivemint.cli.localnet import Layout, LocalNet
-    from hivemint.swarm import models
+    from hivemint.model import local_models
+    from hivemint.testnet.localnet import Layout, LocalNet
 
     signal.signal(signal.SIGTERM, _terminated)  # else all that was started here would go on serving
     with tempfile.TemporaryDirectory(prefix="hivemint-bench-") as folder:
-        net = LocalNet(Path(folder) / "net", models.pull())
+        net = LocalNet(Path(folder) / "net", local_models.pull())
         layout = Layout(ledger=False, settings=tuple((settings or {}).items()))
         try:
             asyncio.run(net.up(layout, lambda what: Console(stderr=True).print(f"[dim]{what} ...[/]")))
@@ -181,10 +183,10 @@ def plain_model() -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hivemint.swarm import models
+    from hivemint.model import local_models
 
     torch.set_num_threads(1)
-    folder = models.pull().folder
+    folder = local_models.pull().folder
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
 
 

@@ -15,9 +15,9 @@ import harness
 import torch
 from transformers import AutoTokenizer
 
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.span import Span, Work
-from hivemint.swarm import models
+from hivemint.model import local_models
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.ids import BlockIndex
 
 CONTEXT, SESSIONS, TOKENS = 128, 16, 1024
 
@@ -54,7 +54,7 @@ class Side:
 @torch.inference_mode()
 def main() -> None:
     options = harness.options(__doc__ or "")
-    folder = models.pull().folder
+    folder = local_models.pull().folder
     plain: Any = harness.plain_model()
     text = (Path(__file__).parent.parent / "README.md").read_text()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)

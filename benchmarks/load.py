@@ -25,7 +25,7 @@ from harness import Bound, finish, options, swarm
 from paying import CHEAP, funded_wallets
 from rich.console import Console
 
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.signing import Signer
 
 LOADS = (0.5, 0.8, 1.1)
 PAID_SHARE = 0.7
@@ -34,7 +34,13 @@ ANSWERS = {8: 0.4, 16: 0.4, 32: 0.2}
 PROCESSES, CLIENTS = 2, 4
 """Of each lane: client processes, and wallets in all."""
 WORKERS = 16
-ROOM = {"HIVEMINT_MAX_SESSIONS": "512", "HIVEMINT_MAX_FREE_SESSIONS": "256", "HIVEMINT_MAX_FREE_A_PEER": "256"}
+ROOM = {
+    "HIVEMINT_MAX_SESSIONS": "512",
+    "HIVEMINT_MAX_SESSIONS_A_CLIENT": "512",
+    "HIVEMINT_MAX_SESSIONS_A_PREFIX": "512",
+    "HIVEMINT_MAX_FREE_SESSIONS": "256",
+    "HIVEMINT_MAX_FREE_A_PREFIX": "256",
+}
 """What is measured is the queue, not the limits on strangers."""
 QUICK = 0.05
 """Seconds within which a control call should be answered."""
@@ -106,7 +112,7 @@ def loaded(net: Any, crowds: Mapping[str, Crowd], rate: float, seconds: float, s
         "busiest_client_cores": max(answer["cpu_s"] for answer in everyone) / took,
         "client_lag_ms": quantiles([1000 * late for answer in everyone for late in answer["lag"]]),
         "late_ms": quantiles([1000 * one["late"] for answer in everyone for one in answer["requests"]]),
-    }  # fmt: skip
+    }
 
 
 def figures_of(requests: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,11 +20,11 @@ import torch
 from harness import prompt
 
 from hivemint.cli.console import run_async
-from hivemint.client.ends import Ends
-from hivemint.client.swarm_client import SwarmClient, connect
-from hivemint.contracts.errors import HivemintError, Refusal
-from hivemint.contracts.signature import Signer
-from hivemint.swarm import models
+from hivemint.client.generation.ends import Ends
+from hivemint.client.sessions.swarm_client import SwarmClient, connect
+from hivemint.model import local_models
+from hivemint.protocol.errors import HivemintError, Refusal
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import CONTROL
 
 SETTINGS: dict[str, Any] = {"patience": 20.0, "open_timeout": 20.0}
@@ -107,13 +107,13 @@ async def lag(seen: list[float]) -> None:
 
 async def main(bid: str) -> None:
     job = json.loads(await asyncio.to_thread(sys.stdin.readline))
-    local = models.pull()
+    local = local_models.pull()
     clients = [
         await connect(
             local, network=Path(job["network"]), wallet=Signer(bytes.fromhex(key)), home=local.home, bid=bid, **SETTINGS
         )
         for key in job["keys"]
-    ]  # fmt: skip
+    ]
     caller = Caller(clients, Ends.load(local))
     say({"ready": len(clients)})
     while line := await asyncio.to_thread(sys.stdin.readline):

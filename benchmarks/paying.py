@@ -14,8 +14,8 @@ from harness import prompt
 
 from hivemint.client import SwarmModelForCausalLM
 from hivemint.contracts.bindings import Bindings
-from hivemint.contracts.ids import Credits
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.ids import Credits
+from hivemint.protocol.signing import Signer
 
 CHEAP = {"HIVEMINT_ASK": "1 wei", "HIVEMINT_SETTLE_MIN": "1000", "HIVEMINT_SETTLE_EVERY": "3600"}
 PATIENCE = 60.0

@@ -28,14 +28,14 @@ from harness import Bound, bars, finish, median_ratio, options, swarm
 from paying import CHEAP, funded_wallets
 from rich.console import Console
 
-from hivemint.cli import localnet
-from hivemint.contracts.ids import Credits, SessionId, Step
-from hivemint.contracts.receipt import check_receipt, check_voucher, following, opening, sign_receipt, sign_voucher
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain
-from hivemint.node.metering import _measure
+from hivemint.node.sessions.metering import _measure
+from hivemint.protocol.eip712 import Domain
+from hivemint.protocol.ids import Credits, SessionId, Step
+from hivemint.protocol.receipt import check_receipt, check_voucher, following, opening, sign_receipt, sign_voucher
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.messages import StepRequest
 from hivemint.swarm.rows import row_hashes, tensor_hash, to_wire
+from hivemint.testnet import localnet
 
 BARE = str(Path(__file__).with_name("without_receipts.py"))
 PROMPT, HIDDEN, WARM = 64, 576, 16
@@ -176,8 +176,9 @@ def main() -> None:
     chart = bars(
         ["1 on", "1 off", "16 on", "16 off"],
         [figures[f"cpu_ms_per_token_{key}"] for key in ("1_on", "1_off", "16_on", "16_off")],
-        "CPU a token, all processes, receipts on and off", "ms",
-    )  # fmt: skip
+        "CPU a token, all processes, receipts on and off",
+        "ms",
+    )
     finish("receipts", figures, bounds, args.json, chart)
 
 

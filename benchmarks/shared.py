@@ -17,7 +17,7 @@ import torch
 from harness import Bound, alternate, bars, finish, generate, median_ratio, options, prompt, swarm
 from paying import CHEAP, paying_client
 
-from hivemint.client.sequences import SHARED
+from hivemint.client.generation.sequences import SHARED
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.span import Span, Work
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.ids import BlockIndex
 
 SESSIONS = 16
 
@@ -37,15 +37,29 @@ class Shape:
 
 
 SMOLLM2 = Shape(
-    "smollm2", 128,
-    {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 15, "num_attention_heads": 9,
-     "num_key_value_heads": 3, "rms_norm_eps": 1e-5},
-)  # fmt: skip
+    "smollm2",
+    128,
+    {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 15,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "rms_norm_eps": 1e-5,
+    },
+)
 WIDE = Shape(
-    "wide", 1024,
-    {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8, "num_attention_heads": 32,
-     "num_key_value_heads": 4, "rms_norm_eps": 1e-5},
-)  # fmt: skip
+    "wide",
+    1024,
+    {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5,
+    },
+)
 
 
 class Sides:
@@ -129,7 +143,7 @@ def load_memory(folder: Path, blocks: int) -> dict[str, float]:
     """A process of its own that loads the span and runs 200 tokens: peak above its imports, and PSS at the end."""
     code = (
         "import psutil, sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-        "from hivemint.node.span import Span, Work; import transformers.models.llama.modeling_llama\n"
+        "from hivemint.node.span.span import Span, Work; import transformers.models.llama.modeling_llama\n"
         "p = psutil.Process(); before = p.memory_info().rss\n"
         "s = Span.load(Path(sys.argv[1]), 0, int(sys.argv[2]))\n"
         "k = s.new_store(1 << 28).open(256); s.run([Work(k, 0, torch.randn(200, s.hidden_size))])\n"
@@ -153,10 +167,13 @@ def measure(pairs: int, wide: bool) -> dict[str, Any]:
         rows = torch.randn(512, sides.width)
         prefill = alternate(lambda: sides.chunked_prefill(rows), lambda: sides.plain_prefill(rows), pairs, 1)
         result |= {
-            "single_to_plain_time": single["ratio"], "packed16_smollm2": 1 / packed["ratio"],
+            "single_to_plain_time": single["ratio"],
+            "packed16_smollm2": 1 / packed["ratio"],
             "prefill512_to_plain_time": prefill["ratio"],
-            "single": single, "packed16": packed, "prefill512": prefill,
-        }  # fmt: skip
+            "single": single,
+            "packed16": packed,
+            "prefill512": prefill,
+        }
         weights = sum(sides.span.anatomy.block_bytes(BlockIndex(block), 4) for block in range(15))
         memory = load_memory(folder, 15)
         result["span_mb"] = weights / 1e6
@@ -180,9 +197,12 @@ def main() -> None:
     torch.set_num_threads(1)
     result = measure(options.pairs, not options.skip_wide)
     targets = {
-        "single_to_plain_time": "<= 1.0", "packed16_smollm2": ">= 6", "packed16_wide": ">= 4.3",
-        "prefill512_to_plain_time": "<= 1.0", "load_peak_to_span": "< 1.3",
-    }  # fmt: skip
+        "single_to_plain_time": "<= 1.0",
+        "packed16_smollm2": ">= 6",
+        "packed16_wide": ">= 4.3",
+        "prefill512_to_plain_time": "<= 1.0",
+        "load_peak_to_span": "< 1.3",
+    }
     print(f"{'figure':28}{'measured':>10}   target")
     for key, target in targets.items():
         if key in result:

@@ -33,9 +33,11 @@ def main() -> None:
         "pairs_int8": short,
     }
     chart = bars(
-        ["two nodes, fp32", "plain, fp32", "two nodes, int8"], [ours, reference, int8], "One stream, 256 tokens",
+        ["two nodes, fp32", "plain, fp32", "two nodes, int8"],
+        [ours, reference, int8],
+        "One stream, 256 tokens",
         "tokens/s",
-    )  # fmt: skip
+    )
     bounds = {"ratio_to_plain": Bound(least=1.0), "ratio_to_plain_int8": Bound(least=1.5)}
     finish("stream", figures, bounds, args.json, chart)
 

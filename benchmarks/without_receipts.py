@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hivemint.contracts.receipt as receipts
-import hivemint.contracts.signed as signed
-import hivemint.ledger.vouchers as vouchers
-import hivemint.ledger.writer as writer
+import hivemint.ledger.books.voucher_book as vouchers
+import hivemint.ledger.books.writer as writer
+import hivemint.protocol.eip712 as signed
+import hivemint.protocol.receipt as receipts
 import hivemint.swarm.rows as rows
-from hivemint.contracts.ids import Credits
 
 NO_HASH, NO_SIGNATURE = bytes(32), bytes(64)
 
@@ -30,7 +29,7 @@ def strip() -> None:
     receipts.Leaf.head = lambda self: NO_HASH  # type: ignore[method-assign,assignment,return-value]
     receipts.following = _following
     receipts.sign_receipt = _sign_receipt
-    receipts.compare = lambda signed, expected: None
+    receipts.match = lambda signed, expected: receipts.MatchedReceipt(signed)
     receipts.check_signature = _check_signature
     receipts.sign_voucher = _sign_voucher
     receipts.check_voucher = _check_voucher  # type: ignore[assignment]
@@ -76,20 +75,20 @@ async def _commit(self: Any, *changes: Any) -> None:
     return None
 
 
-async def _meet(*_: Any) -> None:
+async def _believe(*_: Any) -> None:
     """A voucher without a signature proves nothing."""
 
 
-_books: dict[tuple[int, str], tuple[int, int]] = {}
+_books: dict[tuple[int, str], vouchers.PromiseStanding] = {}
 
 
 def _change(self: Any, changes: Any) -> Any:
-    totals = []
+    changed = []
     for node, rule in changes:
-        before = _books.get((id(self), node), (0, 0))
-        after = _books[id(self), node] = rule(*before)
-        totals.append((Credits(before[0]), Credits(after[0])))
-    return totals
+        before = _books.get((id(self), node), vouchers.PromiseStanding())
+        after = _books[id(self), node] = rule(before)
+        changed.append((before, after))
+    return changed
 
 
 if __name__ == "__main__":
@@ -98,9 +97,9 @@ if __name__ == "__main__":
     if level == "payment":
         close_books()
     if sys.argv[1:] == ["client_process"]:
-        import hivemint.client.handshake as handshake
+        import hivemint.client.sessions.opening as handshake
 
-        handshake._meet = _meet  # type: ignore[assignment]
+        handshake.believe = _believe  # type: ignore[attr-defined, assignment]
         runpy.run_path(str(Path(__file__).with_name("client_process.py")), run_name="__main__")
     else:
         from hivemint.cli.main import run

@@ -1,3 +1,3 @@
 """Fixtures that every test may use."""
 
-pytest_plugins = ["support.chain"]
+pytest_plugins = ["support.chain", "support.two_endpoints"]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {IDisputes, Statement, StrikeRecord} from "./interfaces/IDisputes.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
@@ -16,7 +17,9 @@ contract Disputes is IDisputes, Signed {
     IParameters public immutable PARAMETERS;
     INodeRegistry public immutable REGISTRY;
 
+    /// @dev The newest strike of each epoch; a pardoned one gives way to another.
     mapping(address node => mapping(uint256 epoch => StrikeRecord)) private _strikes;
+    mapping(address node => mapping(bytes32 evidence => bool)) private _shown;
     /// @inheritdoc IDisputes
     mapping(address node => uint256) public spentThrough;
 
@@ -54,14 +57,13 @@ contract Disputes is IDisputes, Signed {
         uint256 current = PARAMETERS.currentEpoch();
         if (epoch > current || epoch + 1 < current) revert WrongEpoch(epoch, current);
         if (evidence == 0) revert NoEvidence();
-        StrikeRecord storage record = _strikes[node][epoch];
-        if (record.evidence != 0) revert AlreadyStruck(node, epoch);
+        if (struck(node, epoch)) revert AlreadyStruck(node, epoch);
+        if (_shown[node][evidence]) revert EvidenceUsed(node, evidence);
         bytes32 digest = strikeDigest(node, SafeCast.toUint64(epoch), evidence, accuser);
         _checkQuorum(digest, node, accuser, current, signatures);
         uint64 appealEpoch = SafeCast.toUint64(current + PARAMETERS.valueAt(Setting.Appeal, current));
-        record.evidence = evidence;
-        record.accuser = accuser;
-        record.appealEpoch = appealEpoch;
+        _shown[node][evidence] = true;
+        _strikes[node][epoch] = StrikeRecord(evidence, accuser, appealEpoch, false);
         emit Struck(node, epoch, evidence, accuser, appealEpoch);
     }
 
@@ -78,28 +80,25 @@ contract Disputes is IDisputes, Signed {
     }
 
     /// @inheritdoc IDisputes
-    function slashStruck(address node, uint256[] calldata epochs) external {
+    function slashStruck(address node) external {
         uint256 current = PARAMETERS.currentEpoch();
-        uint256 limit = PARAMETERS.valueAt(Setting.StrikeLimit, current);
-        uint256 window = PARAMETERS.valueAt(Setting.StrikeWindow, current);
-        if (epochs.length != limit) revert NotEnoughStrikes(epochs.length, limit, window);
-        uint256 last = spentThrough[node];
-        for (uint256 i; i < limit; ++i) {
-            uint256 epoch = epochs[i];
-            StrikeRecord storage record = _strikes[node][epoch];
-            if (epoch <= last) revert NotEnoughStrikes(i, limit, window);
-            if (record.evidence == 0 || record.pardoned) revert NoStrike(node, epoch);
-            if (current <= record.appealEpoch) revert AppealRuns(record.appealEpoch, current);
-            last = epoch;
+        uint256[] memory epochs = new uint256[](PARAMETERS.valueAt(Setting.StrikeLimit, current));
+        uint256 counted = 0;
+        // Oldest first, up to the first whose appeal runs: which ones are spent is nobody's choice.
+        for (uint256 epoch = _oldestThatCounts(node, current); epoch < current && counted < epochs.length; ++epoch) {
+            if (!struck(node, epoch)) continue;
+            if (current <= _strikes[node][epoch].appealEpoch) break;
+            epochs[counted] = epoch;
+            ++counted;
         }
-        if (last - epochs[0] >= window) revert NotEnoughStrikes(limit, limit, window);
-        spentThrough[node] = last;
+        if (counted < epochs.length) revert NotEnoughStrikes(counted, epochs.length);
+        spentThrough[node] = epochs[counted - 1];
         emit StrikesSpent(node, epochs);
         REGISTRY.slash(node, STRIKES_BPS, address(0));
     }
 
     /// @inheritdoc IDisputes
-    function struck(address node, uint256 epoch) external view returns (bool) {
+    function struck(address node, uint256 epoch) public view returns (bool) {
         StrikeRecord storage record = _strikes[node][epoch];
         return record.evidence != 0 && !record.pardoned;
     }
@@ -121,6 +120,13 @@ contract Disputes is IDisputes, Signed {
     /// @inheritdoc IDisputes
     function pardonDigest(address node, uint64 epoch, bytes32 evidence) public view returns (bytes32) {
         return _digest(keccak256(abi.encode(PARDON_TYPEHASH, node, epoch, evidence)));
+    }
+
+    /// @dev A strike counts until K epochs after its own, and once. No strike comes for an epoch that is spent: those
+    /// are at least two epochs old, an appeal having passed.
+    function _oldestThatCounts(address node, uint256 current) private view returns (uint256) {
+        uint256 window = PARAMETERS.valueAt(Setting.StrikeWindow, current);
+        return Math.max(spentThrough[node] + 1, current > window ? current - window : 0);
     }
 
     function _checkStatement(

@@ -72,7 +72,6 @@ contract Emission is IEmission, Signed {
 
     /// @inheritdoc IEmission
     function claim(address node, uint256 epoch, ClaimItem[] calldata items) external {
-        if (PARAMETERS.paused()) revert ClaimsPaused();
         if (msg.sender != node && msg.sender != REGISTRY.ownerOf(node)) revert NotOperatorOrOwner(node, msg.sender);
         if (epoch + 1 != currentEpoch()) revert WrongEpoch(epoch, currentEpoch());
         if (REGISTRY.isRetired(node)) revert IsRetired(node);
@@ -105,6 +104,7 @@ contract Emission is IEmission, Signed {
 
     /// @inheritdoc IEmission
     function mint(address node, uint256 epoch) external returns (uint256 amount) {
+        if (PARAMETERS.paused()) revert MintsPaused();
         uint256 current = currentEpoch();
         if (current < epoch + 2) revert TooEarly(epoch, current);
         ClaimRecord storage record = _claims[node][epoch];
@@ -126,7 +126,8 @@ contract Emission is IEmission, Signed {
         amount = _share(record.weight, epoch);
         if (record.minted) return (amount, Status.Minted);
         if (_isVoid(node, epoch)) return (0, Status.Void);
-        status = currentEpoch() < epoch + 2 ? Status.Waiting : Status.Mintable;
+        bool waits = currentEpoch() < epoch + 2 || PARAMETERS.paused();
+        status = waits ? Status.Waiting : Status.Mintable;
     }
 
     /// @inheritdoc IEmission

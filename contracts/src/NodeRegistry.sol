@@ -21,6 +21,8 @@ contract NodeRegistry is INodeRegistry, Signed {
 
     mapping(address node => Node) private _nodes;
     /// @inheritdoc INodeRegistry
+    mapping(address node => address) public offeredTo;
+    /// @inheritdoc INodeRegistry
     mapping(address reporter => uint256) public rewardOf;
 
     modifier onlyOwner(address node) {
@@ -69,6 +71,20 @@ contract NodeRegistry is INodeRegistry, Signed {
         if (payout == address(0)) revert ZeroAddress();
         _nodes[node].payout = payout;
         emit PayoutChanged(node, payout);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function offerOwnership(address node, address to) external onlyOwner(node) {
+        offeredTo[node] = to;
+        emit OwnershipOffered(node, to);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function acceptOwnership(address node) external {
+        if (offeredTo[node] != msg.sender) revert NotOffered(node, msg.sender);
+        offeredTo[node] = address(0);
+        _nodes[node].owner = msg.sender;
+        emit OwnerChanged(node, msg.sender);
     }
 
     /// @inheritdoc INodeRegistry

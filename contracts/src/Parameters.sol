@@ -18,11 +18,15 @@ contract Parameters is IParameters, Ownable2Step {
     /// @dev What P9 is computed for: so many strikes, within so many epochs. A deployment may only be milder.
     uint256 private constant LEAST_STRIKES = 4;
     uint256 private constant LONGEST_WINDOW = 20;
+    /// @dev How long a pause lasts at most, and how long none can follow it.
+    uint256 private constant LONGEST_PAUSE = 7 days;
+    /// @dev The id of development chains.
+    uint256 private constant DEVELOPMENT = 31_337;
 
     /// @inheritdoc IParameters
     uint256 public immutable GENESIS;
     /// @inheritdoc IParameters
-    bool public paused;
+    uint256 public pausedUntil;
 
     Fixed private _fixed;
     mapping(Setting setting => Checkpoints.Trace208) private _settings;
@@ -45,6 +49,8 @@ contract Parameters is IParameters, Ownable2Step {
         if (fixed_.fee == 0 || fixed_.fee > 10_000) revert BadFixed("fee");
         if (fixed_.epoch == 0) revert BadFixed("epoch");
         if (fixed_.thaw == 0) revert BadFixed("thaw");
+        if (fixed_.thawBlocks == 0) revert BadFixed("thawBlocks");
+        if (fixed_.delay == 0 && block.chainid != DEVELOPMENT) revert BadFixed("delay");
         if (fixed_.halving == 0) revert BadFixed("halving");
         if (fixed_.unbond < (LANE_B_EPOCHS + 1) * fixed_.epoch) revert BadFixed("unbond");
         if (modelIds.length != rates.length) revert LengthMismatch(modelIds.length, rates.length);
@@ -77,14 +83,27 @@ contract Parameters is IParameters, Ownable2Step {
     }
 
     /// @inheritdoc IParameters
-    function setPause(bool paused_) external onlyOwner {
-        _setPause(paused_);
+    function pause() external onlyOwner {
+        uint256 free = pausedUntil + LONGEST_PAUSE;
+        if (block.timestamp < free) revert PausedLately(free);
+        pausedUntil = block.timestamp + LONGEST_PAUSE;
+        emit Paused(pausedUntil);
     }
 
-    /// @notice Gives up every change for ever, and lets `fund` and `claim` go on.
+    /// @inheritdoc IParameters
+    function unpause() external onlyOwner {
+        _unpause();
+    }
+
+    /// @notice Gives up every change for ever, and ends a pause.
     function renounceOwnership() public override onlyOwner {
-        _setPause(false);
+        _unpause();
         super.renounceOwnership();
+    }
+
+    /// @inheritdoc IParameters
+    function paused() public view returns (bool) {
+        return block.timestamp < pausedUntil;
     }
 
     /// @inheritdoc IParameters
@@ -156,8 +175,9 @@ contract Parameters is IParameters, Ownable2Step {
         trace.push(SafeCast.toUint48(epoch), SafeCast.toUint208(value));
     }
 
-    function _setPause(bool paused_) private {
-        paused = paused_;
-        emit PauseSet(paused_);
+    function _unpause() private {
+        if (!paused()) return;
+        pausedUntil = block.timestamp;
+        emit Unpaused();
     }
 }

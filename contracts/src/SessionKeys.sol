@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
-import {ISettlement, SessionKey} from "./interfaces/ISettlement.sol";
-import {Signed} from "./Signed.sol";
+import {ISettlement, Order, SessionKey} from "./interfaces/ISettlement.sol";
+import {Orders} from "./Orders.sol";
 
 /// @title The keys that sign sessions and vouchers for a client
 /// @dev A key is set once, so that an old `Delegation` can't undo a revocation. A contract wallet's answer is asked for
 /// here alone and never again, so that `settle` calls no foreign code.
-abstract contract SessionKeys is ISettlement, Signed {
+abstract contract SessionKeys is Orders {
     uint256 private constant LONGEST = 90 days;
 
     mapping(address client => mapping(address key => SessionKey)) private _keys;
@@ -20,22 +19,21 @@ abstract contract SessionKeys is ISettlement, Signed {
 
     /// @inheritdoc ISettlement
     function authorizeBySig(address client, address key, uint64 validUntil, bytes calldata signature) external {
-        bytes32 digest = delegationDigest(client, key, validUntil);
+        // One that is not for paid work moves no money, whoever shows it.
+        bytes32 digest = delegationDigest(client, key, validUntil, true);
         if (!_signedBy(client, digest, signature)) revert BadDelegation(client);
         _authorize(client, key, validUntil);
     }
 
     /// @inheritdoc ISettlement
     function revoke(address key) external {
-        SessionKey storage record = _keys[msg.sender][key];
-        if (key == address(0) || key == msg.sender) revert BadKey(key);
-        uint64 end = record.validUntil;
-        // An ended key stays ended when it did: revoking must not lengthen the time of its vouchers.
-        if (end == 0 || end > block.timestamp) {
-            end = uint64(block.timestamp);
-            record.validUntil = end;
-        }
-        emit Revoked(msg.sender, key, end);
+        _revoke(msg.sender, key);
+    }
+
+    /// @inheritdoc ISettlement
+    function revokeBySig(address client, address key, uint64 deadline, bytes calldata signature) external {
+        _obey(Order.Revoke, client, key, deadline, signature);
+        _revoke(client, key);
     }
 
     /// @inheritdoc ISettlement
@@ -44,8 +42,12 @@ abstract contract SessionKeys is ISettlement, Signed {
     }
 
     /// @inheritdoc ISettlement
-    function delegationDigest(address client, address key, uint64 validUntil) public view returns (bytes32) {
-        return _digest(keccak256(abi.encode(DELEGATION_TYPEHASH, client, key, validUntil)));
+    function delegationDigest(address client, address key, uint64 validUntil, bool paid)
+        public
+        view
+        returns (bytes32)
+    {
+        return _digest(keccak256(abi.encode(DELEGATION_TYPEHASH, client, key, validUntil, paid)));
     }
 
     /// @dev The end of a key's time: the largest value for the client's own key, 0 for one that was never set.
@@ -53,6 +55,11 @@ abstract contract SessionKeys is ISettlement, Signed {
         if (key == client) return type(uint64).max;
         SessionKey storage record = _keys[client][key];
         return record.authorized ? record.validUntil : 0;
+    }
+
+    function _revokedUnset(address client, address key) internal view returns (bool) {
+        SessionKey storage record = _keys[client][key];
+        return record.validUntil != 0 && !record.authorized;
     }
 
     function _authorize(address client, address key, uint64 validUntil) private {
@@ -66,11 +73,15 @@ abstract contract SessionKeys is ISettlement, Signed {
         emit Authorized(client, key, validUntil);
     }
 
-    function _signedBy(address client, bytes32 digest, bytes calldata signature) private view returns (bool) {
-        if (signature.length == 64) {
-            address signer = _signer(digest, bytes32(signature[:32]), bytes32(signature[32:]));
-            if (signer != address(0) && signer == client) return true;
+    function _revoke(address client, address key) private {
+        if (key == address(0) || key == client) revert BadKey(key);
+        SessionKey storage record = _keys[client][key];
+        uint64 end = record.validUntil;
+        // An ended key stays ended when it did: revoking must not lengthen the time of its vouchers.
+        if (end == 0 || end > block.timestamp) {
+            end = uint64(block.timestamp);
+            record.validUntil = end;
         }
-        return SignatureChecker.isValidERC1271SignatureNow(client, digest, signature);
+        emit Revoked(client, key, end);
     }
 }

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {ICreditToken} from "./interfaces/ICreditToken.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {Fixed, IParameters} from "./interfaces/IParameters.sol";
-import {Account, AccountView, ISettlement, Item, Permit, Skip} from "./interfaces/ISettlement.sol";
-import {SessionKeys} from "./SessionKeys.sol";
+import {Account, ISettlement, Item, Order, Release, Skip} from "./interfaces/ISettlement.sol";
+import {Escrow} from "./Escrow.sol";
 import {Signed} from "./Signed.sol";
 
 /// @title Lane A: paid work. Credits burn, credits mint
-/// @dev Holds the escrow of all accounts. Calls the deployment's own contracts only.
-contract Settlement is SessionKeys {
-    using SafeERC20 for ICreditToken;
-
+/// @dev Holds the escrow of all accounts. Settling calls the deployment's own contracts only.
+contract Settlement is Escrow {
     uint256 private constant FEE_DENOMINATOR = 10_000;
+    /// @dev A node takes no paid session of a client that it has released until that is over: so it must not be long.
+    uint256 private constant LONGEST_RELEASE = 1 hours;
 
     /// @dev Burned less minted, in the newest epoch that lost any and in the epoch before it: one slot, never zero, so
     /// that the first settlement of an epoch costs what any other does. `Emission` keeps what it needs for longer.
@@ -25,113 +24,44 @@ contract Settlement is SessionKeys {
         uint104 before;
     }
 
-    IParameters public immutable PARAMETERS;
-    ICreditToken public immutable TOKEN;
     INodeRegistry public immutable REGISTRY;
     uint256 public immutable FEE;
     uint256 public immutable EPOCH;
-    uint256 public immutable THAW;
 
-    mapping(address node => mapping(address client => Account)) private _accounts;
     Fees private _fees;
 
-    constructor(IParameters parameters, ICreditToken token, INodeRegistry registry) Signed(address(this)) {
+    constructor(IParameters parameters, ICreditToken token, INodeRegistry registry)
+        Signed(address(this))
+        Escrow(parameters, token)
+    {
         Fixed memory numbers = parameters.fixedNumbers();
-        PARAMETERS = parameters;
-        TOKEN = token;
         REGISTRY = registry;
         FEE = numbers.fee;
         EPOCH = numbers.epoch;
-        THAW = numbers.thaw;
         _fees.epoch = uint48(currentEpoch());
     }
 
     /// @inheritdoc ISettlement
-    function fund(address client, address[] calldata nodes, uint96[] calldata amounts, Permit calldata permit)
-        external
-    {
-        if (PARAMETERS.paused()) revert FundingPaused();
-        if (client == address(0)) revert ZeroAddress();
-        if (nodes.length != amounts.length) revert LengthMismatch(nodes.length, amounts.length);
-        uint256 sum = 0;
-        for (uint256 i; i < nodes.length; ++i) {
-            uint96 amount = amounts[i];
-            if (amount == 0) revert ZeroAmount(i);
-            Account storage a = _accounts[nodes[i]][client];
-            uint96 balance = a.balance + amount;
-            a.balance = balance;
-            sum += amount;
-            emit Funded(client, nodes[i], msg.sender, amount, balance);
-        }
-        if (permit.deadline != 0) _usePermit(permit);
-        TOKEN.safeTransferFrom(msg.sender, address(this), sum);
-    }
-
-    /// @inheritdoc ISettlement
-    function thaw(address node) external {
-        Account storage a = _accounts[node][msg.sender];
-        if (a.thawEnd != 0) revert AlreadyThawing(a.thawEnd);
-        uint64 end = uint64(block.timestamp + THAW);
-        a.thawEnd = end;
-        emit Thawing(msg.sender, node, end);
-    }
-
-    /// @inheritdoc ISettlement
-    function cancelThaw(address node) external {
-        Account storage a = _accounts[node][msg.sender];
-        if (a.thawEnd == 0) revert NotThawing();
-        a.thawEnd = 0;
-        emit ThawCancelled(msg.sender, node);
-    }
-
-    /// @inheritdoc ISettlement
-    function withdraw(address node) external {
-        Account storage a = _accounts[node][msg.sender];
-        uint64 end = a.thawEnd;
-        if (end == 0) revert NotThawing();
-        // Strictly after: a voucher is collectable through the thaw's last second.
-        if (block.timestamp <= end) revert StillThawing(end);
-        uint96 amount = a.balance;
-        a.balance = 0;
-        a.thawEnd = 0;
-        emit Withdrawn(msg.sender, node, amount);
-        TOKEN.safeTransfer(msg.sender, amount);
-    }
-
-    /// @inheritdoc ISettlement
     function settle(address node, Item[] calldata items) external returns (uint256 burned, uint256 minted) {
-        address payout = REGISTRY.payoutOf(node);
-        if (payout == address(0)) revert NotRegistered(node);
-        bytes32 domain = separator();
-        for (uint256 i; i < items.length; ++i) {
-            (Skip reason, uint256 b, uint256 m) = _settleItem(domain, node, items[i]);
-            if (reason != Skip.None) emit Skipped(node, i, reason);
-            burned += b;
-            minted += m;
-        }
-        if (burned == 0) return (0, 0);
-        _bookFees(burned - minted);
-        TOKEN.burn(burned);
-        if (minted != 0) TOKEN.mint(payout, minted);
+        return _settle(node, items);
     }
 
     /// @inheritdoc ISettlement
-    function account(address client, address node) external view returns (Account memory) {
-        return _accounts[node][client];
+    function close(address node, Release calldata release, Item[] calldata items) external {
+        _close(msg.sender, node, release, items);
     }
 
     /// @inheritdoc ISettlement
-    function accounts(address node, address[] calldata clients, address[] calldata keys)
-        external
-        view
-        returns (AccountView[] memory views)
-    {
-        if (clients.length != keys.length) revert LengthMismatch(clients.length, keys.length);
-        views = new AccountView[](clients.length);
-        for (uint256 i; i < clients.length; ++i) {
-            Account storage a = _accounts[node][clients[i]];
-            views[i] = AccountView(a.balance, a.collected, a.thawEnd, _validUntil(clients[i], keys[i]));
-        }
+    function closeBySig(
+        address client,
+        address node,
+        Release calldata release,
+        Item[] calldata items,
+        uint64 deadline,
+        bytes calldata signature
+    ) external {
+        _obey(Order.Close, client, node, deadline, signature);
+        _close(client, node, release, items);
     }
 
     /// @inheritdoc ISettlement
@@ -169,6 +99,50 @@ contract Settlement is SessionKeys {
     /// @inheritdoc ISettlement
     function voucherDigest(bytes32 receipt, uint96 total) external view returns (bytes32) {
         return _voucherDigest(separator(), receipt, total);
+    }
+
+    /// @inheritdoc ISettlement
+    function releaseDigest(address node, address client, uint96 total, uint64 deadline)
+        public
+        view
+        returns (bytes32)
+    {
+        return _digest(keccak256(abi.encode(RELEASE_TYPEHASH, node, client, total, deadline)));
+    }
+
+    function _close(address client, address node, Release calldata release, Item[] calldata items) private {
+        _checkRelease(client, node, release);
+        if (items.length != 0) _settle(node, items);
+        uint96 collected = _accounts[node][client].collected;
+        if (collected < release.total) revert NotSettled(collected, release.total);
+        emit Closed(client, node, release.total);
+        _payOut(client, node);
+    }
+
+    function _checkRelease(address client, address node, Release calldata release) private view {
+        uint256 latest = block.timestamp + LONGEST_RELEASE;
+        if (block.timestamp > release.deadline || release.deadline > latest) {
+            revert ReleaseOver(release.deadline, latest);
+        }
+        bytes32 digest = releaseDigest(node, client, release.total, release.deadline);
+        address signer = _signer(digest, release.signature.r, release.signature.vs);
+        if (signer == address(0) || signer != node) revert BadRelease(node);
+    }
+
+    function _settle(address node, Item[] calldata items) private returns (uint256 burned, uint256 minted) {
+        address payout = REGISTRY.payoutOf(node);
+        if (payout == address(0)) revert NotRegistered(node);
+        bytes32 domain = separator();
+        for (uint256 i; i < items.length; ++i) {
+            (Skip reason, uint256 b, uint256 m) = _settleItem(domain, node, items[i]);
+            if (reason != Skip.None) emit Skipped(node, items[i].client, i, reason);
+            burned += b;
+            minted += m;
+        }
+        if (burned == 0) return (0, 0);
+        _bookFees(burned - minted);
+        TOKEN.burn(burned);
+        if (minted != 0) TOKEN.mint(payout, minted);
     }
 
     /// @dev The cheap checks first, so that a replayed or unfunded item costs its sender little.
@@ -224,12 +198,5 @@ contract Settlement is SessionKeys {
         uint256 end = _validUntil(item.client, signer);
         if (end == 0) return Skip.UnknownKey;
         return block.timestamp <= end + THAW ? Skip.None : Skip.KeyOver;
-    }
-
-    /// @dev Somebody may have sent the permit already; the allowance decides.
-    function _usePermit(Permit calldata permit) private {
-        try TOKEN.permit(
-            msg.sender, address(this), permit.value, permit.deadline, permit.v, permit.r, permit.s
-        ) {} catch {}
     }
 }

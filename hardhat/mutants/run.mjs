@@ -1,7 +1,7 @@
 // Seeds one fault at a time into a copy of the contracts and runs the Solidity suite on it: each must be caught.
 // Usage: node mutants/run.mjs [part of a name or file ...]      (`make mutants` runs all)
 import { spawnSync } from "node:child_process";
-import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { FAULTS } from "./faults.mjs";
@@ -19,8 +19,16 @@ function prepare() {
   cpSync(join(root, "../contracts/src"), join(work, "src"), { recursive: true });
 }
 
-function suite() {
-  const args = [cli, "--build-profile", "unoptimized", "test", "solidity", "--test-profile", "mutants"];
+// The tests of the contract in which the fault is run first: most faults are caught there, in a third of the time.
+const NEAREST = { Escrow: ["Settlement", "Close", "Orders"], Settlement: ["Settlement", "Close"] };
+
+function nearest({ file }) {
+  const name = file.replace(".sol", "");
+  return (NEAREST[name] ?? [name]).map((test) => `test/${test}.t.sol`).filter((path) => existsSync(join(work, path)));
+}
+
+function suite(...tests) {
+  const args = [cli, "--build-profile", "unoptimized", "test", "solidity", ...tests, "--test-profile", "mutants"];
   return spawnSync(process.execPath, args, { cwd: work, encoding: "utf8", maxBuffer: 1 << 28 });
 }
 
@@ -30,6 +38,12 @@ function judge({ status, stdout, stderr }) {
   if (failing.length) return { verdict: "caught", by: `${failing[0]}${failing.length > 1 ? ` (+${failing.length - 1})` : ""}` };
   if (status === 0) return { verdict: "MISSED", by: "" };
   return { verdict: "BROKEN", by: (stdout + stderr).split("\n").find((line) => /Error/.test(line)) ?? "" };
+}
+
+function verdict(fault) {
+  const near = nearest(fault);
+  const first = near.length ? judge(suite(...near)) : null;
+  return first?.verdict === "caught" ? first : judge(suite());
 }
 
 function seed({ file, find, put }) {
@@ -50,7 +64,7 @@ if (first.verdict !== "MISSED") {
 let bad = 0;
 console.log(`${"fault".padEnd(38)} ${"contract".padEnd(14)} ${"verdict".padEnd(8)} caught by`);
 for (const fault of faults) {
-  const result = seed(fault) ? judge(suite()) : { verdict: "BROKEN", by: "its place is not in the source, or not once" };
+  const result = seed(fault) ? verdict(fault) : { verdict: "BROKEN", by: "its place is not in the source, or not once" };
   if (result.verdict !== "caught") bad += 1;
   console.log(`${fault.name.padEnd(38)} ${fault.file.replace(".sol", "").padEnd(14)} ${result.verdict.padEnd(8)} ${result.by}`);
   cpSync(join(root, "../contracts/src", fault.file), join(work, "src", fault.file));

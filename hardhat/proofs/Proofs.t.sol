@@ -21,7 +21,7 @@ interface VM {
 /// @dev Parameters, token and registry in one, that let everything through: what is proved is the settlement's own.
 contract LetsThrough {
     function fixedNumbers() external pure returns (Fixed memory) {
-        return Fixed(500, 1 days, 3 days, 14 days, 2 days, 10, 1 ether, 1_000 ether, 100 ether);
+        return Fixed(500, 1 days, 3 days, 600, 14 days, 2 days, 10, 1 ether, 1_000 ether, 100 ether);
     }
 
     function paused() external pure returns (bool) {

@@ -22,7 +22,7 @@ def main(path: str) -> None:
         answer = command.invoke(solver, symbols)
         if command.getCommandName() == "check-sat":
             status = answer.strip()
-        print(answer, end="")
+        sys.stdout.write(answer)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,39 @@ import {Setting} from "../src/interfaces/IParameters.sol";
 import {Session, Signature} from "../src/Signed.sol";
 import {Kit} from "./support/Kit.sol";
 
+/// @dev Says whatever it is told to say of its deployment.
+contract Names {
+    address[6] public named;
+
+    function set(uint8 which, address value) external {
+        named[which] = value;
+    }
+
+    function SETTLEMENT() external view returns (address) {
+        return named[0];
+    }
+
+    function PARAMETERS() external view returns (address) {
+        return named[1];
+    }
+
+    function REGISTRY() external view returns (address) {
+        return named[2];
+    }
+
+    function TOKEN() external view returns (address) {
+        return named[3];
+    }
+
+    function DISPUTES() external view returns (address) {
+        return named[4];
+    }
+
+    function EMISSION() external view returns (address) {
+        return named[5];
+    }
+}
+
 /// @dev Lane B: what counts, what it is worth, and what voids it.
 contract EmissionTest is Kit {
     uint256 private epoch;
@@ -223,18 +256,33 @@ contract EmissionTest is Kit {
         eq(emission.claimOf(node, epoch).units, 100 * SPAN * (2 * uint256(RATE) + 11), "each by its rate");
     }
 
-    function test_retiredOrPausedClaimsNothing() external {
+    function test_retiredClaimsNothing() external {
         ClaimItem[] memory items = one(good());
-        vm.prank(admin);
-        parameters.setPause(true);
-        vm.expectRevert(IEmission.ClaimsPaused.selector);
-        claimAs(node, items);
-        vm.prank(admin);
-        parameters.setPause(false);
         vm.prank(address(disputes));
         registry.retire(node);
         vm.expectRevert(abi.encodeWithSelector(IEmission.IsRetired.selector, node));
         claimAs(node, items);
+    }
+
+    /// @dev A pause stops minting, which can wait; claims, which can't, go on. So it voids nothing.
+    function test_aPauseStarvesNobody() external {
+        ClaimItem[] memory items = one(good());
+        toEpoch(epoch + 1);
+        vm.prank(admin);
+        parameters.pause();
+        claimAs(node, items);
+        toEpoch(epoch + 2);
+        (uint256 amount, Status status) = emission.pending(node, epoch);
+        ok(status == Status.Waiting, "waits");
+        vm.expectRevert(IEmission.MintsPaused.selector);
+        emission.mint(node, epoch);
+        vm.warp(parameters.pausedUntil() - 1);
+        vm.expectRevert(IEmission.MintsPaused.selector);
+        emission.mint(node, epoch);
+        vm.warp(parameters.pausedUntil());
+        (, status) = emission.pending(node, epoch);
+        ok(status == Status.Mintable, "by itself");
+        eq(emission.mint(node, epoch), amount, "the same share");
     }
 
     function test_P8_stakeBondedLateOrGoneCountsNothing() external {
@@ -539,6 +587,44 @@ contract EmissionTest is Kit {
         own = tokenFor(address(settlement));
         vm.expectRevert(abi.encodeWithSelector(IEmission.WrongBinding.selector, address(strange)));
         new Emission(parameters, address(settlement), own, strange, disputes);
+    }
+
+    /// @dev All ten: each of the others names each of its own, or nothing is deployed.
+    function test_eachBindingIsChecked() external {
+        Names[4] memory all = [new Names(), new Names(), new Names(), new Names()];
+        for (uint256 i; i < 4; ++i) {
+            all[i].set(0, address(all[0]));
+            all[i].set(1, address(parameters));
+            all[i].set(2, address(all[1]));
+            all[i].set(3, address(all[2]));
+            all[i].set(4, address(all[3]));
+        }
+        // Escrow, registry, token, disputes, and what each is asked for.
+        uint8[4][4] memory asked = [[0, 1, 2, 3], [0, 4, 4, 4], [0, 5, 5, 5], [0, 1, 2, 2]];
+        for (uint256 i; i < 4; ++i) {
+            for (uint256 j; j < 4; ++j) {
+                address right = all[i].named(asked[i][j]);
+                deployOver(all, i, asked[i][j]);
+                all[i].set(asked[i][j], right);
+            }
+        }
+        deployOver(all, 4, 0);
+    }
+
+    /// @dev With one wrong name at `all[bad]`, or none.
+    function deployOver(Names[4] memory all, uint256 bad, uint8 which) private {
+        all[2].set(5, vm.computeCreateAddress(address(this), vm.getNonce(address(this))));
+        if (bad < 4) {
+            all[bad].set(which, address(0xBAD));
+            vm.expectRevert(abi.encodeWithSelector(IEmission.WrongBinding.selector, address(all[bad])));
+        }
+        new Emission(
+            parameters,
+            address(all[0]),
+            CreditToken(address(all[2])),
+            NodeRegistry(address(all[1])),
+            Disputes(address(all[3]))
+        );
     }
 
     /// @dev A token that names the contract that the next deployment but this one will be.

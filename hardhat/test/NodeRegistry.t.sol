@@ -364,4 +364,70 @@ contract NodeRegistryTest is Kit {
         eq(registry.UNBOND(), UNBOND, "unbond");
         eq(registry.MIN_STAKE(), MIN_STAKE, "minimum");
     }
+
+    // ---- another owner
+
+    function test_anOwnerHandsItsNodeOverInTwoSteps() external {
+        address next = address(0x0B00);
+        register(OPERATOR_KEY, owner, payout, 5 ether);
+        vm.expectEmit(true, true, true, true, address(registry));
+        emit INodeRegistry.OwnershipOffered(node, next);
+        vm.prank(owner);
+        registry.offerOwnership(node, next);
+        eq(registry.ownerOf(node), owner, "not before it is accepted");
+        eq(registry.offeredTo(node), next, "offered");
+        vm.expectEmit(true, true, true, true, address(registry));
+        emit INodeRegistry.OwnerChanged(node, next);
+        vm.prank(next);
+        registry.acceptOwnership(node);
+        Node memory record = registry.nodeOf(node);
+        eq(record.owner, next, "accepted");
+        eq(record.payout, payout, "the payout stays");
+        eq(record.bonded, 5 ether, "with its stake");
+        eq(registry.offeredTo(node), address(0), "an offer is good once");
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotOwner.selector, node, owner));
+        vm.prank(owner);
+        registry.unbond(node);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotOffered.selector, node, next));
+        vm.prank(next);
+        registry.acceptOwnership(node);
+    }
+
+    function testFuzz_onlyWhomItWasOfferedTo(address stranger) external {
+        vm.assume(stranger != owner && stranger != client && stranger != address(0));
+        register(OPERATOR_KEY, owner, payout, 0);
+        bytes memory refusal = abi.encodeWithSelector(INodeRegistry.NotOffered.selector, node, stranger);
+        vm.expectRevert(refusal);
+        vm.prank(stranger);
+        registry.acceptOwnership(node);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotOwner.selector, node, stranger));
+        vm.prank(stranger);
+        registry.offerOwnership(node, stranger);
+        vm.prank(owner);
+        registry.offerOwnership(node, client);
+        vm.expectRevert(refusal);
+        vm.prank(stranger);
+        registry.acceptOwnership(node);
+        // Taken back, it is nobody's to accept.
+        vm.prank(owner);
+        registry.offerOwnership(node, address(0));
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotOffered.selector, node, client));
+        vm.prank(client);
+        registry.acceptOwnership(node);
+        eq(registry.ownerOf(node), owner, "still the first one's");
+    }
+
+    /// @dev A consent that the operator gave to the old owner is no use to it or to the new one.
+    function test_theOldOwnersConsentEndsWithIt() external {
+        register(OPERATOR_KEY, owner, payout, 0);
+        Signature memory old = sign(OPERATOR_KEY, operatorDigest(owner, node, keccak256("next")));
+        vm.prank(owner);
+        registry.offerOwnership(node, client);
+        vm.startPrank(client);
+        registry.acceptOwnership(node);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.BadOperatorSignature.selector, node));
+        registry.setPeer(node, keccak256("next"), old);
+        registry.setPeer(node, keccak256("next"), sign(OPERATOR_KEY, operatorDigest(client, node, keccak256("next"))));
+        vm.stopPrank();
+    }
 }

@@ -82,7 +82,9 @@ contract ParametersTest is Kit {
         vm.expectRevert(refusal);
         parameters.scheduleAuditor(caller, true);
         vm.expectRevert(refusal);
-        parameters.setPause(true);
+        parameters.pause();
+        vm.expectRevert(refusal);
+        parameters.unpause();
         vm.expectRevert(refusal);
         parameters.renounceOwnership();
         vm.expectRevert(refusal);
@@ -215,6 +217,9 @@ contract ParametersTest is Kit {
         f.thaw = 0;
         refusedFixed(f, "thaw");
         f = fixedNumbers();
+        f.thawBlocks = 0;
+        refusedFixed(f, "thawBlocks");
+        f = fixedNumbers();
         f.halving = 0;
         refusedFixed(f, "halving");
         f = fixedNumbers();
@@ -235,24 +240,73 @@ contract ParametersTest is Kit {
         return new Parameters(admin, f, settings(), new bytes32[](models), new uint64[](0), new address[](0));
     }
 
-    function test_pause() external {
+    function test_pauseEndsByItself() external {
+        uint256 end = vm.getBlockTimestamp() + 7 days;
+        ok(!parameters.paused(), "not yet");
         vm.expectEmit(true, true, true, true, address(parameters));
-        emit IParameters.PauseSet(true);
+        emit IParameters.Paused(end);
         vm.prank(admin);
-        parameters.setPause(true);
+        parameters.pause();
         ok(parameters.paused(), "paused");
-        vm.prank(admin);
-        parameters.setPause(false);
+        vm.warp(end - 1);
+        ok(parameters.paused(), "to the last second");
+        vm.warp(end);
+        ok(!parameters.paused(), "over");
+    }
+
+    /// @dev A pause is followed by as long without one, however it ended: it can't be renewed.
+    function testFuzz_noPauseSoonAfterAnother(uint256 lifted, uint256 wait) external {
+        lifted = within(lifted, 0, 8 days);
+        wait = within(wait, 0, 10 days);
+        uint256 end = vm.getBlockTimestamp() + 7 days;
+        vm.startPrank(admin);
+        parameters.pause();
+        vm.warp(vm.getBlockTimestamp() + lifted);
+        if (vm.getBlockTimestamp() < end) {
+            vm.expectEmit(true, true, true, true, address(parameters));
+            emit IParameters.Unpaused();
+            end = vm.getBlockTimestamp();
+        }
+        parameters.unpause();
         ok(!parameters.paused(), "goes on");
+        eq(parameters.pausedUntil(), end, "no later");
+        vm.warp(vm.getBlockTimestamp() + wait);
+        bool free = vm.getBlockTimestamp() >= end + 7 days;
+        if (!free) vm.expectRevert(abi.encodeWithSelector(IParameters.PausedLately.selector, end + 7 days));
+        parameters.pause();
+        eq(parameters.paused() ? 1 : 0, free ? 1 : 0, "again after a week");
+        vm.stopPrank();
+    }
+
+    function test_aPauseIsNotRenewedWhileItRuns() external {
+        uint256 free = vm.getBlockTimestamp() + 14 days;
+        vm.startPrank(admin);
+        parameters.pause();
+        vm.warp(vm.getBlockTimestamp() + 1 days);
+        vm.expectRevert(abi.encodeWithSelector(IParameters.PausedLately.selector, free));
+        parameters.pause();
+        vm.stopPrank();
     }
 
     function test_renouncingLiftsThePause() external {
         vm.startPrank(admin);
-        parameters.setPause(true);
+        parameters.pause();
         parameters.renounceOwnership();
         vm.stopPrank();
         ok(!parameters.paused(), "no pause for ever");
         eq(parameters.owner(), address(0), "nobody");
+    }
+
+    /// @dev A timelock of nothing is for development chains alone.
+    function test_noDelayIsForDevelopmentAlone() external {
+        Fixed memory f = fixedNumbers();
+        f.delay = 0;
+        vm.chainId(31_337);
+        make(f, 0);
+        vm.chainId(31_338);
+        refusedFixed(f, "delay");
+        f.delay = 1;
+        make(f, 0);
     }
 
     function test_handedOverInTwoSteps() external {

@@ -112,6 +112,41 @@ contract SessionKeysTest is Kit {
         settlement.authorizeBySig(c, key, end, bytes.concat(r));
     }
 
+    /// @dev A delegation that was shown for donated work moves no money.
+    function test_aDelegationForDonatedWorkIsNoMoneyPermission() external {
+        uint64 end = until(1 days);
+        bytes memory signature = packed(sign(CLIENT_KEY, delegationDigest(client, key, end, false)));
+        vm.expectRevert(abi.encodeWithSelector(ISettlement.BadDelegation.selector, client));
+        settlement.authorizeBySig(client, key, end, signature);
+    }
+
+    /// @dev Wallets give (r, s, v); a mirrored s and an unknown v are nobody's.
+    function testFuzz_authorizeBySigTakesTheLongForm(uint256 wallet, uint8 v, bytes32 noise) external {
+        wallet = within(wallet, 1, type(uint128).max);
+        (address c, uint64 end) = (vm.addr(wallet), until(1 days));
+        vm.assume(c != key && v != 27 && v != 28);
+        (uint8 v_, bytes32 r, bytes32 s) = vm.sign(wallet, delegationDigest(c, key, end));
+        bytes memory refusal = abi.encodeWithSelector(ISettlement.BadDelegation.selector, c);
+        bytes[5] memory bad = [
+            abi.encodePacked(r, s, v),
+            abi.encodePacked(r, s, 55 - v_),
+            abi.encodePacked(r, noise, v_),
+            // The parity in the highest bit, as in the short form, is no s.
+            abi.encodePacked(r, s | bytes32(uint256(1) << 255), uint8(27)),
+            abi.encodePacked(r, s, v_, uint8(0))
+        ];
+        for (uint256 i; i < 5; ++i) {
+            vm.expectRevert(refusal);
+            settlement.authorizeBySig(c, key, end, bad[i]);
+        }
+        uint256 order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
+        bytes memory mirrored = abi.encodePacked(r, bytes32(order - uint256(s)), 55 - v_);
+        vm.expectRevert(refusal);
+        settlement.authorizeBySig(c, key, end, mirrored);
+        settlement.authorizeBySig(c, key, end, abi.encodePacked(r, s, v_));
+        eq(settlement.sessionKey(c, key).validUntil, end, "set");
+    }
+
     function test_authorizeBySigNobody() external {
         vm.expectRevert(abi.encodeWithSelector(ISettlement.BadDelegation.selector, address(0)));
         settlement.authorizeBySig(address(0), key, until(1), new bytes(64));

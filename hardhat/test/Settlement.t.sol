@@ -16,15 +16,15 @@ contract SettlementTest is Kit {
         register(OPERATOR_KEY, owner, payout, 0);
     }
 
-    function expectSkip(uint256 index, Skip reason) private {
+    function expectSkip(address client_, uint256 index, Skip reason) private {
         vm.expectEmit(true, true, true, true, address(settlement));
-        emit ISettlement.Skipped(node, index, reason);
+        emit ISettlement.Skipped(node, client_, index, reason);
     }
 
     /// @dev Settles one item and demands that it is skipped for that reason, and changes nothing.
     function skipped(Item memory it, Skip reason) private {
         bytes32 before = keccak256(abi.encode(settlement.account(it.client, node), token.totalSupply()));
-        expectSkip(0, reason);
+        expectSkip(it.client, 0, reason);
         settleOne(it);
         eq(keccak256(abi.encode(settlement.account(it.client, node), token.totalSupply())), before, "nothing changed");
     }
@@ -116,7 +116,7 @@ contract SettlementTest is Kit {
         Item memory it = item(OPERATOR_KEY, client, CLIENT_KEY, 60);
         give(client, 10);
         vm.prank(admin);
-        parameters.setPause(true);
+        parameters.pause();
         vm.expectRevert(ISettlement.FundingPaused.selector);
         vm.prank(client);
         settlement.fund(client, new address[](0), new uint96[](0), noPermit());
@@ -128,7 +128,7 @@ contract SettlementTest is Kit {
         settlement.thaw(node);
         vm.stopPrank();
         settleOne(it);
-        vm.warp(vm.getBlockTimestamp() + THAW + 1);
+        pass(THAW + 1);
         vm.prank(client);
         settlement.withdraw(node);
         eq(token.balanceOf(client), 50, "settled and left while paused");
@@ -145,7 +145,7 @@ contract SettlementTest is Kit {
         vm.expectEmit(true, true, true, true, address(settlement));
         emit ISettlement.Thawing(client, node, end);
         settlement.thaw(node);
-        vm.warp(vm.getBlockTimestamp() + wait);
+        pass(wait);
         if (wait <= THAW) {
             vm.expectRevert(abi.encodeWithSelector(ISettlement.StillThawing.selector, end));
             settlement.withdraw(node);
@@ -167,12 +167,49 @@ contract SettlementTest is Kit {
         Item memory it = item(OPERATOR_KEY, client, CLIENT_KEY, 100);
         vm.prank(client);
         settlement.thaw(node);
-        vm.warp(vm.getBlockTimestamp() + THAW);
+        pass(THAW);
         vm.expectRevert();
         vm.prank(client);
         settlement.withdraw(node);
         (uint256 burned,) = settleOne(it);
         eq(burned, 100, "settled in the thaw's last second");
+    }
+
+    /// @dev P6: a chain that stood still for the whole thaw gives nodes their blocks first, however late it is.
+    function testFuzz_P6_aThawLastsItsBlocksToo(uint256 blocks, uint256 time) external {
+        (blocks, time) = (within(blocks, 0, 2 * THAW_BLOCKS), within(time, THAW + 1, 100 * THAW));
+        fill(client, node, 100);
+        vm.roll(1_000);
+        eq(settlement.thawEndBlock(client, node), 0, "does not thaw");
+        vm.startPrank(client);
+        settlement.thaw(node);
+        eq(settlement.thawEndBlock(client, node), 1_000 + THAW_BLOCKS, "the first block");
+        vm.warp(vm.getBlockTimestamp() + time);
+        vm.roll(1_000 + blocks);
+        bool few = blocks < THAW_BLOCKS;
+        if (few) vm.expectRevert(abi.encodeWithSelector(ISettlement.TooFewBlocks.selector, 1_000 + THAW_BLOCKS));
+        settlement.withdraw(node);
+        eq(token.balanceOf(client), few ? 0 : 100, "all, or nothing yet");
+        vm.stopPrank();
+    }
+
+    /// @dev P6: the blocks of an earlier thaw count for nothing.
+    function test_P6_theNextThawCountsItsOwnBlocks() external {
+        fill(client, node, 100);
+        vm.startPrank(client);
+        settlement.thaw(node);
+        pass(THAW + 1);
+        settlement.cancelThaw(node);
+        eq(settlement.thawEndBlock(client, node), 0, "open");
+        settlement.thaw(node);
+        uint256 first = vm.getBlockNumber() + THAW_BLOCKS;
+        vm.warp(vm.getBlockTimestamp() + THAW + 1);
+        vm.expectRevert(abi.encodeWithSelector(ISettlement.TooFewBlocks.selector, first));
+        settlement.withdraw(node);
+        vm.roll(first);
+        settlement.withdraw(node);
+        vm.stopPrank();
+        eq(token.balanceOf(client), 100, "all");
     }
 
     function test_thawOnceAndCancel() external {
@@ -183,7 +220,7 @@ contract SettlementTest is Kit {
         settlement.cancelThaw(node);
         settlement.thaw(node);
         uint64 end = settlement.account(client, node).thawEnd;
-        vm.warp(vm.getBlockTimestamp() + 1);
+        pass(1);
         vm.expectRevert(abi.encodeWithSelector(ISettlement.AlreadyThawing.selector, end));
         settlement.thaw(node);
         vm.expectEmit(true, true, true, true, address(settlement));
@@ -202,13 +239,13 @@ contract SettlementTest is Kit {
         fill(client, node, amount);
         vm.startPrank(client);
         settlement.thaw(node);
-        vm.warp(vm.getBlockTimestamp() + within(first, 0, 10 * THAW));
+        pass(within(first, 0, 10 * THAW));
         settlement.cancelThaw(node);
         vm.expectRevert(ISettlement.NotThawing.selector);
         settlement.withdraw(node);
         settlement.thaw(node);
         uint256 end = vm.getBlockTimestamp() + THAW;
-        vm.warp(vm.getBlockTimestamp() + within(second, 0, 2 * THAW));
+        pass(within(second, 0, 2 * THAW));
         bool over = vm.getBlockTimestamp() > end;
         if (!over) vm.expectRevert(abi.encodeWithSelector(ISettlement.StillThawing.selector, uint64(end)));
         settlement.withdraw(node);
@@ -220,7 +257,7 @@ contract SettlementTest is Kit {
         fill(client, node, 100);
         vm.prank(client);
         settlement.thaw(node);
-        vm.warp(vm.getBlockTimestamp() + THAW + 1);
+        pass(THAW + 1);
         vm.startPrank(owner);
         vm.expectRevert(ISettlement.NotThawing.selector);
         settlement.withdraw(node);
@@ -235,7 +272,7 @@ contract SettlementTest is Kit {
         Item memory it = item(OPERATOR_KEY, client, CLIENT_KEY, 80);
         vm.startPrank(client);
         settlement.thaw(node);
-        vm.warp(vm.getBlockTimestamp() + THAW + 1);
+        pass(THAW + 1);
         settlement.withdraw(node);
         vm.stopPrank();
         skipped(it, Skip.EmptyAccount);
@@ -342,7 +379,7 @@ contract SettlementTest is Kit {
         skipped(item(OPERATOR_KEY, client, CLIENT_KEY, 59), Skip.NothingOwed);
         Item[] memory twice = new Item[](2);
         twice[0] = twice[1] = item(OPERATOR_KEY, client, CLIENT_KEY, 70);
-        expectSkip(1, Skip.NothingOwed);
+        expectSkip(client, 1, Skip.NothingOwed);
         (uint256 burned,) = settlement.settle(node, twice);
         eq(burned, 10, "once");
     }
@@ -417,7 +454,7 @@ contract SettlementTest is Kit {
         Item memory foreign = item(0xC0FFEE, client, CLIENT_KEY, 60);
         skipped(foreign, Skip.BadReceipt);
         vm.expectEmit(true, true, true, true, address(settlement));
-        emit ISettlement.Skipped(other, 0, Skip.EmptyAccount);
+        emit ISettlement.Skipped(other, client, 0, Skip.EmptyAccount);
         settlement.settle(other, one(foreign));
         eq(balanceOf(client, node), 100, "untouched");
     }
@@ -431,7 +468,7 @@ contract SettlementTest is Kit {
         vm.prank(client);
         settlement.authorize(key, uint64(vm.getBlockTimestamp() + life));
         Item memory it = item(OPERATOR_KEY, client, SESSION_KEY, 60);
-        vm.warp(vm.getBlockTimestamp() + wait);
+        pass(wait);
         if (wait > life + THAW) {
             skipped(it, Skip.KeyOver);
         } else {
@@ -445,7 +482,7 @@ contract SettlementTest is Kit {
         vm.prank(client);
         settlement.authorize(key, uint64(vm.getBlockTimestamp() + 1 days));
         Item memory it = item(OPERATOR_KEY, client, SESSION_KEY, 60);
-        vm.warp(vm.getBlockTimestamp() + 1 days + THAW + 1);
+        pass(1 days + THAW + 1);
         skipped(it, Skip.KeyOver);
         vm.warp(vm.getBlockTimestamp() - 1);
         (uint256 burned,) = settleOne(it);
@@ -460,7 +497,7 @@ contract SettlementTest is Kit {
         Item memory it = item(OPERATOR_KEY, client, SESSION_KEY, 60);
         settlement.revoke(key);
         vm.stopPrank();
-        vm.warp(vm.getBlockTimestamp() + wait);
+        pass(wait);
         if (wait > THAW) {
             skipped(it, Skip.KeyOver);
         } else {
@@ -489,7 +526,7 @@ contract SettlementTest is Kit {
     function test_ownKeyHasNoTimeLimit() external {
         fill(client, node, 100);
         Item memory it = item(OPERATOR_KEY, client, CLIENT_KEY, 60);
-        vm.warp(vm.getBlockTimestamp() + 3650 days);
+        pass(3650 days);
         (uint256 burned,) = settleOne(it);
         eq(burned, 60, "no record, no limit");
     }
@@ -502,7 +539,7 @@ contract SettlementTest is Kit {
         fill(address(wallet), node, 100);
         settleOne(item(OPERATOR_KEY, address(wallet), SESSION_KEY, 60));
         wallet.run(address(settlement), abi.encodeCall(settlement.thaw, (node)));
-        vm.warp(vm.getBlockTimestamp() + THAW + 1);
+        pass(THAW + 1);
         wallet.run(address(settlement), abi.encodeCall(settlement.withdraw, (node)));
         eq(token.balanceOf(address(wallet)), 40, "the rest");
     }
@@ -517,7 +554,7 @@ contract SettlementTest is Kit {
         Item[] memory items = new Item[](2);
         items[0] = item(OPERATOR_KEY, address(hostile), SESSION_KEY, 50);
         items[1] = item(OPERATOR_KEY, client, CLIENT_KEY, 60);
-        expectSkip(0, Skip.UnknownKey);
+        expectSkip(address(hostile), 0, Skip.UnknownKey);
         settlement.settle(node, items);
         eq(token.balanceOf(address(hostile)), 57, "paid");
     }
@@ -536,7 +573,7 @@ contract SettlementTest is Kit {
         }
         fill(client, node, 100);
         items[place] = badItem(kind % 5);
-        expectSkip(place, Skip(1 + kind % 5));
+        expectSkip(items[place].client, place, Skip(1 + kind % 5));
         (, uint256 minted) = settlement.settle(node, items);
         eq(minted, expected, "the others");
     }
@@ -578,7 +615,7 @@ contract SettlementTest is Kit {
             vm.prank(client);
             settlement.authorize(key, uint64(vm.getBlockTimestamp() + 1));
             it = item(OPERATOR_KEY, client, SESSION_KEY, 60);
-            vm.warp(vm.getBlockTimestamp() + THAW + 2);
+            pass(THAW + 2);
         }
     }
 
@@ -619,7 +656,7 @@ contract SettlementTest is Kit {
     function test_feesBeyondEveryCapStopNoSettlement() external {
         fill(client, node, 300);
         // The slot of `_fees`, as its constructor left it: this epoch's number and no fees.
-        bytes32 slot = bytes32(uint256(2));
+        bytes32 slot = bytes32(uint256(4));
         eq(uint256(vm.load(address(settlement), slot)), today(), "the slot of the fees");
         uint256 nearlyFull = today() | uint256(type(uint104).max - 3) << 48;
         vm.store(address(settlement), slot, bytes32(nearlyFull));
@@ -668,6 +705,13 @@ contract SettlementTest is Kit {
         same(views[1], 50, 0, uint64(vm.getBlockTimestamp() + THAW), uint64(vm.getBlockTimestamp() + 5 days));
         same(views[2], 0, 0, 0, 0);
         same(views[3], 0, 0, 0, 0);
+        ok(!views[0].keyRevoked && !views[1].keyRevoked && !views[2].keyRevoked, "never revoked");
+        ok(views[3].keyRevoked, "revoked before it was ever set");
+        vm.prank(owner);
+        settlement.revoke(key);
+        views = settlement.accounts(node, clients, keys);
+        same(views[1], 50, 0, uint64(vm.getBlockTimestamp() + THAW), uint64(vm.getBlockTimestamp()));
+        ok(!views[1].keyRevoked, "one that was set has an end");
         Account memory a = settlement.account(client, node);
         eq(a.balance, 40, "balance");
         eq(a.collected, 60, "collected");
@@ -688,6 +732,7 @@ contract SettlementTest is Kit {
         eq(address(settlement.REGISTRY()), address(registry), "registry");
         eq(settlement.FEE(), 500, "fee");
         eq(settlement.THAW(), THAW, "thaw");
+        eq(settlement.THAW_BLOCKS(), THAW_BLOCKS, "blocks of a thaw");
         eq(settlement.EPOCH(), EPOCH, "epoch");
     }
 }

@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {Order} from "../src/interfaces/ISettlement.sol";
 import {Session, Signature, Signed} from "../src/Signed.sol";
 import {Kit} from "./support/Kit.sol";
 
@@ -24,8 +25,29 @@ contract SignedTest is Kit {
         eq(settlement.voucherDigest(receipt, total), voucherDigest(receipt, total), "voucher");
     }
 
-    function testFuzz_P13_delegation(address c, address key, uint64 until) external view {
-        eq(settlement.delegationDigest(c, key, until), delegationDigest(c, key, until), "delegation");
+    function testFuzz_P13_delegation(address c, address key, uint64 until, bool paid) external view {
+        bytes32 expected = delegationDigest(c, key, until, paid);
+        eq(settlement.delegationDigest(c, key, until, paid), expected, "delegation");
+    }
+
+    function testFuzz_P13_orders(address c, address subject, uint256 nonce, uint64 end) external view {
+        string[5] memory names = ["Thaw", "CancelThaw", "Withdraw", "Revoke", "Close"];
+        for (uint8 i; i < 5; ++i) {
+            bytes32 expected = orderDigest(names[i], c, subject, nonce, end);
+            eq(settlement.orderDigest(Order(i), c, subject, nonce, end), expected, names[i]);
+        }
+    }
+
+    function testFuzz_P13_fund(address c, address[] memory nodes, uint96[] memory amounts, uint256 nonce, uint64 end)
+        external
+        view
+    {
+        bytes32 expected = fundDigest(c, nodes, amounts, nonce, end);
+        eq(settlement.fundDigest(c, nodes, amounts, nonce, end), expected, "fund");
+    }
+
+    function testFuzz_P13_release(address n, address c, uint96 total, uint64 end) external view {
+        eq(settlement.releaseDigest(n, c, total, end), releaseDigest(n, c, total, end), "release");
     }
 
     function testFuzz_P13_session(Session memory s) external view {
@@ -78,6 +100,26 @@ contract SignedTest is Kit {
         eq(disputes.separator(), settlement.separator(), "disputes");
         eq(emission.separator(), settlement.separator(), "emission");
         eq(emission.SETTLEMENT(), address(settlement), "verifying contract");
+    }
+
+    /// @dev ERC-5267: a wallet builds the separator from what the contract tells, for every contract with the domain.
+    function test_allContractsTellTheirDomain() external {
+        vm.chainId(4_711);
+        Signed[4] memory list = [
+            Signed(address(registry)), Signed(address(settlement)), Signed(address(disputes)), Signed(address(emission))
+        ];
+        for (uint256 i; i < 4; ++i) {
+            (bytes1 fields, string memory name, string memory version, uint256 chain, address at, bytes32 salt,) =
+                list[i].eip712Domain();
+            ok(fields == 0x0f && salt == 0, "name, version, chain id and contract");
+            bytes32 kind =
+                keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
+            bytes32 built = keccak256(abi.encode(kind, keccak256(bytes(name)), keccak256(bytes(version)), chain, at));
+            eq(built, list[i].separator(), "the same domain");
+        }
+        (, string memory named,,, address itself,,) = token.eip712Domain();
+        eq(keccak256(bytes(named)), keccak256("Hivemint Credit"), "the token has its own");
+        eq(itself, address(token), "for itself");
     }
 
     function testFuzz_P4_separatorFollowsTheChain(uint64 chain) external {

@@ -20,12 +20,12 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from hivemint.cli.children import hivemint, launch, wait_ready
-from hivemint.cli.main import GROUPS, build
-from hivemint.contracts.home import Home
-from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
-from hivemint.contracts.network import Model, Network
-from hivemint.swarm.models import LocalModel
+from hivemint.cli.tree import GROUPS, build
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.home import Home
+from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.protocol.network import Model, Network
+from hivemint.testnet.processes import hivemint, launch, wait_ready
 from support.chain import TestChain
 
 pytest_plugins = ["support.models"]
@@ -47,9 +47,14 @@ class Place:
     def run(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """`hivemint WORDS`, in a process of its own."""
         return subprocess.run(
-            [HIVEMINT, *map(str, words)], env=self.environment() | environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            [HIVEMINT, *map(str, words)],
+            env=self.environment() | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     def environment(self) -> dict[str, str]:
         """Of the commands: nothing of ours but this home and its password."""
@@ -162,9 +167,16 @@ def test_a_taken_metrics_port_is_found_before_the_chain_and_the_weights(
 
 @pytest.mark.parametrize(
     "verb",
-    [("generate", "hi"), ("chat",), ("node", "start", "x", "--blocks", "0:1"), ("account", "list"), ("swarm", "status"),
-     ("ledger", "serve"), ("key", "revoke", "0x" + "11" * 20)],
-)  # fmt: skip
+    [
+        ("generate", "hi"),
+        ("chat",),
+        ("node", "start", "x", "--blocks", "0:1"),
+        ("account", "list"),
+        ("swarm", "status"),
+        ("ledger", "serve"),
+        ("key", "revoke", "0x" + "11" * 20),
+    ],
+)
 def test_no_network_file(place: Place, tmp_path: Path, verb: tuple[str, ...]) -> None:
     wallet = {"HIVEMINT_WALLET": "bob"}
     assert "--network" in place.refusal(*verb, **wallet)
@@ -260,6 +272,43 @@ def test_a_bad_stake(place: Place, stake: str) -> None:
     assert f"'{stake}' is not an amount of coins" in told
 
 
+@pytest.mark.parametrize("wrong", ["checksum", "bare", "long", "nobody"])
+def test_a_mistyped_node_gets_no_credits(place: Place, wrong: str, tmp_path: Path) -> None:
+    """Credits at a wrong address come back after a thaw of days, so none go there."""
+    digits = place.node[2:]
+    last = next(one for one in reversed(digits) if one.isalpha())
+    at = digits.rindex(last)
+    node = {
+        "checksum": "0x" + digits[:at] + last.swapcase() + digits[at + 1 :],
+        "bare": digits,
+        "long": place.node + "0",
+        "nobody": "0x" + "00" * 19 + "de",
+    }[wrong]
+    fund = ("account", "fund", "1", "--node", node, "--wallet", "dave", "--network", place.network)
+    what = "is no registered node" if wrong == "nobody" else "is not an address"
+    assert what in place.refusal(*fund)
+    assert what in place.refusal(*fund, "--sign-only", tmp_path / "order.json")
+    assert not (tmp_path / "order.json").exists()
+
+
+def test_an_order_s_number_beyond_the_contract_s(place: Place, tmp_path: Path) -> None:
+    words = ("account", "thaw", place.node, "--wallet", "dave", "--network", place.network)
+    done = place.run(*words, "--sign-only", tmp_path / "order.json", "--nonce", 2**96)
+    assert done.returncode == 2
+    assert "--nonce" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_path_is_told_as_it_is(place: Place, tmp_path: Path) -> None:
+    """Brackets are markup to the printer, and a shell would take a blank for an end."""
+    file = tmp_path / "an order[b] of [red]mine.json"
+    words = ("account", "thaw", place.node, "--wallet", "dave", "--network", place.network)
+    done = place.run(*words, "--sign-only", file)
+    assert done.returncode == 0, done
+    assert f"signed {file}: " in done.stdout
+    assert f"send-order '{file}'" in done.stdout
+
+
 def test_a_payout_that_is_no_address(place: Place) -> None:
     common = ("--wallet", "bob", "--network", place.network)
     assert "'0x12' is not an address" in place.refusal("node", "register", "--payout", "0x12", *common)
@@ -286,6 +335,32 @@ def test_no_wallet(place: Place) -> None:
 @pytest.mark.parametrize("bid", ["lots", "-1", "17x"])
 def test_a_bad_bid(place: Place, bid: str) -> None:
     assert bid in place.refusal("generate", "hi", f"--bid={bid}", "--wallet", "bob", "--network", place.network)
+
+
+def test_a_prompt_that_is_no_text(place: Place, tmp_path: Path) -> None:
+    common = ("--wallet", "bob", "--network", place.network)
+    odd = os.fsdecode(b"caf\xe9")
+    for verb in (("generate", odd), ("generate", odd, "--raw"), ("chat", "--system", odd)):
+        assert "not UTF-8" in place.refusal(*verb, *common)
+    (tmp_path / "prompt").write_bytes(b"caf\xe9")
+    with (tmp_path / "prompt").open() as prompt:
+        done = subprocess.run(
+            [HIVEMINT, "generate", "-", *map(str, common)],
+            env=place.environment(),
+            stdin=prompt,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error The prompt is no text")
+
+
+@pytest.mark.parametrize("sampling", [("inf",), ("1e-300",), ("0.7", "--top-p", "0")], ids=lambda one: "-".join(one))
+def test_sampling_by_a_number_out_of_range(place: Place, sampling: tuple[str, ...]) -> None:
+    words = ("generate", "hi", "--wallet", "bob", "--network", place.network, "--temperature", *sampling)
+    assert "is no " in place.refusal(*words)
 
 
 def test_a_bad_setting_is_named(place: Place) -> None:
@@ -333,9 +408,13 @@ def test_a_node_says_nothing_on_stdout_before_it_is_ready(place: Place) -> None:
     """Bob's node is not registered: that warning goes to stderr; stdout is JSON lines, the first one `ready`."""
     words = ("node", "start", place.model, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
     process = subprocess.Popen(
-        [HIVEMINT, *map(str, words)], env=place.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [HIVEMINT, *map(str, words)],
+        env=place.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -350,12 +429,24 @@ def test_a_node_says_nothing_on_stdout_before_it_is_ready(place: Place) -> None:
 def test_json_is_alone_on_stdout(place: Place) -> None:
     network = ("--network", place.network)
     for words in (
-        ("model", "list"), ("model", "info"), ("wallet", "list"), ("wallet", "show", "bob", *network),
-        ("account", "list", "--wallet", "bob", *network), ("node", "status", "--wallet", "dave", *network),
-        ("swarm", "status", *network), ("config", "show"), ("contracts", "params", *network),
+        ("model", "list"),
+        ("model", "info"),
+        ("wallet", "list"),
+        ("wallet", "show", "bob", *network),
+        ("account", "list", "--wallet", "bob", *network),
+        ("node", "status", "--wallet", "dave", *network),
+        ("swarm", "status", *network),
+        ("config", "show"),
+        ("contracts", "params", *network),
         ("wallet", "create", "fresh", "--weak"),
-    ):  # fmt: skip
+    ):
         assert isinstance(place.told(*words), list | dict), words
+    models = place.told("swarm", "status", *network)
+    assert isinstance(models, list)
+    (model,) = models
+    # Bob's node, which is not registered, has left; its record stays until it expires, and serves nothing.
+    assert [node["operator"] for node in model["nodes"] if node["registered"]] == [place.node]
+    assert model["missing"] == ["2:30"]
     sick = place.run("doctor", *network, "--json")  # the swarm lacks blocks, so this says that something is wrong
     assert sick.returncode == 1
     assert "2:30" in json.dumps(json.loads(sick.stdout))

@@ -10,19 +10,22 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hivemint.cli import account, chat, key, wallet
-from hivemint.client.swarm_client import connect
-from hivemint.client.wallet import ContractPort, Identity
-from hivemint.contracts.bindings import Bindings, Donation
-from hivemint.contracts.chain import Transfer
-from hivemint.contracts.errors import BadInput, ChainError, ConfigError, HivemintError, ModelError, WalletError
-from hivemint.contracts.ids import ONE_CREDIT, PeerId
-from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import peer_id_hash
-from hivemint.swarm import models
-from support.chain import EPOCH, TEST_MODEL, TestChain
-from support.sessions import countersign, make_session
+from hivemint.cli import chat
+from hivemint.cli.wallet import account, keys, wallets
+from hivemint.client.sessions.swarm_client import connect
+from hivemint.client.sessions.wallet import ContractPort, Identity
+from hivemint.contracts.bindings import Bindings
+from hivemint.ledger.books.voucher_book import VoucherBook
+from hivemint.ledger.store.database import StoreError
+from hivemint.model import local_models
+from hivemint.protocol.eip712 import peer_id_hash
+from hivemint.protocol.errors import BadInput, ChainError, ConfigError, HivemintError, ModelError, WalletError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import ONE_CREDIT, Credits
+from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.protocol.signing import Signer
+from support.chain import TestChain
+from support.credits import credits_for
 from support.tiny import tiny_model
 
 RUNNER = CliRunner()
@@ -57,29 +60,29 @@ def error_of(app: typer.Typer, *words: str) -> HivemintError:
 
 
 def test_wallets_are_made_listed_and_private(home: Path) -> None:
-    assert "wallet create" in RUNNER.invoke(wallet.app, ["list"]).stdout
-    made = told(wallet.app, "create", "bob", "--weak")
+    assert "wallet create" in RUNNER.invoke(wallets.app, ["list"]).stdout
+    made = told(wallets.app, "create", "bob", "--weak")
     assert stat.S_IMODE(Path(made["file"]).stat().st_mode) == 0o600
-    assert told(wallet.app, "list") == [made]
-    assert told(wallet.app, "show", "bob")["address"] == made["address"]
-    assert made["address"] in RUNNER.invoke(wallet.app, ["list"]).stdout
-    assert isinstance(error_of(wallet.app, "create", "bob", "--weak"), WalletError)
-    assert isinstance(error_of(wallet.app, "create", "../bob", "--weak"), ConfigError)
-    assert "bob" in error_of(wallet.app, "show", "eve").why
+    assert told(wallets.app, "list") == [made]
+    assert told(wallets.app, "show", "bob")["address"] == made["address"]
+    assert made["address"] in RUNNER.invoke(wallets.app, ["list"]).stdout
+    assert isinstance(error_of(wallets.app, "create", "bob", "--weak"), WalletError)
+    assert isinstance(error_of(wallets.app, "create", "../bob", "--weak"), ConfigError)
+    assert "bob" in error_of(wallets.app, "show", "eve").why
 
 
 def test_keys_are_imported_from_files_and_never_shown(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"0x{SECRET}\n")
-    result = RUNNER.invoke(wallet.app, ["import", "ann", "--key-file", str(tmp_path / "key"), "--weak"])
+    result = RUNNER.invoke(wallets.app, ["import", "ann", "--key-file", str(tmp_path / "key"), "--weak"])
     assert result.exit_code == 0
     assert SECRET not in result.output
     assert Keystores().unlock("ann", "correct horse").address == Signer(bytes.fromhex(SECRET)).address
     other = str(Keystores().find("ann").path)
     assert (
-        told(wallet.app, "import", "ann2", "--keystore", other, "--weak")["address"] == Keystores().find("ann").address
+        told(wallets.app, "import", "ann2", "--keystore", other, "--weak")["address"] == Keystores().find("ann").address
     )
     (tmp_path / "key").write_text(SECRET[:-1] + "x")
-    error = error_of(wallet.app, "import", "eve", "--key-file", str(tmp_path / "key"))
+    error = error_of(wallets.app, "import", "eve", "--key-file", str(tmp_path / "key"))
     assert SECRET[:20] not in str(error)
 
 
@@ -94,7 +97,7 @@ def test_bad_input_is_told_before_anything_is_done(tmp_path: Path, testchain: Te
     assert "not an address" in error_of(account.app, "thaw", "0x12", *network, "--wallet", "bob").what
     assert "password" in error_of(account.app, "thaw", node, *network, "--wallet", "bob").what.lower()
     for days in ("91", "nan", "inf", "0"):
-        assert "90 days" in error_of(key.app, "authorize", node, "--days", days, *network, "--wallet", "bob").why
+        assert "90 days" in error_of(keys.app, "authorize", node, "--days", days, *network, "--wallet", "bob").why
     assert isinstance(error_of(talk, "generate", " ", *network, "--wallet", "bob"), BadInput)
     assert isinstance(error_of(talk, "generate", "hi", *network, "--wallet", "bob", "--top-k", "3"), BadInput)
     assert "model" in error_of(talk, "generate", "hi", *network, "--wallet", "bob").what.lower()
@@ -121,33 +124,13 @@ def test_an_unreachable_chain_is_told(tmp_path: Path, testchain: TestChain) -> N
     assert "wrong chain" in error_of(account.app, "list", "--network", str(file), "--wallet", "bob").what
 
 
-async def credits_for(testchain: TestChain, client: Signer) -> Signer:
-    """Credits come from donated work alone: register, serve for free, claim, mint. Gives the node."""
-    owner, node = Signer(b"\x77" * 32), Signer(b"\x78" * 32)
-    domain = testchain.network.domain
-    async with await Bindings.connect(testchain.network) as contracts:
-        for one in (owner, client):
-            payment = Transfer(contracts.chain, one.address)
-            await contracts.chain.send(testchain.signers[1], payment, doing="Paying", value=60 * COIN)
-        await contracts.registry.register(owner, node, PeerId(b"a peer"), domain, stake=50 * COIN)
-        epoch = testchain.next_epoch()
-        session = make_session(client, node, model=TEST_MODEL, expiry=epoch * EPOCH + 60)
-        donation = Donation(session, countersign(domain, session, node, client, tokens=10**9))
-        testchain.next_epoch()
-        await contracts.emission.claim(owner, node.address, epoch, [donation])
-        testchain.next_epoch()
-        await contracts.emission.mint(owner, node.address, epoch)
-        await contracts.token.transfer(owner, client.address, 100 * ONE_CREDIT)
-    return node
-
-
 def test_an_accounts_life(testchain: TestChain) -> None:
     Keystores().import_key("ann", "22" * 32, "correct horse", n=CHEAP_SCRYPT_N)
     client = Signer(bytes.fromhex("22" * 32))
     node = asyncio.run(credits_for(testchain, client)).address
     common = ["--network", str(testchain.network.path), "--wallet", "ann"]
     assert told(account.app, "list", *common) == []
-    assert told(wallet.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
+    assert told(wallets.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
     assert told(account.app, "fund", "2.5", "--node", node, *common)["block"] > 0
     (row,) = told(account.app, "list", *common)
@@ -160,6 +143,8 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     assert "1,000 HMC in all" in too_much.why
     assert "97.5 HMC" in too_much.why
 
+    books_of_another_chain(testchain, client, common)
+
     told(account.app, "thaw", node, *common)
     assert "thaws until" in told(account.app, "list", *common)[0]["state"]
     assert "StillThawing" in getattr(error_of(account.app, "withdraw", node, *common), "error", "")
@@ -169,14 +154,30 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     testchain.devchain.travel(4 * 86_400)
     assert "thawed" in told(account.app, "list", *common)[0]["state"]
     told(account.app, "withdraw", node, *common)
-    assert told(wallet.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
+    assert told(wallets.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
     asyncio.run(check_port(testchain, client, node))
 
 
+def books_of_another_chain(testchain: TestChain, client: Signer, common: list[str]) -> None:
+    """A development chain began anew under the same files: told, and begun anew only by consent."""
+    path = Home.open().client / "vouchers.db"
+    path.unlink()
+    old = VoucherBook.open(path, testchain.network.domain, client.address, b"\7" * 32)
+    old.promise(client.address, Credits(10))
+    old.close()
+    error = error_of(account.app, "list", *common)
+    assert isinstance(error, StoreError)
+    assert "another chain" in error.what
+    assert "hivemint account new-books" in error.next_step
+    assert len(told(account.app, "new-books", *common)["genesis"]) == 2 + 64
+    (row,) = told(account.app, "list", *common)
+    assert row["promised"] == 0
+
+
 async def joined_as(testchain: TestChain, folder: Path, **how: Any) -> Identity:
     """Who signs for a client that has joined the network."""
-    client = await connect(models.resolve(folder), network=testchain.network, **how)
+    client = await connect(local_models.resolve(folder), network=testchain.network, **how)
     await client.close()
     return client.payer.who
 
@@ -189,8 +190,8 @@ def test_a_session_key_signs_while_its_wallet_stays_locked(tmp_path: Path, testc
     common = ["--network", str(testchain.network.path), "--wallet", "ann"]
     with pytest.raises(WalletError, match="may not sign"):
         asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
-    told(key.app, "authorize", "hot", "--days", "3", *common)
-    assert "KeyKnown" in getattr(error_of(key.app, "authorize", "hot", *common), "error", "")
+    told(keys.app, "authorize", "hot", "--days", "3", *common)
+    assert "KeyKnown" in getattr(error_of(keys.app, "authorize", "hot", *common), "error", "")
     Keystores().find("ann").path.write_text(json.dumps({"version": 3, "address": wallet_key.address}))  # no key in it
     who = asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
     assert (who.client, who.key.address) == (wallet_key.address, hot)
@@ -199,7 +200,7 @@ def test_a_session_key_signs_while_its_wallet_stays_locked(tmp_path: Path, testc
         asyncio.run(joined_as(testchain, folder, wallet="ann"))
     Keystores().find("ann").path.unlink()
     Keystores().add("ann", wallet_key, "correct horse", n=CHEAP_SCRYPT_N)
-    told(key.app, "revoke", "hot", *common)
+    told(keys.app, "revoke", "hot", *common)
     with pytest.raises(WalletError, match="revoked"):
         asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
 
@@ -218,5 +219,12 @@ async def check_port(testchain: TestChain, client: Signer, node: Any) -> None:
         accounts = await port.accounts(client.address, [node, stranger])
         assert [accounts[one].funded for one in (node, stranger)] == [0, 0]
         assert abs(await port.time() - testchain.devchain.time()) <= 2
+        assert len(await port.genesis()) == 32
+        assert not await port.on_record(client.address, stranger)
+        async with await Bindings.connect(testchain.network) as contracts:
+            await contracts.settlement.authorize(client, stranger, await contracts.chain.time() + 3600)
+            assert await port.on_record(client.address, stranger)
+            await contracts.settlement.revoke(client, stranger)
+        assert await port.on_record(client.address, stranger), "it has signed while it lived"
     finally:
         await port.close()

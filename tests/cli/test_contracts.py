@@ -17,9 +17,9 @@ from hivemint.contracts import compile as compiling
 from hivemint.contracts import deploy as deployment
 from hivemint.contracts.artifacts import NAMES, load
 from hivemint.contracts.bindings import Bindings, Setting
-from hivemint.contracts.errors import ChainError, ConfigError, WalletError
-from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores
-from hivemint.contracts.network import Network
+from hivemint.protocol.errors import ChainError, ConfigError, WalletError
+from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.protocol.network import Network
 from support.chain import NUMBERS, TEST_MODEL, TestChain
 
 RUNNER = CliRunner()

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hivemint.cli.model import app
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.home import Home
-from hivemint.swarm import models
+from hivemint.model import local_models
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.home import Home
 from support.tiny import tiny_model
 
 RUNNER = CliRunner()
@@ -30,7 +30,7 @@ def test_info_tells_blocks_sizes_and_id(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "tiny")
     told = json.loads(RUNNER.invoke(app, ["info", str(folder), "--verify", "--json"]).stdout)
     assert (told["blocks"], told["hidden_size"], told["family"], told["verified"]) == (2, 32, "llama", True)
-    assert told["model_id"] == "0x" + models.resolve(folder).model_id.hex()
+    assert told["model_id"] == "0x" + local_models.resolve(folder).model_id.hex()
     assert "0.1 MB" in RUNNER.invoke(app, ["info", str(folder)]).stdout
 
 

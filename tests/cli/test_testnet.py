@@ -11,17 +11,29 @@ import httpx
 import psutil
 import pytest
 
-from hivemint.cli.children import hivemint
-from hivemint.swarm.models import LocalModel
+from hivemint.model.local_models import LocalModel
+from hivemint.testnet.processes import hivemint
 from support.localnet import pids_below
 
 pytest_plugins = ["support.models"]
 
 PROCESSES = {"chain", "bootstrap", "alice-node", "carol-node", "ledger"}
 KEYS = {
-    "text", "equal_to_reference", "tokens", "receipts_signed", "receipts_countersigned", "hops_per_token", "settled",
-    "burned_wei", "minted_wei", "fee_wei", "supply_ok", "priority", "attacks", "seconds",
-}  # fmt: skip
+    "text",
+    "equal_to_reference",
+    "tokens",
+    "receipts_signed",
+    "receipts_countersigned",
+    "hops_per_token",
+    "settled",
+    "burned_wei",
+    "minted_wei",
+    "fee_wei",
+    "supply_ok",
+    "priority",
+    "attacks",
+    "seconds",
+}
 """What the demo's document must hold."""
 ATTACKS = {"forged receipt", "replayed settlement", "foreign session", "empty escrow", "doctored hidden state"}
 
@@ -39,9 +51,14 @@ def home(smollm2: LocalModel, tmp_path: Path) -> Iterator[Path]:
 def run(home: Path, *words: str, within: float = 200) -> subprocess.CompletedProcess[str]:
     base = {name: value for name, value in os.environ.items() if not name.startswith("HIVEMINT_")}
     return subprocess.run(
-        hivemint(*words), env=base | {"HIVEMINT_HOME": str(home)}, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=within, check=False,
-    )  # fmt: skip
+        hivemint(*words),
+        env=base | {"HIVEMINT_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=within,
+        check=False,
+    )
 
 
 def told(home: Path, *words: str, within: float = 200) -> Any:

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load, load_file, save_file
 
-from hivemint.client.adapter import WEIGHTS, LoraAdapter
-from hivemint.contracts.errors import ModelError
-from hivemint.swarm.adapters import read_pairs
-from hivemint.swarm.anatomy import Anatomy
+from hivemint.client.sessions.peft import WEIGHTS, LoraAdapter
+from hivemint.model.anatomy import Anatomy
+from hivemint.protocol.errors import ModelError
+from hivemint.swarm.lora import read_pairs
 from support.lora import whole_model, write_lora
 from support.tiny import tiny_model
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hivemint.client.ends import Ends
-from hivemint.contracts.errors import BadInput, ModelError
-from hivemint.contracts.home import Home
-from hivemint.swarm import families
-from hivemint.swarm.families import Outside
-from hivemint.swarm.models import LocalModel, resolve
+from hivemint.client.generation.ends import Ends
+from hivemint.model import families
+from hivemint.model.families import Outside
+from hivemint.model.local_models import LocalModel, resolve
+from hivemint.protocol.errors import BadInput, ModelError
+from hivemint.protocol.home import Home
 from support.families import HIDDEN, TINY, VOCABULARY, Whole, ids
 from support.tiny import tiny_model
 
@@ -42,13 +42,16 @@ def test_learned_positions_end_where_the_model_does(tmp_path: Path, home: Home) 
             ends.embed(ids(1, 2), start)
 
 
-@pytest.mark.parametrize(("name", "table"), [
-    ("bloom", Outside(blocks="h", after=("ln_f",))),
-    ("gpt2", Outside(blocks="h", after=("ln_f",))),
-    ("opt", Outside(before=("project_in",), after=("final_layer_norm", "project_out"))),
-    ("opt", Outside(before=("project_in",), positions="embed_positions", after=("project_out",))),
-    ("mixtral", Outside(after=())),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("bloom", Outside(blocks="h", after=("ln_f",))),
+        ("gpt2", Outside(blocks="h", after=("ln_f",))),
+        ("opt", Outside(before=("project_in",), after=("final_layer_norm", "project_out"))),
+        ("opt", Outside(before=("project_in",), positions="embed_positions", after=("project_out",))),
+        ("mixtral", Outside(after=())),
+    ],
+)
 def test_a_family_that_fails_its_guards_is_refused_by_name(
     name: str, table: Outside, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hivemint.client.ends import Ends
-from hivemint.client.generation import SwarmModelForCausalLM
-from hivemint.client.loop import LoopThread
-from hivemint.contracts.errors import BadInput, SwarmError
-from hivemint.swarm.models import LocalModel
+from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
+from hivemint.client.generation.ends import Ends
+from hivemint.client.generation.loop import LoopThread
+from hivemint.client.generation.sequences import Bill
+from hivemint.client.pipeline import SessionLimit
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.errors import BadInput, SwarmError
 from support.local_pipeline import LocalPipeline, LocalSwarm
 
 pytest_plugins = ["support.models"]
@@ -315,3 +317,50 @@ def test_a_closed_model_says_so(smollm2: LocalModel, shared: Any, swarm: LocalSw
     assert swarm.closed
     with pytest.raises(SwarmError, match="closed"):
         model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+
+
+def test_a_bill_holds_what_the_call_itself_has_cost(model: Any, tokenizer: Any, swarm: LocalSwarm) -> None:
+    """All rows, of shared beginnings once, of replays each; and what a call that fails has cost until then."""
+    bill = Bill()
+    model.generate(ids_of(tokenizer, TEXTS[1]), bill=bill, num_return_sequences=3, **{**GREEDY, "do_sample": True})
+    assert bill.wei == sum(pipeline.spent for pipeline in swarm.pipelines) > 0
+    before, swarm.pipelines = bill.wei, []
+    ids = ids_of(tokenizer, TEXTS[0])
+
+    async def fail(pipeline: LocalPipeline) -> None:
+        await asyncio.sleep(0)
+        if pipeline.position > ids.shape[1]:
+            raise SwarmError("the node went away")
+
+    swarm.before_step = fail
+    with pytest.raises(SwarmError, match="went away"):
+        model.generate(ids, bill=bill, **GREEDY)
+    assert bill.wei - before == sum(pipeline.spent for pipeline in swarm.pipelines) > 0
+
+
+def test_a_talk_bills_each_answer_alone(model: Any, tokenizer: Any, swarm: LocalSwarm) -> None:
+    bills, ids = [Bill(), Bill()], ids_of(tokenizer, TEXTS[1])
+    with model.conversation() as talk:
+        for bill in bills:
+            ids = model.generate(ids, bill=bill, conversation=talk, **GREEDY)
+    assert [bill.wei for bill in bills] == [pipeline.spent for pipeline in swarm.pipelines]
+    assert bills[1].wei < bills[0].wei, "only what was new"
+
+
+def test_a_text_that_nodes_make_dearer_and_dearer_ends(model: Any, tokenizer: Any, swarm: LocalSwarm) -> None:
+    """A node says "no room" after each token, so that all is computed and paid again each time."""
+    ids = ids_of(tokenizer, TEXTS[1])
+
+    async def no_room(pipeline: LocalPipeline) -> None:
+        await asyncio.sleep(0)
+        if pipeline.position:
+            pipeline.sent.pop()
+            raise SessionLimit("no room")
+
+    swarm.before_step, bill = no_room, Bill()
+    with pytest.raises(SwarmError, match="2 times its plan") as caught:
+        model.generate(ids, bill=bill, **GREEDY)
+    plan = 3 * (ids.shape[1] + 11)
+    assert plan < bill.wei <= 2 * plan
+    assert str(len(swarm.pipelines) - 1) in caught.value.why
+    assert "replay_margin" in caught.value.next_step

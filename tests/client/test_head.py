@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hivemint.client.head import Head, Screen, _reaching, faster, largest_only
+from hivemint.client.generation.head import Head, Screen, _reaching, faster, largest_only
 
 
 def linear(outputs: int, inputs: int, seed: int) -> nn.Linear:

@@ -3,44 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, Payer
-from hivemint.client.live_pipeline import LivePipeline
-from hivemint.client.nodes import Target
 from hivemint.client.pipeline import SessionLimit
-from hivemint.client.settings import Bid, ClientSettings
-from hivemint.client.swarm_client import SwarmClient
-from hivemint.client.wallet import Identity
-from hivemint.contracts.errors import SwarmError
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.vouchers import VoucherBook
-from support.fake_swarm import DOMAIN, HIDDEN, MODEL, Books, FakeChain, FakeNode, FakeSwarm
-
-WALLET = Signer(b"\x11" * 32)
-ASK = 5
-FUNDS = 10**9
-
-
-class World:
-    """Two nodes of 15 blocks, one client with funded accounts."""
-
-    def __init__(self, folder: Path, *nodes: FakeNode, **settings: Any) -> None:
-        self.nodes = nodes
-        self.swarm = FakeSwarm(*nodes)
-        self.chain = FakeChain.of(*nodes, funds=FUNDS)
-        self.folder = folder
-        self.client = self.another(**settings)
-
-    def another(self, **settings: Any) -> SwarmClient:
-        """A client of the same wallet with its own view of the book's file: another process, in effect."""
-        chosen = ClientSettings(**{"min_chunk": 4, "step_timeout": 5, "bid": Bid("times"), **settings})
-        book = VoucherBook.open(self.folder / "vouchers.db", DOMAIN, WALLET.address)
-        payer = Payer(Identity.own(WALLET), DOMAIN, book)
-        return SwarmClient(self.swarm, Target(MODEL, 30, HIDDEN), payer, self.chain, chosen)  # type: ignore[arg-type]
+from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
+from hivemint.client.sessions.live_pipeline import LivePipeline
+from hivemint.client.sessions.payer import NodeUnproven
+from hivemint.client.settings import Bid
+from hivemint.ledger.books.voucher_book import VoucherBook
+from hivemint.protocol.errors import SwarmError
+from support.client_world import ASK, FUNDS, WALLET, World, decode, rows
+from support.fake_swarm import DOMAIN, Books, FakeNode
+from support.promises import GENESIS
 
 
 @pytest.fixture
@@ -48,16 +24,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     made = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK))
     yield made
     await made.client.close()
-
-
-def rows(count: int) -> torch.Tensor:
-    return torch.arange(count * HIDDEN, dtype=torch.float32).view(count, HIDDEN)
-
-
-async def decode(pipeline: LivePipeline, steps: int) -> None:
-    for _ in range(steps):
-        got = await pipeline.forward(rows(1))
-        assert torch.equal(got, rows(1) + 30)
 
 
 async def test_prompt_and_tokens_come_back_right_and_are_all_countersigned(world: World) -> None:
@@ -121,7 +87,7 @@ async def test_vouchers_that_were_drawn_and_not_sent_cost_nothing(world: World) 
         pipeline = await world.client.open(100)
         await decode(pipeline, 4)
         await pipeline.close()
-    book = VoucherBook.open(world.folder / "vouchers.db", DOMAIN, WALLET.address)
+    book = VoucherBook.open(world.folder / "vouchers.db", DOMAIN, WALLET.address, GENESIS)
     for node in world.nodes:
         books = node.books[WALLET.address]
         assert books.owed == books.highest == 8 * ASK * 15
@@ -329,10 +295,15 @@ async def test_busy_beyond_patience_is_a_refusal(tmp_path: Path) -> None:
     await world.client.close()
 
 
-@pytest.mark.parametrize("fault", ["claim", "old-opening"])
-async def test_a_bad_opening_is_a_lie(world: World, fault: str) -> None:
-    world.nodes[0].faults[fault] = 0
+async def test_a_bad_opening_is_a_lie(world: World) -> None:
+    world.nodes[0].faults["old-opening"] = 0
     with pytest.raises(NodeLied):
+        await world.client.open(60)
+
+
+async def test_a_debt_that_nothing_proves_is_not_believed_and_called_no_lie(world: World) -> None:
+    world.nodes[0].faults["claim"] = 0
+    with pytest.raises(NodeUnproven, match=world.nodes[0].operator.address):
         await world.client.open(60)
 
 
@@ -363,16 +334,17 @@ async def test_what_the_chain_has_paid_counts_when_both_ends_lost_their_books(se
 
 async def test_no_wei_above_what_the_chain_has_paid_is_believed(settled: World) -> None:
     settled.nodes[0].faults["claim"] = 0
-    with pytest.raises(NodeLied, match="never promised"):
+    with pytest.raises(NodeUnproven, match="cannot prove"):
         await settled.client.open(60)
 
 
-async def test_the_chain_is_asked_only_for_what_the_book_does_not_know(world: World) -> None:
+async def test_an_opening_asks_the_chain_once_for_what_its_accounts_hold(world: World) -> None:
+    """And no more than that where the book knows what the node claims."""
     route = await world.client.route(60)
     await decode(await world.client.along(route, 60), 3)
     world.chain.asked.clear()
     await (await world.client.along(route, 60)).close()
-    assert world.chain.asked == []
+    assert world.chain.asked == sorted(node.operator.address for node in world.nodes)
 
 
 async def test_limits_of_the_session_end_it_before_anything_is_sent(tmp_path: Path) -> None:

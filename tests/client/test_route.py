@@ -1,15 +1,17 @@
 """Routes over checked records: cheapest, within the ceiling, and a clear word on what is missing."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.client.route import Route, Speeds, Wish, plan_route, session_amount, wire_of
+from hivemint.client.sessions.route import Route, Wish, plan_route, session_amount, wire_of
+from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
-from hivemint.contracts.errors import SwarmError
-from hivemint.contracts.ids import ONE_CREDIT, Credits
+from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.ids import ONE_CREDIT, Credits
 from support.fake_swarm import FakeNode
 
 BLOCKS = 30
@@ -82,6 +84,36 @@ def test_the_ceiling_trades_time_for_price() -> None:
     assert plan(dear, cheap, seconds_per_credit=0.0, ceiling=Credits(40 * ASK)).legs[0].peer == cheap[0].peer
     with pytest.raises(SwarmError, match="No route costs at most"):
         plan(dear, cheap, ceiling=Credits(29 * ASK))
+
+
+def test_without_a_ceiling_nodes_far_above_the_median_are_left_out() -> None:
+    usual, dear = [node(0, 15), node(15, 30), node(0, 30, ask=2 * ASK, tokens_per_s=1.0)], node(0, 30, ask=4 * ASK)
+    wish: dict[str, Any] = {"times_median": 3.0, "seconds_per_credit": 0.0}
+    route = plan(*usual, dear, **wish)
+    assert spans(route) == [(0, 15), (15, 30)]
+    assert any("3x the median ask" in note for note in route.plan(10, 1.0).notes)
+    assert spans(plan(*usual, dear, **{**wish, "times_median": 4.0})) == [(0, 30)]
+    assert spans(plan(*usual, dear, **wish, ceiling=Credits(10**30))) == [(0, 30)], "the user's word goes before"
+    assert spans(plan(*usual, dear, **wish, bid=Bid("amount", amount=Credits(5 * ASK)))) == [(0, 30)]
+    free = plan(*usual, dear, **wish, bid=Bid("free"))
+    assert (spans(free), free.notes) == ([(0, 30)], ())
+
+
+def test_blocks_that_only_dear_nodes_serve_are_named_with_what_they_ask() -> None:
+    with pytest.raises(SwarmError, match="Blocks 15:30 cost more than the default price ceiling") as caught:
+        plan(node(0, 15), node(15, 30, ask=100 * ASK), times_median=3.0)
+    assert "--max-price" in caught.value.next_step
+    with pytest.raises(SwarmError, match="No node serves"):
+        plan(node(0, 15), node(0, 15, ask=100 * ASK), times_median=3.0)
+
+
+def test_a_node_alone_has_nothing_to_be_compared_with() -> None:
+    route = plan(node(0, 30, ask=10**6 * ASK), times_median=3.0)
+    assert any("one node alone" in note for note in route.notes)
+
+
+def test_nodes_that_ask_nothing_do_not_lower_the_median() -> None:
+    assert plan(node(0, 15, ask=0), node(0, 15, ask=0), node(15, 30), times_median=3.0).price == 15 * ASK
 
 
 def test_a_fixed_bid_that_does_not_reach() -> None:

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.client.loop import LoopThread
-from hivemint.client.sequences import Sequences
-from hivemint.contracts.errors import ProofError, SwarmError
+from hivemint.client.generation.loop import LoopThread
+from hivemint.client.generation.sequences import Sequences
+from hivemint.protocol.errors import ProofError, SwarmError
 
 
 class Lying:
     """A pipeline that finds at its end that the last receipts do not hold, as `LivePipeline.close` does."""
 
-    position = 0
+    position = price = spent = signed = 0
+    slow = None
 
     def __init__(self, lies: bool) -> None:
         self.lies, self.closed = lies, False
@@ -32,12 +33,17 @@ class Lying:
 class Swarm:
     """Opens one pipeline for each entry of `lies`."""
 
+    replay_margin = 2.0
+
     def __init__(self, *lies: bool) -> None:
         self.pipelines = [Lying(one) for one in lies]
         self._next = iter(self.pipelines)
 
     async def open(self, tokens: int) -> Any:
         return next(self._next)
+
+    def another_way(self, error: Exception) -> bool:
+        return False
 
 
 ENDS: Any = SimpleNamespace(context=64, hidden_size=4, embed=lambda ids, start: torch.zeros(len(ids), 4))

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemint.client.settings import Bid, ClientSettings
-from hivemint.contracts.errors import BadInput, ConfigError
-from hivemint.contracts.home import Home
-from hivemint.contracts.ids import Credits
+from hivemint.protocol.errors import BadInput, ConfigError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Credits
 
 
 def test_flags_before_environment_before_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hivemint.client.ends import Ends
-from hivemint.client.generation import SwarmModelForCausalLM
-from hivemint.client.loop import LoopThread
+from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
+from hivemint.client.generation.ends import Ends
+from hivemint.client.generation.loop import LoopThread
 from hivemint.client.pipeline import SessionLimit
-from hivemint.contracts.errors import BadInput, SwarmError
-from hivemint.contracts.home import Home
-from hivemint.swarm.models import LocalModel
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.errors import BadInput, SwarmError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Credits
 from support.local_pipeline import LocalSwarm
 from support.tiny import tiny_model
 
@@ -139,6 +140,66 @@ def test_what_fails_for_ever_is_told_in_its_own_words(model: Any, swarm: LocalSw
     with model.blocks(tokens=6) as blocks, pytest.raises(SessionLimit, match="no memory"):
         blocks(torch.randn(1, 6, 32))
     assert len(swarm.lanes) == 5, "a fresh session that can't do it is no reason to ask for another one"
+
+
+def test_a_training_stops_at_its_ceiling(model: Any, swarm: LocalSwarm) -> None:
+    """All lanes together, before the pass that would be too much; what was learned until then stays."""
+    a_pass = 3 * 3 * 6  # wei: price, forward and backward, positions
+    with model.blocks(tokens=6, sequences=2, max_amount=Credits(4 * a_pass + 5)) as blocks:
+        for _ in range(2):
+            x = torch.randn(2, 6, 32, requires_grad=True)
+            torch.autograd.grad(blocks(x).sum(), x)
+        with pytest.raises(SwarmError, match="max_amount") as caught:
+            blocks(torch.randn(2, 6, 32))
+    assert "raise max_amount" in caught.value.next_step
+    assert sum(lane.signed for lane in swarm.lanes) == 4 * a_pass
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_no_pass_is_begun_that_the_ceiling_does_not_cover(model: Any, swarm: LocalSwarm, lanes: int) -> None:
+    """Passes of several lanes at once: none counts on what another has begun."""
+    most = 5 * 3 * 6
+
+    begun: list[Any] = []
+
+    async def begin(lane: Any) -> None:
+        begun.append(lane)
+        await asyncio.sleep(0.01)
+
+    swarm.before_step = begin
+    with model.blocks(tokens=6, sequences=lanes, max_amount=Credits(most)) as blocks, pytest.raises(SwarmError):
+        blocks(torch.randn(9, 6, 32))
+    assert len(begun) <= most // 18, "each is worth 18 wei"
+    assert sum(lane.signed for lane in swarm.lanes) <= most
+
+
+def test_passes_that_fail_again_and_again_cost_no_more_than_the_plan_allows(model: Any, swarm: LocalSwarm) -> None:
+    """A node lets each session go after it was paid: what is asked anew has a cap of its own."""
+
+    async def fail_at_the_third(lane: Any) -> None:
+        await asyncio.sleep(0)
+        if len(lane.steps) > 1:
+            raise SwarmError("a node went away")
+
+    swarm.cuts = [1, 2]
+    with model.blocks(tokens=6, rounds=1) as blocks:
+        swarm.before_step = fail_at_the_third
+        for _ in range(20):
+            with pytest.raises(SwarmError) as caught:
+                blocks(torch.randn(1, 6, 32))
+        assert "times its plan" in caught.value.what
+    # what the caller asked for counts as plan, whether it came or not: 20 passes forward
+    assert sum(lane.signed for lane in swarm.lanes) <= 2 * 3 * 3 * 20 * 6
+
+
+def test_a_slow_node_is_left_between_two_passes(model: Any, swarm: LocalSwarm) -> None:
+    swarm.others = True
+    with model.blocks(tokens=6) as blocks:
+        blocks(torch.randn(1, 6, 32))
+        slow = swarm.lanes[0].slow = SwarmError("far slower than it publishes")
+        blocks(torch.randn(1, 6, 32))
+    assert swarm.named == [slow]
+    assert len(swarm.lanes) == 2
 
 
 @pytest.mark.parametrize("shape", [(9,), (2, 4, 31), (1, 10, 32), (0, 4, 32), (1, 0, 32), (1, 1, 4, 32)])

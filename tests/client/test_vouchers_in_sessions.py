@@ -9,18 +9,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hivemint.client.handshake import Greeting, Payer, SignedSession, sign_session
-from hivemint.client.purse import Purse
-from hivemint.client.route import Leg
-from hivemint.client.session import NodeSession
-from hivemint.client.wallet import Identity
-from hivemint.contracts.ids import BlockIndex, Credits, Step
-from hivemint.contracts.receipt import opening, sign_receipt
-from hivemint.ledger.vouchers import VoucherBook
+from hivemint.client.sessions.opening import Greeting, SignedSession, sign_session
+from hivemint.client.sessions.payer import NodeUnproven, Payer
+from hivemint.client.sessions.route import Leg
+from hivemint.client.sessions.session import RemoteSession
+from hivemint.client.sessions.vouchers import VoucherSource
+from hivemint.client.sessions.wallet import Identity
+from hivemint.ledger.books.voucher_book import VoucherBook
+from hivemint.protocol.ids import BlockIndex, Credits, Step
+from hivemint.protocol.receipt import opening, sign_receipt
 from hivemint.swarm.identity import PeerKey
-from hivemint.swarm.messages import Code, Refused, Terms
+from hivemint.swarm.messages import Code, Limits, Refused, Terms
 from hivemint.swarm.records import NodeRecord
-from support.promises import DOMAIN, signer
+from support.promises import DOMAIN, GENESIS, signer
 
 CLIENT, NODE, PEER = signer(1), signer(2), PeerKey.generate()
 PRICE = 7
@@ -35,39 +36,46 @@ class Vouchers(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.book = VoucherBook.open(Path(self.folder.name) / "vouchers.db", DOMAIN, CLIENT.address)
+        self.book = VoucherBook.open(Path(self.folder.name) / "vouchers.db", DOMAIN, CLIENT.address, GENESIS)
         self.payer = Payer(Identity.own(CLIENT), DOMAIN, self.book)
         self.loop = asyncio.new_event_loop()
         self.sessions = [self._session(bytes([number]) * 32) for number in range(3)]
-        self.purses = [self.loop.run_until_complete(self._purse(session)) for session in self.sessions]
+        self.sources = [self.loop.run_until_complete(self._source(session)) for session in self.sessions]
         self.drawn = [0, 0, 0]  # vouchers that wait for their step
         self.awaited = [False, False, False]  # whether the time to draw some has not come
         self.steps = [0, 0, 0]
         self.waiting: list[tuple[int, Step, int, int]] = []  # session, step, cost, total: sent, not yet decided
         self.highest = self.owed = self.most_in_flight = self.done = 0
 
-    async def _purse(self, session: NodeSession) -> Purse:
-        return Purse([session], self.payer, lambda: True)
+    async def _source(self, session: RemoteSession) -> VoucherSource:
+        return VoucherSource([session], self.payer, lambda: True)
 
-    def _session(self, nonce: bytes) -> NodeSession:
+    def _session(self, nonce: bytes) -> RemoteSession:
         record = NodeRecord(
-            network="t", model_id=b"\1" * 32, first_block=BlockIndex(0), end_block=BlockIndex(1), peer=PEER.peer_id,
-            operator=NODE.address, numerics=("fp32/fp32/fp32",), ask=Credits(PRICE), expires=time.time() + 60,
-        )  # fmt: skip
+            network="t",
+            model_id=b"\1" * 32,
+            first_block=BlockIndex(0),
+            end_block=BlockIndex(1),
+            peer=PEER.peer_id,
+            operator=NODE.address,
+            numerics=("fp32/fp32/fp32",),
+            ask=Credits(PRICE),
+            expires=time.time() + 60,
+        )
         leg = Leg(record, BlockIndex(0), BlockIndex(1), Credits(PRICE), "fp32/fp32/fp32", 0.0, 0.0)
-        terms = Terms(nonce, NODE.address, b"\1" * 32, 0, 1, ("fp32/fp32/fp32",), Credits(PRICE), 10**6, 512, 2)
+        terms = Terms(nonce, NODE.address, b"\1" * 32, 0, 1, ("fp32/fp32/fp32",), Credits(PRICE), Limits(10**6, 512, 2))
         greeting = Greeting(leg, None, terms, 0.0)  # type: ignore[arg-type]
         signed: SignedSession = sign_session(greeting, self.payer, tokens=10**6, margin=1.25, expiry=2**40)
         first = sign_receipt(DOMAIN, opening(NODE.address, CLIENT.address, signed.session_id), NODE)
-        return NodeSession(greeting, signed, self.payer, first)
+        return RemoteSession(greeting, signed, self.payer, first)
 
     @rule(number=st.integers(0, 2), count=st.integers(1, 40))
     def request(self, number: int, count: int) -> None:
         self.steps[number] += 1
         step = Step(self.steps[number])
         self.drawn[number], self.awaited[number] = 0, False
-        [voucher] = self.loop.run_until_complete(self.purses[number].take(step, count))
-        request = self.sessions[number].prepare(step, 0, count, voucher, first=True, last=True, rows="none")
+        [paid] = self.loop.run_until_complete(self.sources[number].take(step, count))
+        request = self.sessions[number].prepare(step, 0, count, paid, first=True, last=True, rows="none")
         self.waiting.append((number, step, count * PRICE, request.voucher.voucher.total))
         self._note()
 
@@ -78,7 +86,7 @@ class Vouchers(RuleBasedStateMachine):
         """
 
         async def draw() -> None:
-            self.purses[number].draw_ahead(1, 3600.0 if later else 0.0)
+            self.sources[number].draw_ahead(1, 3600.0 if later else 0.0)
 
         self.loop.run_until_complete(draw())
         if later and not self.drawn[number]:
@@ -91,7 +99,7 @@ class Vouchers(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2))
     def put_back(self, number: int) -> None:
-        self.loop.run_until_complete(self.purses[number].put_back())
+        self.loop.run_until_complete(self.sources[number].put_back())
         self.drawn[number], self.awaited[number] = 0, False
 
     def _note(self) -> None:
@@ -116,8 +124,19 @@ class Vouchers(RuleBasedStateMachine):
         """The voucher has arrived all the same: a node may keep it."""
         number, step, _, total = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
         self.highest = max(self.highest, total)
-        message = Refused(code=code, what="no", step=step, highest=Credits(self.highest), owed=Credits(self.owed))
-        assert self.sessions[number].refused(message) is not None
+        message = Refused(code=code, what="no", step=step, owed=Credits(self.owed))
+        assert self.loop.run_until_complete(self.sessions[number].refused(message)) is not None
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def robbed(self, data: st.DataObject) -> None:
+        """The node keeps the voucher, refuses the step, and claims what it has just been promised, or a wei more."""
+        number, step, _, total = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.highest = max(self.highest, total)
+        session = self.sessions[number]
+        claim = max(total, self.book.standing(NODE.address).incurred + 1)
+        message = Refused(Code.VOUCHER, "no", step=step, owed=Credits(claim), proof=session.pending[step].voucher)
+        assert isinstance(self.loop.run_until_complete(session.refused(message)), NodeUnproven)
 
     @invariant()
     def no_more_is_promised_than_ever_was_in_flight(self) -> None:

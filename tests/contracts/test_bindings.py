@@ -7,13 +7,14 @@ import pytest
 
 from hivemint.contracts.bindings import Bindings, ClaimSkip, Donation, Skip, Status
 from hivemint.contracts.chain import Chain, Reverted, Transfer
-from hivemint.contracts.credits import minted_by
-from hivemint.contracts.errors import BadInput, ProofError
-from hivemint.contracts.ids import ONE_CREDIT, Address, PeerId
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.receipt import Countersigned
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Delegation, Domain
+from hivemint.protocol.credits import mintable
+from hivemint.protocol.eip712 import Delegation, Domain, Pardon, Release, Strike
+from hivemint.protocol.errors import BadInput, ProofError
+from hivemint.protocol.ids import ONE_CREDIT, Address, Credits, PeerId
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.orders import CancelThaw, Close, Fund, Revoke, Thaw, Withdraw
+from hivemint.protocol.receipt import Countersigned
+from hivemint.protocol.signing import Signer
 from support.chain import EPOCH, TEST_MODEL, TEST_RATE, TestChain
 from support.sessions import countersign, make_session
 
@@ -80,7 +81,7 @@ async def test_a_credits_life(contracts: Bindings, testchain: TestChain, pair: P
     before = await token.balance(pair.owner.address)
     newest = await owed(contracts, pair, 3 * ONE_CREDIT + 1)
     result = await settlement.settle(testchain.signers[3], node, [newest])
-    burned, minted = 3 * ONE_CREDIT + 1, minted_by(0, 3 * ONE_CREDIT + 1)
+    burned, minted = 3 * ONE_CREDIT + 1, mintable(3 * ONE_CREDIT + 1)
     assert (result.burned, result.minted, result.skipped) == (burned, minted, ())
     assert (result.settled[0].total, result.settled[0].fee) == (burned, burned - minted)
     assert await token.balance(pair.owner.address) == before + minted
@@ -122,7 +123,7 @@ async def test_session_keys(contracts: Bindings, testchain: TestChain, pair: Pai
     key, second, never = Signer(b"\x0a" * 32), Signer(b"\x0b" * 32), Signer(b"\x0c" * 32)
     until = await contracts.chain.time() + 3600
     await settlement.authorize(client, key.address, until)
-    delegation = Delegation(client.address, second.address, until)
+    delegation = Delegation(client.address, second.address, until, paid=True)
     await settlement.authorize_by_sig(
         testchain.signers[5], delegation, delegation.sign(testchain.network.domain, client)
     )
@@ -141,7 +142,7 @@ async def test_session_keys(contracts: Bindings, testchain: TestChain, pair: Pai
     with pytest.raises(Reverted) as far:
         await settlement.authorize(client, never.address, until + 91 * 86_400)
     assert far.value.error == "BadValidity"
-    foreign = Delegation(client.address, never.address, until)
+    foreign = Delegation(client.address, never.address, until, paid=True)
     with pytest.raises(Reverted) as forged:
         await settlement.authorize_by_sig(client, foreign, foreign.sign(testchain.network.domain, key))
     assert forged.value.error == "BadDelegation"
@@ -209,6 +210,100 @@ async def test_lane_b_states_and_refusals(contracts: Bindings, testchain: TestCh
     paid = countersign(domain, inside[0], node, pair.client, tokens=1, total=5)
     with pytest.raises(ProofError, match="not free"):
         await emission.claim(pair.owner, node.address, epoch + 1, [Donation(inside[0], paid)])
+
+
+async def test_leaving_by_signature(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:
+    """A wallet without a coin: others send what it signs, each order once."""
+    settlement, domain, node = contracts.settlement, testchain.network.domain, pair.node.address
+    wallet, sender = await new_signer(contracts.chain, testchain.signers[1]), testchain.signers[3]
+    await contracts.token.transfer(pair.client, wallet.address, 10 * ONE_CREDIT)
+    deadline = await contracts.chain.time() + 10 * 86_400
+    assert await settlement.nonce(wallet.address) == 0
+    order = Fund(wallet.address, (node, pair.owner.address), (Credits(3), Credits(4)), 0, deadline)
+    permit = await contracts.token.permit(wallet, settlement.address, 7)
+    await settlement.send_fund(sender, order, order.sign(domain, wallet), permit)
+    assert (await settlement.account(wallet.address, node)).balance == 3
+    steps: list[Thaw | CancelThaw | Revoke] = [
+        Thaw(wallet.address, node, 1, deadline),
+        CancelThaw(wallet.address, node, 2, deadline),
+        Thaw(wallet.address, node, 3, deadline),
+        Revoke(wallet.address, pair.owner.address, 4, deadline),
+    ]
+    for one in steps:
+        await settlement.send_order(sender, one, one.sign(domain, wallet))
+    (view,) = await settlement.accounts(node, [(wallet.address, pair.owner.address)])
+    assert (view.key_valid_until, view.key_revoked) == (0, True)
+    with pytest.raises(Reverted) as twice:
+        await settlement.send_order(sender, steps[2], steps[2].sign(domain, wallet))
+    assert (twice.value.error, twice.value.values["nonce"]) == ("BadOrder", 5)
+    assert await settlement.thaw_end_block(wallet.address, node) <= await contracts.chain.block_number() + 1
+    leave = Withdraw(wallet.address, node, 5, deadline)
+    testchain.devchain.travel(await settlement.thaw_seconds() + 1)
+    await settlement.send_order(sender, leave, leave.sign(domain, wallet))
+    assert await contracts.token.balance(wallet.address) == 10 * ONE_CREDIT - 4
+
+
+async def test_both_sides_close(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:
+    settlement, client, domain, node = contracts.settlement, pair.client, testchain.network.domain, pair.node.address
+    await settlement.fund(client, {node: 10 * ONE_CREDIT})
+    soon = await contracts.chain.time() + 600
+    release = Release(node, client.address, Credits(3 * ONE_CREDIT), soon)
+    signed = release.sign(domain, pair.node)
+    with pytest.raises(Reverted) as unpaid:
+        await settlement.close(client, release, signed)
+    assert unpaid.value.error == "NotSettled"
+    await settlement.close(client, release, signed, [await owed(contracts, pair, 3 * ONE_CREDIT)])
+    account = await settlement.account(client.address, node)
+    assert (account.balance, account.collected) == (0, 3 * ONE_CREDIT)
+    assert await contracts.token.balance(client.address) == 97 * ONE_CREDIT
+
+    await settlement.fund(client, {node: ONE_CREDIT})
+    consent = Close(client.address, node, await settlement.nonce(client.address), soon)
+    sender = testchain.signers[3]
+    with pytest.raises(Reverted) as forged:
+        await settlement.close_by_sig(sender, consent, consent.sign(domain, pair.node), release, signed)
+    assert forged.value.error == "BadOrder"
+    await settlement.close_by_sig(sender, consent, consent.sign(domain, client), release, signed)
+    assert await contracts.token.balance(client.address) == 97 * ONE_CREDIT
+
+
+async def test_a_node_changes_hands(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:
+    registry, node, heir = contracts.registry, pair.node.address, testchain.signers[9]
+    await registry.offer_ownership(pair.owner, node, heir.address)
+    await registry.offer_ownership(pair.owner, node, None)
+    with pytest.raises(Reverted) as taken_back:
+        await registry.accept_ownership(heir, node)
+    assert taken_back.value.error == "NotOffered"
+    await registry.offer_ownership(pair.owner, node, heir.address)
+    await registry.accept_ownership(heir, node)
+    info = await registry.node(node)
+    assert info is not None
+    assert (info.owner, info.payout, info.bonded) == (heir.address, pair.owner.address, 50 * COIN)
+
+
+async def test_strikes_by_their_bindings(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:
+    """Four strikes that live cost a fifth of the stake; the deployer is the only auditor."""
+    disputes, domain, node = contracts.disputes, testchain.network.domain, pair.node.address
+    auditor, anyone = testchain.signers[0], testchain.signers[3]
+    epochs = []
+    for number in range(5):
+        epoch = testchain.next_epoch()
+        verdict = Strike(node, epoch, bytes([7, number]) * 16, anyone.address)
+        await disputes.strike(anyone, verdict, [verdict.sign(domain, auditor)])
+        if number == 1:
+            pardon = Pardon(node, epoch, verdict.evidence)
+            await disputes.pardon(anyone, pardon, [pardon.sign(domain, auditor)])
+        else:
+            epochs.append(epoch)
+    testchain.next_epoch()
+    with pytest.raises(Reverted) as early:
+        await disputes.slash_struck(anyone, node)
+    assert early.value.error == "NotEnoughStrikes"
+    testchain.next_epoch()
+    assert await disputes.slash_struck(anyone, node) == epochs
+    info = await contracts.registry.node(node)
+    assert info is not None
+    assert info.bonded == 40 * COIN
 
 
 async def test_a_nodes_record(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:

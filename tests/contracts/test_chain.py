@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from web3.types import TxParams
 
-from hivemint.cli.devchain import DevChain, dev_signers
 from hivemint.contracts.artifacts import custom_errors, explain_revert
 from hivemint.contracts.bindings import Bindings
-from hivemint.contracts.chain import Buildable, Chain, Reverted, Transfer, raised_fees
-from hivemint.contracts.errors import ChainError
-from hivemint.contracts.signature import Signer
+from hivemint.contracts.chain import Buildable, Chain, Reverted, Transfer
+from hivemint.protocol.errors import ChainError
+from hivemint.protocol.signing import Signer
+from hivemint.testnet.devchain import DevChain, dev_signers
 from support.chain import TestChain
 
 COIN = 10**18
@@ -83,9 +83,9 @@ async def test_a_stuck_transaction_is_replaced(testchain: TestChain, contracts: 
         assert await chain.mined(stuck) is None
         with pytest.raises(ChainError, match="no block holds it"):
             await chain.wait(stuck, timeout=0.2)
-        faster = await chain.submit(
-            sender, Transfer(chain, to), doing="Paying", value=2, nonce=stuck.nonce, fees=raised_fees(stuck)
-        )
+        fees = chain.fees.raised(stuck.transaction, stuck.transaction)
+        pay = Transfer(chain, to)
+        faster = await chain.submit(sender, pay, doing="Paying", value=2, nonce=stuck.nonce, fees=fees)
         devchain.mine()
     finally:
         devchain.rpc("evm_setAutomine", True)
@@ -139,6 +139,10 @@ def test_reasons_of_reverts() -> None:
         "still thawing (thawEnd 2027-01-15 08:00:00 UTC)",
     )
     assert explain_revert(selectors["NotThawing"])[2] == "not thawing"
+    small = (15 * 10**17).to_bytes(32, "big") + (10**20).to_bytes(32, "big")
+    assert (
+        explain_revert(selectors["StakeTooSmall"] + small)[2] == "stake too small (stake 1.5 coins, minimum 100 coins)"
+    )
     assert "not what its error says" in explain_revert(selectors["StillThawing"] + b"short")[2]
     assert "0x01020304" in explain_revert(b"\1\2\3\4")[2]
     assert explain_revert(b"", "out of gas")[2] == "out of gas"

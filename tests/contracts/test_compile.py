@@ -6,8 +6,8 @@ import pytest
 
 from hivemint.contracts import compile as compiling
 from hivemint.contracts.artifacts import NAMES
-from hivemint.contracts.compile import compile_contracts, stale
-from hivemint.contracts.errors import ChainError, ConfigError
+from hivemint.contracts.compile import compile_contracts, qualified, stale, standard_json
+from hivemint.protocol.errors import ChainError, ConfigError
 
 
 def test_the_artifacts_are_those_of_the_sources_byte_for_byte() -> None:
@@ -15,6 +15,15 @@ def test_the_artifacts_are_those_of_the_sources_byte_for_byte() -> None:
     assert tuple(compiled) == NAMES
     assert stale(compiled) == []
     assert stale({**compiled, "Emission": compiled["Emission"] + " "}) == ["Emission"]
+
+
+def test_explorers_get_what_the_compiler_got() -> None:
+    """Alone, with no other file: each import is among the sources, and the settings are the deployment's."""
+    document = standard_json()
+    assert all(qualified(name).partition(":")[0] in document["sources"] for name in NAMES)
+    assert document["settings"]["evmVersion"] == "prague"
+    assert document["settings"]["optimizer"] == {"enabled": True, "runs": 10_000}
+    assert all(list(source) == ["content"] for source in document["sources"].values())
 
 
 def test_a_fault_in_the_sources_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

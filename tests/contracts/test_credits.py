@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.contracts.credits import exact_credits, format_credits, parse_coins, parse_credits
-from hivemint.contracts.errors import BadInput
-from hivemint.contracts.ids import ONE_CREDIT
+from hivemint.protocol.credits import exact_credits, format_credits, parse_coins, parse_credits
+from hivemint.protocol.errors import BadInput
+from hivemint.protocol.ids import ONE_CREDIT
 
 
 @given(st.integers(0, 2**96 - 1))

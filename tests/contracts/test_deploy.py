@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from hivemint.cli.devchain import CHAIN_ID, dev_signers
 from hivemint.contracts import deploy as deployment
 from hivemint.contracts.artifacts import NAMES, load
 from hivemint.contracts.bindings import Bindings, Setting
 from hivemint.contracts.chain import Chain
 from hivemint.contracts.deploy import check, deploy, load_numbers, read_record
-from hivemint.contracts.errors import ChainError, ConfigError
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.errors import ChainError, ConfigError
+from hivemint.protocol.signing import Signer
+from hivemint.testnet.devchain import CHAIN_ID, dev_signers
 from support.chain import NUMBERS, TEST_MODEL, TEST_RATE, TestChain, numbers
 
 DEPLOYER = dev_signers()[19]  # nobody else sends from it, so its nonces are this file's
@@ -112,6 +112,16 @@ async def test_another_chain_is_refused_before_anything_is_sent(testchain: TestC
         await deploy(testchain.network.rpc_url, DEPLOYER, numbers(), tmp_path / "record", chain_id=1)
     with pytest.raises(ConfigError, match="No such file"):  # not even a plan was written
         read_record(tmp_path / "record")
+
+
+async def test_a_timelock_of_nothing_is_for_development_chains_alone(
+    testchain: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = replace(numbers(), fixed=replace(numbers().fixed, delay=0))
+    monkeypatch.setattr(deployment, "DEVELOPMENT", 1)
+    with pytest.raises(ConfigError, match="needs a timelock"):
+        await deploy(testchain.network.rpc_url, DEPLOYER, bare, tmp_path / "record")
+    assert not (tmp_path / "record").exists(), "refused before anything is planned"
 
 
 async def test_a_deployer_without_coin_is_told_so(testchain: TestChain, tmp_path: Path) -> None:

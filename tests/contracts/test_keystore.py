@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 
-from hivemint.contracts.errors import BadInput, ConfigError, WalletError
-from hivemint.contracts.home import Home, write_private
-from hivemint.contracts.keystore import CHEAP_SCRYPT_N, Keystores, read_password
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.errors import BadInput, ConfigError, WalletError
+from hivemint.protocol.home import Home, write_private
+from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores, read_password
+from hivemint.protocol.signing import Signer
 
 KEY = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
 ADDRESS = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
@@ -146,8 +146,8 @@ def test_home_follows_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_importing_these_modules_imports_no_web3() -> None:
     code = (
-        "import sys, hivemint.contracts.home, hivemint.contracts.network, hivemint.contracts.keystore, "
-        "hivemint.contracts.credits, hivemint.contracts.receipt, hivemint.contracts.artifacts; "
+        "import sys, hivemint.protocol.home, hivemint.protocol.network, hivemint.protocol.keystore, "
+        "hivemint.protocol.credits, hivemint.protocol.receipt, hivemint.contracts.artifacts; "
         "sys.exit('web3' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.contracts.errors import ConfigError
-from hivemint.contracts.ids import Address, ModelId
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.network import Contracts, Model, Network
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.errors import ConfigError
+from hivemint.protocol.ids import Address, ModelId
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.network import Contracts, Model, Network
+from hivemint.protocol.signing import Signer
 
 MANIFEST = b"model.embed_tokens.weight\tF32\t4x4\t00\n"
 CONTRACTS = Contracts(*(Address(Signer(bytes([index]) * 32).address) for index in range(1, 7)))
@@ -20,7 +20,7 @@ NETWORK = Network(
     contracts=CONTRACTS,
     deployed_block=12,
     confirmations=1,
-    second_rpc_url="https://example.org/rpc",
+    other_rpc_urls=("https://example.org/rpc",),
     bootstrap=("/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp",),
     models=(Model("SmolLM2", ModelId(keccak(MANIFEST)), "smollm2.manifest"),),
 )
@@ -32,9 +32,30 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert saved == Network.load(path) == replace(NETWORK, path=path)
     assert saved.domain.chain_id == 31337
     assert saved.domain.settlement == CONTRACTS.settlement
-    bare = replace(NETWORK, second_rpc_url=None, bootstrap=(), models=())
+    bare = replace(NETWORK, other_rpc_urls=(), bootstrap=(), models=())
     assert replace(bare.save(path), path=None) == bare
     assert replace(Network.load(path), path=None) == bare
+
+
+def test_endpoints_as_one_a_list_or_as_they_were_written_before(tmp_path: Path) -> None:
+    path = tmp_path / "network.toml"
+    replace(NETWORK, other_rpc_urls=()).save(path)
+    one = path.read_text()
+    assert Network.load(path).rpc_urls == ("http://127.0.0.1:8545",)
+    old = one.replace("deployed_block", 'second_rpc_url = "https://example.org/rpc"\ndeployed_block')
+    path.write_text(old)
+    assert Network.load(path).rpc_urls == ("http://127.0.0.1:8545", "https://example.org/rpc")
+    Network.load(path).save(path)
+    assert "second_rpc_url" not in path.read_text()
+    assert Network.load(path).rpc_urls == ("http://127.0.0.1:8545", "https://example.org/rpc")
+    path.write_text(one.replace('"http://127.0.0.1:8545"', "[]"))
+    with pytest.raises(ConfigError, match="names 0 addresses"):
+        Network.load(path)
+    path.write_text(one.replace("http://127.0.0.1:8545", "ftp://name:password@host/secret"))
+    with pytest.raises(ConfigError) as caught:
+        Network.load(path)
+    assert "password" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_models_and_manifests(tmp_path: Path) -> None:
@@ -60,7 +81,7 @@ def test_models_and_manifests(tmp_path: Path) -> None:
         ("chain_id = 31337", "chain_id = true", ("chain_id", "chain's operator")),
         ("127.0.0.1:8545", "127.0.0.1:99999", ("rpc_url", "JSON-RPC address")),
         ('"http://127', '"ws://127', ("rpc_url", "JSON-RPC address")),
-        ("https://example.org", "example.org", ("second_rpc_url", "leave the line out")),
+        ("https://example.org", "example.org", ("rpc_url", "a list of such")),
         ("confirmations = 1", "confirmations = -1", ("confirmations", "how many blocks")),
         ("confirmations = 1", "confirmation = 1", ("confirmation", "network file")),
         ("deployed_block = 12", "deployed_block = 1.5", ("deployed_block", "contracts deploy")),

@@ -1,4 +1,5 @@
-"""Self-dealing doesn't pay (P2, P7): random coalitions on the model that `test_differential` holds equal to the chain.
+"""Self-dealing doesn't pay (P2, P7): random coalitions on the model that `test_differential.py` holds equal to the
+chain.
 
 `benchmarks/selfdealing.py` plays the same for thousands of epochs.
 """

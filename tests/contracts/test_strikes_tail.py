@@ -1,4 +1,4 @@
-"""P9: how likely strikes are to slash an honest node, as a binomial tail (protocol.md, sections 5, 7 and 9)."""
+"""P9: how likely strikes are to slash an honest node, as a binomial tail (docs/protocol.md, sections 5, 7 and 9)."""
 
 from math import ceil, comb, log
 

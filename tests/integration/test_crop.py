@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.client.live_pipeline import LivePipeline
+from hivemint.client.sessions.live_pipeline import LivePipeline
 from support.real_nodes import ASK, CLIENT, RealNodes
 
 PROMPT = [3, 17, 42, 5, 9, 23, 31]
 
 
-pytest_plugins = ["support.pair"]
+pytest_plugins = ["support.two_nodes"]
 
 
 def embed(whole: Any, ids: list[int]) -> torch.Tensor:
@@ -62,9 +62,9 @@ async def speculate(
     return ids[len(PROMPT) : len(PROMPT) + tokens], computed
 
 
-async def test_a_verify_step_and_a_crop_give_the_greedy_text(pair: RealNodes) -> None:
+async def test_a_verify_step_and_a_crop_give_the_greedy_text(two_nodes: RealNodes) -> None:
     """Drafts that hold, hold in part, and not at all; each position that was computed is receipted and paid."""
-    answer = plain(pair.whole, PROMPT, 24)
+    answer = plain(two_nodes.whole, PROMPT, 24)
     wrong = [(token + 1) % 64 for token in answer]
 
     asked: list[int] = []
@@ -74,48 +74,48 @@ async def test_a_verify_step_and_a_crop_give_the_greedy_text(pair: RealNodes) ->
         kinds = (wrong[done : done + 3], answer[done : done + 2] + wrong[done + 2 : done + 4], answer[done : done + 3])
         return kinds[len(asked) % 3]
 
-    pipeline = await pair.client.open(60)
-    got, computed = await speculate(pair.whole, pipeline, 24, draft_after)
+    pipeline = await two_nodes.client.open(60)
+    got, computed = await speculate(two_nodes.whole, pipeline, 24, draft_after)
     assert got == answer
     await pipeline.close()
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         book = node.kit.journal.book(CLIENT.address)
-        assert book.owed == book.highest == computed * ASK
+        assert book.owed == book.earned == computed * ASK
         assert node.kit.journal.totals.paid.tokens_countersigned == computed
         assert node.counts.refusals == {}
 
 
-async def test_text_after_a_crop_equals_that_of_a_fresh_run(pair: RealNodes) -> None:
+async def test_text_after_a_crop_equals_that_of_a_fresh_run(two_nodes: RealNodes) -> None:
     """Another answer to a prompt that shares its beginning; and back to nothing at all."""
-    pipeline = await pair.client.open(60)
-    await greedy(pair.whole, pipeline, PROMPT, 6)
+    pipeline = await two_nodes.client.open(60)
+    await greedy(two_nodes.whole, pipeline, PROMPT, 6)
     other = [*PROMPT[:4], 50, 51]
     pipeline.crop(4)
-    assert await greedy(pair.whole, pipeline, other, 8) == plain(pair.whole, other, 8)
+    assert await greedy(two_nodes.whole, pipeline, other, 8) == plain(two_nodes.whole, other, 8)
     pipeline.crop(0)
-    assert await greedy(pair.whole, pipeline, PROMPT, 5) == plain(pair.whole, PROMPT, 5)
+    assert await greedy(two_nodes.whole, pipeline, PROMPT, 5) == plain(two_nodes.whole, PROMPT, 5)
     await pipeline.close()
     computed = (len(PROMPT) + 5) + (2 + 7) + (len(PROMPT) + 4)
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         assert node.kit.journal.book(CLIENT.address).owed == computed * ASK
         assert node.kit.journal.totals.paid.tokens_signed == computed
 
 
-async def test_a_crop_below_steps_whose_receipts_are_still_due(pair: RealNodes) -> None:
+async def test_a_crop_below_steps_whose_receipts_are_still_due(two_nodes: RealNodes) -> None:
     """The output comes before its receipts; a crop waits for neither."""
-    pipeline = await pair.client.open(60)
+    pipeline = await two_nodes.client.open(60)
     rows = torch.randn(20, 32)
     await pipeline.forward(rows)
     pipeline.crop(3)
     other = torch.cat([rows[:3], torch.randn(9, 32)])
     got = await pipeline.forward(other[3:], rows="all")
-    assert torch.allclose(got, pair.expected(other)[3:], atol=1e-5)
+    assert torch.allclose(got, two_nodes.expected(other)[3:], atol=1e-5)
     await pipeline.close()
 
 
 @pytest.mark.parametrize("length", [-1, 8, 10**9])
-async def test_a_pipeline_goes_back_only_to_where_it_was(pair: RealNodes, length: int) -> None:
-    pipeline = await pair.client.open(60)
+async def test_a_pipeline_goes_back_only_to_where_it_was(two_nodes: RealNodes, length: int) -> None:
+    pipeline = await two_nodes.client.open(60)
     await pipeline.forward(torch.randn(7, 32))
     with pytest.raises(ValueError, match="7 positions are cached"):
         pipeline.crop(length)

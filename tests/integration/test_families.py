@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hivemint.client.ends import Ends
-from hivemint.contracts.home import Home
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.kv_cache import KvCache, KvStore
-from hivemint.node.span import Span, Work
-from hivemint.swarm.families import FAMILIES
-from hivemint.swarm.models import resolve
+from hivemint.client.generation.ends import Ends
+from hivemint.model.families import FAMILIES
+from hivemint.model.local_models import resolve
+from hivemint.node.kv.cache import KvCache, KvStore
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import BlockIndex
 from support.families import BLOCKS, TINY, Whole, ids
 
 TOKENS = 23
@@ -60,9 +60,15 @@ def test_every_family_is_here() -> None:
     assert {family for family, _ in TINY.values()} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("bounds", [[0, TOKENS], [0, 6, 9, 17, TOKENS], [0, 9, *range(10, TOKENS + 1)]], ids=[
-    "prefill", "chunks", "decode",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bounds",
+    [[0, TOKENS], [0, 6, 9, 17, TOKENS], [0, 9, *range(10, TOKENS + 1)]],
+    ids=[
+        "prefill",
+        "chunks",
+        "decode",
+    ],
+)
 def test_logits_are_the_whole_models(whole: Whole, chain: Chain, bounds: list[int]) -> None:
     text, session = ids(1, TOKENS), chain.open()
     logits = [chain.run([(session, text, start, end)])[0] for start, end in pairwise(bounds)]

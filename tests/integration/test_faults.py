@@ -17,19 +17,20 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from hivemint.cli.children import hivemint, launch, wait_ready
-from hivemint.cli.localnet import CHEAP_SCRYPT, PASSWORD, NodePlan
-from hivemint.client.handshake import NodeGone, NodeLied, NodeRefusal, SignedSession, greet, shake_hands
-from hivemint.client.session import NodeSession
+from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
+from hivemint.client.sessions.opening import SignedSession, greet, shake_hands
+from hivemint.client.sessions.session import RemoteSession
 from hivemint.contracts.bindings import Bindings
-from hivemint.contracts.home import Home
-from hivemint.contracts.keystore import Keystores
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.fold import DERIVED
-from hivemint.ledger.indexer import Indexer
-from hivemint.ledger.store import database_url, open_store, reading
-from hivemint.ledger.tables import events
+from hivemint.ledger.explorer.fold import DERIVED
+from hivemint.ledger.explorer.indexer import Indexer
+from hivemint.ledger.store.database import database_url, open_store, reading
+from hivemint.ledger.store.tables import events
+from hivemint.protocol.home import Home
+from hivemint.protocol.keystore import Keystores
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.messages import Code, StepReceipt
+from hivemint.testnet.localnet import CHEAP_SCRYPT, PASSWORD, NodePlan
+from hivemint.testnet.processes import hivemint, launch, wait_ready
 from support.localnet import At, RealNet, exactly, height, prompt
 
 pytest_plugins = ["support.localnet"]
@@ -114,12 +115,12 @@ class Seen:
     """Every receipt that a client was sent: what the node has signed for each step of each session."""
 
     signed: dict[tuple[bytes, int], set[bytes]] = field(default_factory=dict)
-    sessions: dict[bytes, NodeSession] = field(default_factory=dict)
+    sessions: dict[bytes, RemoteSession] = field(default_factory=dict)
 
     def watch(self, monkeypatch: pytest.MonkeyPatch, plan_operator: str) -> "Seen":
-        take = NodeSession.take
+        take = RemoteSession.take
 
-        def watched(session: NodeSession, message: StepReceipt, source: bytes) -> bytes:
+        def watched(session: RemoteSession, message: StepReceipt, source: bytes) -> bytes:
             if session.leg.operator == plan_operator:
                 receipt = message.receipt.receipt
                 key = (bytes(receipt.session_id), int(receipt.step))
@@ -127,7 +128,7 @@ class Seen:
                 self.sessions[session.session_id] = session
             return take(session, message, source)
 
-        monkeypatch.setattr(NodeSession, "take", watched)
+        monkeypatch.setattr(RemoteSession, "take", watched)
         return self
 
 
@@ -167,7 +168,7 @@ def test_a_restored_disk_signs_no_step_twice_and_is_not_paid_twice(
     assert all(len(receipts) == 1 for receipts in seen.signed.values())
 
 
-async def open_again(swarm: Any, old: NodeSession) -> None:
+async def open_again(swarm: Any, old: RemoteSession) -> None:
     """Show a session of an earlier run once more, with its client's real signature."""
     leg = next(leg for leg in (await swarm.route(1)).legs if leg.operator == old.leg.operator)
     greeting = await greet(swarm.host, leg, 30)
@@ -184,15 +185,15 @@ async def open_again(swarm: Any, old: NodeSession) -> None:
 
 def test_a_lie_about_the_last_step_reaches_the_caller(localnet: RealNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is whole when that receipt comes, nobody asks for a next step, and yet `generate` tells."""
-    take = NodeSession.take
+    take = RemoteSession.take
 
-    def doctored(session: NodeSession, message: StepReceipt, source: bytes) -> bytes:
+    def doctored(session: RemoteSession, message: StepReceipt, source: bytes) -> bytes:
         if message.receipt.receipt.step == TOKENS:
             message = msgspec.structs.replace(message, rows=bytes(len(message.rows)))
         return take(session, message, source)
 
     with localnet.client() as model:
-        monkeypatch.setattr(NodeSession, "take", doctored)
+        monkeypatch.setattr(RemoteSession, "take", doctored)
         with pytest.raises(NodeLied, match="cannot be trusted"):
             model.generate(prompt(PROMPT), **exactly(TOKENS))
 
@@ -203,15 +204,27 @@ def test_a_killed_client_goes_on_paying(localnet: RealNet, tmp_path: Path) -> No
     Keystores(home.keystores).add("eve", wallet, PASSWORD, n=CHEAP_SCRYPT)
     environment = {"HIVEMINT_HOME": str(home.root), "HIVEMINT_PASSWORD": PASSWORD, "HIVEMINT_WALLET": "eve"}
     command = hivemint(
-        "generate", "Once upon a time", "--raw", "--bid", "ask", "--json", "--network",
-        str(localnet.net.network_file), "--model", str(localnet.net.model.folder),
-    )  # fmt: skip
+        "generate",
+        "Once upon a time",
+        "--raw",
+        "--bid",
+        "ask",
+        "--json",
+        "--network",
+        str(localnet.net.network_file),
+        "--model",
+        str(localnet.net.model.folder),
+    )
 
     def ask(tokens: int) -> dict[str, Any]:
         done = subprocess.run(
-            [*command, "--max-tokens", str(tokens)], env={**os.environ, **environment},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            [*command, "--max-tokens", str(tokens)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = msgspec.json.decode(done.stdout)
         return answer
@@ -236,9 +249,16 @@ def test_a_killed_client_goes_on_paying(localnet: RealNet, tmp_path: Path) -> No
 def test_a_killed_ledger_equals_a_fresh_replay(localnet: RealNet, tmp_path: Path) -> None:
     database, log = database_url(tmp_path / "index.db"), tmp_path / "ledger.log"
     command = hivemint(
-        "ledger", "serve", "--network", str(localnet.net.network_file), "--port", "0", "--no-swarm",
-        "--database", database,
-    )  # fmt: skip
+        "ledger",
+        "serve",
+        "--network",
+        str(localnet.net.network_file),
+        "--port",
+        "0",
+        "--no-swarm",
+        "--database",
+        database,
+    )
     home = {"HIVEMINT_HOME": str(tmp_path / "home")}
     localnet.payer()
     killed = wait_ready(launch("ledger", command, log, home), 60)

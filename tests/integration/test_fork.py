@@ -9,42 +9,42 @@ import msgspec
 import pytest
 import torch
 
-from hivemint.client.live_pipeline import LivePipeline
-from hivemint.client.sequences import Sequence
-from hivemint.contracts.errors import SwarmError
-from hivemint.contracts.receipt import following, fork, opening
-from hivemint.node.scheduler import Lane
+from hivemint.client.generation.sequences import Sequence
+from hivemint.client.sessions.live_pipeline import LivePipeline
+from hivemint.node.engine.scheduler import Lane
+from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.receipt import following, fork, opening
 from hivemint.swarm.messages import AnyMessage, StepReceipt
 from support.real_nodes import ASK, CLIENT, RealNodes, emptied, real_nodes
 
-pytest_plugins = ["support.pair"]
+pytest_plugins = ["support.two_nodes"]
 
 
-async def branch(pair: RealNodes, parent: LivePipeline, rows: torch.Tensor, count: int) -> LivePipeline:
+async def branch(two_nodes: RealNodes, parent: LivePipeline, rows: torch.Tensor, count: int) -> LivePipeline:
     """Fork at `count` and go on with the rest of `rows`; equal to the library."""
-    child = await pair.client.fork(parent, 50, count)
+    child = await two_nodes.client.fork(parent, 50, count)
     assert child is not None
     assert child.position == count
     got = await child.forward(rows[count:], rows="all")
-    assert torch.allclose(got, pair.expected(rows)[count:], atol=1e-5)
+    assert torch.allclose(got, two_nodes.expected(rows)[count:], atol=1e-5)
     return child
 
 
 @pytest.mark.parametrize("lane", [Lane.PAID, Lane.FREE])
-async def test_a_common_beginning_is_computed_and_owed_once(pair: RealNodes, lane: Lane) -> None:
+async def test_a_common_beginning_is_computed_and_owed_once(two_nodes: RealNodes, lane: Lane) -> None:
     if lane is Lane.FREE:
-        pair.go_free()
+        two_nodes.go_free()
     start, ends = torch.randn(20, 32), torch.randn(3, 4, 32)
-    parent = await pair.client.open(50)
+    parent = await two_nodes.client.open(50)
     await parent.forward(start)
-    children = await asyncio.gather(*(branch(pair, parent, torch.cat([start, end]), 20) for end in ends))
-    grandchild = await branch(pair, children[0], torch.cat([start, ends[0], ends[1]]), 24)
+    children = await asyncio.gather(*(branch(two_nodes, parent, torch.cat([start, end]), 20) for end in ends))
+    grandchild = await branch(two_nodes, children[0], torch.cat([start, ends[0], ends[1]]), 24)
     other = torch.cat([start, torch.randn(2, 32)])
-    assert torch.allclose(await parent.forward(other[20:]), pair.expected(other)[-1:], atol=1e-5)
+    assert torch.allclose(await parent.forward(other[20:]), two_nodes.expected(other)[-1:], atol=1e-5)
     for pipeline in (parent, *children, grandchild):
         await pipeline.close()
     computed = 20 + 3 * 4 + 4 + 2
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         totals = node.kit.journal.totals.paid if lane is Lane.PAID else node.kit.journal.totals.free
         assert totals.tokens_signed == totals.tokens_countersigned == computed
         assert node.kit.journal.book(CLIENT.address).owed == (computed * ASK if lane is Lane.PAID else 0)
@@ -53,11 +53,11 @@ async def test_a_common_beginning_is_computed_and_owed_once(pair: RealNodes, lan
         assert node.engine.room.store.bytes_used == 0
 
 
-async def test_every_receipt_of_a_child_is_bound_to_what_its_kv_came_from(pair: RealNodes) -> None:
+async def test_every_receipt_of_a_child_is_bound_to_what_its_kv_came_from(two_nodes: RealNodes) -> None:
     """An auditor who knows the parent's steps can tell from the child's head alone where its K/V began."""
-    parent = await pair.client.open(50)
+    parent = await two_nodes.client.open(50)
     await parent.forward(torch.randn(6, 32))
-    child = await pair.client.fork(parent, 50, 5)
+    child = await two_nodes.client.fork(parent, 50, 5)
     assert child is not None
     for mine, its in zip(child.sessions, parent.sessions, strict=True):
         before = opening(mine.leg.operator, CLIENT.address, mine.session_id)
@@ -114,47 +114,47 @@ async def test_a_receipt_of_another_parent_is_a_lie_and_no_child(folder: Path, t
             assert node.kit.journal.totals.paid.tokens_signed == 8
 
 
-async def test_what_a_node_has_forgotten_is_no_beginning(pair: RealNodes) -> None:
+async def test_what_a_node_has_forgotten_is_no_beginning(two_nodes: RealNodes) -> None:
     """One node of the two has given the room to others: no child, and the parent replays as ever."""
-    parent = await pair.client.open(50)
+    parent = await two_nodes.client.open(50)
     await parent.forward(torch.randn(6, 32))
     await parent.settle()
-    (seat,) = pair.nodes[1].engine.room.seats
+    (seat,) = two_nodes.nodes[1].engine.room.seats
     seat.cache.evict()
     assert seat.on_evicted
     seat.on_evicted()
-    assert await pair.client.fork(parent, 50, 6) is None
-    assert await pair.client.plan(50), "nobody is set aside for it"
+    assert await two_nodes.client.fork(parent, 50, 6) is None
+    assert await two_nodes.client.plan(50), "nobody is set aside for it"
     await parent.close()
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(50, 7), (50, 0), (3, 6)])
-async def test_a_fork_that_cannot_be_asks_nobody(pair: RealNodes, tokens: int, count: int) -> None:
-    parent = await pair.client.open(50)
+async def test_a_fork_that_cannot_be_asks_nobody(two_nodes: RealNodes, tokens: int, count: int) -> None:
+    parent = await two_nodes.client.open(50)
     await parent.forward(torch.randn(6, 32))
-    assert await pair.client.fork(parent, tokens, count) is None
+    assert await two_nodes.client.fork(parent, tokens, count) is None
     await parent.close()
-    assert await pair.client.fork(parent, 50, 6) is None, "a closed one has nothing to give"
-    assert all(node.counts.refusals == {} for node in pair.nodes)
+    assert await two_nodes.client.fork(parent, 50, 6) is None, "a closed one has nothing to give"
+    assert all(node.counts.refusals == {} for node in two_nodes.nodes)
 
 
-async def test_sequences_over_real_nodes_share_and_fall_back(pair: RealNodes) -> None:
+async def test_sequences_over_real_nodes_share_and_fall_back(two_nodes: RealNodes) -> None:
     """`Sequence.begin_as` with pages shared at both nodes, then with none: the same hidden states."""
     table = torch.randn(64, 32)
     ends: Any = SimpleNamespace(context=64, hidden_size=32, embed=lambda ids, start: table[ids])
     ids = torch.randint(0, 64, (24,))
-    first = Sequence(pair.client, ends, 50)
+    first = Sequence(two_nodes.client, ends, 50)
     await first.advance(ids[:20])
-    second = Sequence(pair.client, ends, 50)
+    second = Sequence(two_nodes.client, ends, 50)
     await second.begin_as(first, ids)
     assert torch.equal(second.computed, ids[:20])
     hidden = await second.advance(ids)
-    assert torch.allclose(hidden, pair.expected(table[ids])[-1:], atol=1e-5)
+    assert torch.allclose(hidden, two_nodes.expected(table[ids])[-1:], atol=1e-5)
     await first.close()
-    third = Sequence(pair.client, ends, 50)
+    third = Sequence(two_nodes.client, ends, 50)
     await third.begin_as(first, ids)
     assert torch.allclose(await third.advance(ids), hidden, atol=1e-5)
     await second.close()
     await third.close()
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         assert node.kit.journal.book(CLIENT.address).owed == (24 + 24) * ASK

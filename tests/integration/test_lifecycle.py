@@ -12,14 +12,14 @@ import psutil
 import pytest
 import torch
 
-from hivemint.cli.localnet import NodePlan
-from hivemint.client.handshake import NodeGone, NodeRefusal
+from hivemint.client.sessions.errors import NodeGone, NodeRefusal
 from hivemint.contracts.bindings import Bindings
-from hivemint.contracts.errors import LinkClosed
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.errors import LinkClosed
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.daemon import split_address
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.messages import Closed, Code, Refused, StepReceipt
+from hivemint.testnet.localnet import NodePlan
 from support.localnet import At, RealNet, exactly, prompt
 from support.node_client import NodeSession, hash_of, routed
 from support.promises import signer
@@ -92,8 +92,7 @@ async def test_the_first_signal_drains(localnet: RealNet, node: NodePlan) -> Non
         assert (await closed(busy)).code is Code.DRAINING
         assert await asyncio.to_thread(ended, process) == 0
     assert json.loads(log_of(localnet, node)[-1]) == {"event": "draining"}
-    (signed,) = await asyncio.to_thread(localnet.sessions, node, signer(2))
-    assert signed["signed_tokens"] == 3
+    assert await asyncio.to_thread(localnet.sessions, node, signer(2)) == [], "no voucher binds work of it"
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
@@ -107,7 +106,7 @@ async def test_the_second_signal_does_not_wait(localnet: RealNet, node: NodePlan
         with pytest.raises(LinkClosed) as gone:
             await busy.link.receive()
         assert "shutting down" in gone.value.why
-        assert await asyncio.to_thread(ended, process) == 130
+        assert await asyncio.to_thread(ended, process) == 128 + second
 
 
 def test_a_client_in_mid_answer_learns_that_its_node_goes_down(localnet: RealNet, node: NodePlan) -> None:
@@ -124,7 +123,7 @@ def test_a_client_in_mid_answer_learns_that_its_node_goes_down(localnet: RealNet
 
 HANG = """
 import threading
-from hivemint.node.span import Span
+from hivemint.node.span.span import Span
 
 run = Span.run
 
@@ -155,7 +154,7 @@ async def test_a_hung_device_ends_the_process(localnet: RealNet, node: NodePlan,
         for session in (idle, busy):
             last = await closed(session)
             assert last.code is Code.FAILED
-            assert "batch of 13 tokens of 1 sessions" in last.reason
+            assert last.reason == "The device hangs"
         assert await asyncio.to_thread(ended, process) == 1
     _, orphans = psutil.wait_procs(below, timeout=10)
     assert not orphans  # its libp2p daemon went with it

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 import torch
 
-from hivemint.client.route import Route
-from hivemint.contracts.ids import BlockIndex
+from hivemint.client.sessions.route import Route
+from hivemint.protocol.ids import BlockIndex
 from support.real_nodes import ASK, CLIENT, RealNodes, real_nodes
 from support.tiny import tiny_model
 

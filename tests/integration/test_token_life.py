@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hivemint.contracts.credits import mintable
-from hivemint.contracts.ids import Credits
-from hivemint.contracts.signature import Signer
-from hivemint.swarm.models import LocalModel
+from hivemint.client.generation.sequences import Bill
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.credits import mintable
+from hivemint.protocol.ids import Credits
+from hivemint.protocol.signing import Signer
 from support.localnet import RealNet, exactly, height
 
 pytest_plugins = ["support.localnet"]
@@ -94,9 +95,9 @@ def test_the_life_of_a_token(localnet: RealNet, question: torch.Tensor, expected
 def chat(net: RealNet, wallet: Signer, question: torch.Tensor, expected: torch.Tensor, bid: str) -> int:
     """Ask; the answer is plain transformers', token for token. Returns what was spent."""
     with net.client(wallet, bid=bid) as model:
-        before = model.swarm.spent
-        assert torch.equal(model.generate(question, **exactly(ANSWER)), expected)
-        return int(model.swarm.spent - before)
+        bill = Bill()
+        assert torch.equal(model.generate(question, bill=bill, **exactly(ANSWER)), expected)
+        return bill.wei
 
 
 def countersigned(net: RealNet, wallet: Signer, plan: Any) -> list[dict[str, Any]]:

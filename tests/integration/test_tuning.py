@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from hivemint.client.adapter import LoraAdapter
-from hivemint.client.ends import Ends
-from hivemint.client.generation import SwarmModelForCausalLM
-from hivemint.client.handshake import NodeLied, NodeRefusal
-from hivemint.contracts.errors import SwarmError
-from hivemint.contracts.home import Home
-from hivemint.swarm.anatomy import Anatomy
+from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
+from hivemint.client.generation.ends import Ends
+from hivemint.client.sessions.errors import NodeLied, NodeRefusal
+from hivemint.client.sessions.peft import LoraAdapter
+from hivemint.model.anatomy import Anatomy
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Credits
 from hivemint.swarm.messages import AnyMessage
-from hivemint.swarm.models import LocalModel
 from support.lies import changed_output, changed_rows, changed_signature, more_tokens
 from support.lora import last_states, with_lora, write_lora
 from support.real_nodes import ASK, CLIENT, RealNodes, emptied
@@ -24,7 +25,7 @@ from support.real_nodes import ASK, CLIENT, RealNodes, emptied
 T = TypeVar("T")
 
 
-pytest_plugins = ["support.pair"]
+pytest_plugins = ["support.two_nodes"]
 
 
 class Here:
@@ -39,9 +40,12 @@ class Here:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
-def model_of(pair: RealNodes, tmp_path: Path) -> Any:
-    local = LocalModel("tiny", pair.folder, Home(tmp_path / "home"))
-    return SwarmModelForCausalLM(local, Ends.load(local), pair.client, Here())  # type: ignore[arg-type]
+def model_of(two_nodes: RealNodes, tmp_path: Path) -> Any:
+    """Its nodes have delivered to this client before, so there is no small first step to pay for."""
+    for node in two_nodes.nodes:
+        two_nodes.client.speeds.delivered(node.kit.host.peer_id)
+    local = LocalModel("tiny", two_nodes.folder, Home(tmp_path / "home"))
+    return SwarmModelForCausalLM(local, Ends.load(local), two_nodes.client, Here())  # type: ignore[arg-type]
 
 
 def gradient(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
@@ -49,26 +53,26 @@ def gradient(run: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) 
     return torch.autograd.grad((run(x) ** 2).mean(), x)[0]
 
 
-async def test_the_gradient_is_the_whole_models_and_every_pass_is_paid(pair: RealNodes, tmp_path: Path) -> None:
-    model, hidden = model_of(pair, tmp_path), torch.randn(3, 7, 32)
+async def test_the_gradient_is_the_whole_models_and_every_pass_is_paid(two_nodes: RealNodes, tmp_path: Path) -> None:
+    model, hidden = model_of(two_nodes, tmp_path), torch.randn(3, 7, 32)
 
     def train() -> torch.Tensor:
         with model.blocks(tokens=7, sequences=2) as blocks:
             return gradient(lambda x: model.logits(blocks(x)), hidden)
 
     ours = await asyncio.to_thread(train)
-    expected = gradient(lambda x: pair.whole(inputs_embeds=x).logits, hidden)
+    expected = gradient(lambda x: two_nodes.whole(inputs_embeds=x).logits, hidden)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         book, paid = node.kit.journal.book(CLIENT.address), node.kit.journal.totals.paid
-        assert book.owed == book.highest == 3 * 7 * 3 * ASK, "forward once, backward twice"
+        assert book.owed == book.earned == 3 * 7 * 3 * ASK, "forward once, backward twice"
         assert paid.tokens_countersigned == 3 * 7 * 3
         assert node.counts.refusals == {}
         assert node.counts.outputs == {"client": 6}
 
 
-async def test_a_soft_prompt_learns_through_two_nodes(pair: RealNodes, tmp_path: Path) -> None:
-    model = model_of(pair, tmp_path)
+async def test_a_soft_prompt_learns_through_two_nodes(two_nodes: RealNodes, tmp_path: Path) -> None:
+    model = model_of(two_nodes, tmp_path)
     torch.manual_seed(5)
     ids, labels = torch.randint(3, 60, (2, 5)), torch.randint(3, 60, (2,))
 
@@ -87,27 +91,29 @@ async def test_a_soft_prompt_learns_through_two_nodes(pair: RealNodes, tmp_path:
 
     losses = await asyncio.to_thread(train)
     assert losses == sorted(losses, reverse=True), losses
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         assert node.kit.journal.totals.paid.tokens_countersigned == 6 * 2 * 9 * 3
 
 
-async def test_a_node_that_goes_away_between_the_passes_is_told(pair: RealNodes, tmp_path: Path) -> None:
+async def test_a_node_that_goes_away_between_the_passes_is_told(two_nodes: RealNodes, tmp_path: Path) -> None:
     """There is no other node for its blocks: the error names the one that went away."""
-    model = model_of(pair, tmp_path)
+    model = model_of(two_nodes, tmp_path)
 
     def train() -> None:
         with model.blocks(tokens=4) as blocks:
             loss = blocks(torch.randn(1, 4, 32, requires_grad=True)).sum()
-            pair.nodes[1].kit.host._daemon.child.kill()
+            two_nodes.nodes[1].kit.host._daemon.child.kill()
             loss.backward()
 
-    with pytest.raises(SwarmError, match=pair.nodes[1].kit.signer.address):
+    with pytest.raises(SwarmError, match=two_nodes.nodes[1].kit.signer.address):
         await asyncio.to_thread(train)
 
 
-async def test_sequences_beyond_a_nodes_limit_are_refused_before_any_session(pair: RealNodes, tmp_path: Path) -> None:
-    model = model_of(pair, tmp_path)
-    assert pair.nodes[0].offer.max_rows == 16
+async def test_sequences_beyond_a_nodes_limit_are_refused_before_any_session(
+    two_nodes: RealNodes, tmp_path: Path
+) -> None:
+    model = model_of(two_nodes, tmp_path)
+    assert two_nodes.nodes[0].offer.limits.rows == 16
 
     def train() -> None:
         with model.blocks(tokens=17) as blocks:
@@ -115,38 +121,40 @@ async def test_sequences_beyond_a_nodes_limit_are_refused_before_any_session(pai
 
     with pytest.raises(SwarmError, match=r"17 positions.*16 positions a step"):
         await asyncio.to_thread(train)
-    assert all(node.lobby.guests == [] for node in pair.nodes)
+    assert all(node.registry.occupants == [] for node in two_nodes.nodes)
 
 
-async def test_a_client_whose_account_is_short_of_the_sum_it_owes_signs_on(pair: RealNodes, tmp_path: Path) -> None:
-    """Another process of the wallet has raised the sum owed meanwhile: the step is signed anew, and paid once."""
-    model, book = model_of(pair, tmp_path), pair.client.payer.book
-    operators = [node.offer.operator for node in pair.nodes]
+async def test_a_client_whose_account_is_short_of_the_sum_it_owes_signs_on(
+    two_nodes: RealNodes, tmp_path: Path
+) -> None:
+    """The node knows of steps that the client took for lost: the step is signed anew, and paid once."""
+    model, book = model_of(two_nodes, tmp_path), two_nodes.client.payer.book
+    operators = [node.offer.operator for node in two_nodes.nodes]
 
     def train() -> None:
         with model.blocks(tokens=5) as blocks:
             blocks(torch.randn(1, 5, 32))
             for operator in operators:
-                book._change([(operator, lambda total, owed: (total - 5 * ASK, owed - 5 * ASK))])
+                book.learn(operator, Credits(0))
             blocks(torch.randn(1, 5, 32))
 
     await asyncio.to_thread(train)
-    for node in pair.nodes:
+    for node in two_nodes.nodes:
         assert node.kit.journal.book(CLIENT.address).owed == 10 * ASK
 
 
-async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(pair: RealNodes, tmp_path: Path) -> None:
+async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(two_nodes: RealNodes, tmp_path: Path) -> None:
     """Prefill, decode, training and `generate` through two nodes, each with its part of the adapter; then without."""
-    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj", "v_proj", "up_proj"], lora_alpha=40)
-    theirs, client = with_lora(pair.folder, folder), pair.client
-    client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+    folder = write_lora(two_nodes.folder, tmp_path / "lora", ["q_proj", "v_proj", "up_proj"], lora_alpha=40)
+    theirs, client = with_lora(two_nodes.folder, folder), two_nodes.client
+    client._adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
     rows = torch.randn(20, 32)
     pipeline = await client.open(40)
     got = [await pipeline.forward(rows[:16]), *[await pipeline.forward(rows[at : at + 1]) for at in range(16, 20)]]
     await pipeline.close()
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(got), last_states(theirs, 2, rows[None])[0, 15:], rtol=1e-4, atol=1e-5)
-    model, hidden = model_of(pair, tmp_path), torch.randn(2, 6, 32)
+    model, hidden = model_of(two_nodes, tmp_path), torch.randn(2, 6, 32)
     ids = torch.tensor([[5, 9, 20, 33]])
 
     def use() -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,15 +170,15 @@ async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(pair: RealNodes, t
     pipeline = await client.open(40)
     plain = await pipeline.forward(rows[:16], rows="all")
     await pipeline.close()
-    assert torch.allclose(plain, pair.expected(rows[:16]), atol=1e-5)
-    assert all(node.counts.refusals == {} for node in pair.nodes)
+    assert torch.allclose(plain, two_nodes.expected(rows[:16]), atol=1e-5)
+    assert all(node.counts.refusals == {} for node in two_nodes.nodes)
 
 
-async def test_a_lost_adapter_is_loaded_again_in_a_new_session(pair: RealNodes, tmp_path: Path) -> None:
-    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj"])
-    theirs, client = with_lora(pair.folder, folder), pair.client
-    client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
-    model, hidden, room = model_of(pair, tmp_path), torch.randn(1, 6, 32), pair.nodes[1].engine.room
+async def test_a_lost_adapter_is_loaded_again_in_a_new_session(two_nodes: RealNodes, tmp_path: Path) -> None:
+    folder = write_lora(two_nodes.folder, tmp_path / "lora", ["q_proj"])
+    theirs, client = with_lora(two_nodes.folder, folder), two_nodes.client
+    client._adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
+    model, hidden, room = model_of(two_nodes, tmp_path), torch.randn(1, 6, 32), two_nodes.nodes[1].engine.room
     room._idle = 0.0
 
     def use() -> torch.Tensor:
@@ -186,29 +194,29 @@ async def test_a_lost_adapter_is_loaded_again_in_a_new_session(pair: RealNodes, 
     )
 
 
-async def test_an_adapter_that_a_node_does_not_take_is_told(pair: RealNodes, tmp_path: Path) -> None:
-    folder = write_lora(pair.folder, tmp_path / "lora", ["q_proj"], r=100)
-    pair.client._adapter = LoraAdapter.load(folder, Anatomy.read(pair.folder))
+async def test_an_adapter_that_a_node_does_not_take_is_told(two_nodes: RealNodes, tmp_path: Path) -> None:
+    folder = write_lora(two_nodes.folder, tmp_path / "lora", ["q_proj"], r=100)
+    two_nodes.client._adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
     with pytest.raises(NodeRefusal, match=r"too high a rank.*at most 64, got 100"):
-        await pair.client.open(40)
-    for node in pair.nodes:
+        await two_nodes.client.open(40)
+    for node in two_nodes.nodes:
         await emptied(node)
 
 
 @pytest.mark.parametrize("change", [changed_output, changed_rows, changed_signature, more_tokens])
 @pytest.mark.parametrize("who", [0, 1])
 async def test_a_lie_about_a_backward_pass_is_never_countersigned(
-    pair: RealNodes, tmp_path: Path, change: Callable[[AnyMessage], AnyMessage], who: int
+    two_nodes: RealNodes, tmp_path: Path, change: Callable[[AnyMessage], AnyMessage], who: int
 ) -> None:
     """P13, P17: the forward was honest; the receipt of the backward gets no voucher, and no gradient is believed."""
-    model, peer = model_of(pair, tmp_path), pair.nodes[who].offer.peer
+    model, peer = model_of(two_nodes, tmp_path), two_nodes.nodes[who].offer.peer
 
     def train() -> None:
         with model.blocks(tokens=4) as blocks:
             loss = blocks(torch.randn(1, 4, 32, requires_grad=True)).sum()
-            pair.host.doctor = lambda sender, message: change(message) if sender == peer else message
+            two_nodes.host.doctor = lambda sender, message: change(message) if sender == peer else message
             loss.backward()
 
-    with pytest.raises(NodeLied, match=pair.nodes[who].kit.signer.address):
+    with pytest.raises(NodeLied, match=two_nodes.nodes[who].kit.signer.address):
         await asyncio.to_thread(train)
-    assert pair.nodes[who].kit.journal.totals.paid.tokens_countersigned <= 4
+    assert two_nodes.nodes[who].kit.journal.totals.paid.tokens_countersigned <= 4

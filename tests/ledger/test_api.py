@@ -9,18 +9,18 @@ import httpx
 import pytest
 
 from hivemint.contracts.bindings import Bindings
-from hivemint.contracts.credits import mintable
-from hivemint.contracts.errors import SwarmError
-from hivemint.contracts.ids import ONE_CREDIT, Credits
-from hivemint.contracts.signed import Domain
-from hivemint.ledger.api import create_app
-from hivemint.ledger.entries import Entry
-from hivemint.ledger.explorer import Explorer
-from hivemint.ledger.indexer import Indexer
-from hivemint.ledger.journal import Journal
-from hivemint.ledger.page import PARTS
-from hivemint.ledger.statements import Statements
-from hivemint.ledger.store import StoreError, database_url, writing
+from hivemint.ledger.books.entries import Entry
+from hivemint.ledger.books.journal import Journal
+from hivemint.ledger.explorer.api import create_app
+from hivemint.ledger.explorer.indexer import Indexer
+from hivemint.ledger.explorer.page import PARTS
+from hivemint.ledger.explorer.queries import Explorer
+from hivemint.ledger.explorer.statements import Statements
+from hivemint.ledger.store.database import StoreError, database_url, writing
+from hivemint.protocol.credits import mintable
+from hivemint.protocol.eip712 import Domain
+from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.ids import ONE_CREDIT, Credits
 from support.logchain import EPOCH, NETWORK, LogChain
 from support.promises import Work, signer
 
@@ -85,22 +85,29 @@ async def chain_of_events() -> LogChain:
 async def write_journal(path: Path) -> None:
     domain = Domain(NETWORK.chain_id, NETWORK.contracts.settlement)
     journal = Journal.open(database_url(path), domain, NODE.address)
-    for price, tokens, total in ((2, 50, 120), (0, 30, 0)):
+    for price, tokens, total in ((2, 50, 102), (0, 30, 0)):
         work = Work(ALICE, NODE, price=price, domain=domain)
         await journal.open_session(work.session, work.signature)
         work.step(tokens)
         newest = work.countersign(total)
         work.step(1)
         receipt = work.receipt.receipt
-        owed = Credits(min(total, 102))
+        owed = Credits(total)
         await journal.record(Entry(ALICE.address, work.id, owed, newest, receipt.step, receipt.tokens))
     journal.observe(ALICE.address, Credits(0), "the account is empty")
     await journal.close()
 
 
 async def block_map() -> list[dict[str, Any]]:
-    node = {"peer": "12D3KooW", "operator": NODE.address, "first": 0, "end": 2, "tokens_per_s": 20.5, "new": "field",
-            "numerics": "int8/bf16/bf16"}  # fmt: skip
+    node = {
+        "peer": "12D3KooW",
+        "operator": NODE.address,
+        "first": 0,
+        "end": 2,
+        "tokens_per_s": 20.5,
+        "new": "field",
+        "numerics": "int8/bf16/bf16",
+    }
     return [{"model": HOSTILE, "blocks": 4, "nodes": [node], "missing": ["2:4"]}]
 
 
@@ -146,6 +153,7 @@ async def test_filters(served: Served) -> None:
     lower = NODE.address.lower()
     assert len((await served.json(f"/api/settlements?node={lower}&client={ALICE.address}"))["items"]) == 3
     assert (await served.json(f"/api/settlements?node={ALICE.address}"))["items"] == []
+    assert (await served.json("/api/withdrawals")) == {"items": [], "next": None}
     assert (await served.json(f"/api/balances/{ALICE.address.lower()}"))["amount"] == str(6 * ONE_CREDIT)
     assert (await served.json(f"/api/balances/{NODE.address}"))["amount"] == "0"
     (escrow,) = (await served.json(f"/api/escrows?node={lower}"))["items"]
@@ -184,7 +192,7 @@ async def test_unknown_nodes_are_not_found(served: Served) -> None:
 async def test_own_nodes(served: Served) -> None:
     (own,) = await served.json("/api/own")
     assert (own["paid"]["tokens_signed"], own["paid"]["tokens_countersigned"]) == (51, 50)
-    assert (own["paid"]["signed"], own["paid"]["countersigned"], own["promised"]) == ("102", "100", "120")
+    assert (own["paid"]["signed"], own["paid"]["countersigned"], own["promised"]) == ("102", "100", "102")
     assert (own["free"]["tokens_signed"], own["free"]["tokens_countersigned"]) == (31, 30)
     assert own["collected"] == str(3 * ONE_CREDIT)  # the chain's word before the journal's
     assert own["reasons"] == ["the account is empty"]
@@ -246,7 +254,7 @@ async def test_without_journals_and_swarm_the_page_says_so(served: Served) -> No
 
 async def test_a_swarm_that_cannot_be_asked_keeps_the_last_map(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(await served.explorer.swarm()) == 1
-    monkeypatch.setattr("hivemint.ledger.explorer._SWARM_FRESH", -1.0)
+    monkeypatch.setattr("hivemint.ledger.explorer.queries._SWARM_FRESH", -1.0)
 
     async def away() -> list[dict[str, Any]]:
         raise SwarmError("No peer answers")

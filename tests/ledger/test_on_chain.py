@@ -12,24 +12,27 @@ from sqlalchemy import select
 
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.chain import Chain, Transfer
-from hivemint.contracts.credits import mintable
-from hivemint.contracts.ids import ONE_CREDIT, Address, Credits, PeerId
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import peer_id_hash
-from hivemint.ledger.chainview import OWN_KEY, AccountView, ContractView
-from hivemint.ledger.entries import Entry
-from hivemint.ledger.fold import DERIVED
-from hivemint.ledger.indexer import Indexer
-from hivemint.ledger.journal import Journal
-from hivemint.ledger.payments import ContractPayments
-from hivemint.ledger.settlement import Settler, SettlerSettings
-from hivemint.ledger.store import database_url, reading
-from hivemint.ledger.tables import events
+from hivemint.ledger.books.entries import Entry
+from hivemint.ledger.books.journal import Journal
+from hivemint.ledger.explorer.fold import DERIVED
+from hivemint.ledger.explorer.indexer import Indexer
+from hivemint.ledger.explorer.queries import Explorer
+from hivemint.ledger.settlement.chainview import OWN_KEY, ContractView, SeenAccount
+from hivemint.ledger.settlement.payments import ContractPayments
+from hivemint.ledger.settlement.settler import Settler, SettlerSettings
+from hivemint.ledger.store.database import database_url, reading
+from hivemint.ledger.store.tables import events
+from hivemint.protocol.credits import mintable
+from hivemint.protocol.eip712 import Release, peer_id_hash
+from hivemint.protocol.ids import ONE_CREDIT, Address, Credits, PeerId
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.orders import Close, Thaw, Withdraw
+from hivemint.protocol.signing import Signer
 from support.chain import EPOCH, TEST_MODEL, TestChain
-from support.promises import Work
+from support.promises import Work, signer
 
 COIN = 10**18
+NOTHING_OWED = "no account owes anything yet"
 PEER = PeerId(b"a peer of the ledger's tests")
 
 
@@ -44,6 +47,7 @@ class Stage:
     client: Signer
     journal: Journal
     settler: Settler
+    clock: list[float]
 
     async def work(self, tokens: int, *, total: int = 0, expiry: int) -> Work:
         """A session with one step, journalled; free if `total` is 0."""
@@ -87,8 +91,9 @@ async def stage(
     await contracts.registry.register(owner, node, PEER, testchain.network.domain, stake=50 * COIN)
     journal = Journal.open(database_url(tmp_path / "journal.db"), testchain.network.domain, node.address)
     settings = SettlerSettings(settle_min=Credits(1))
-    settler = Settler(journal, ContractPayments(contracts, node), settings)
-    yield Stage(testchain, contracts, owner, node, client, journal, settler)
+    clock = [0.0]
+    settler = Settler(journal, ContractPayments(contracts, node), settings, clock=lambda: clock[0])
+    yield Stage(testchain, contracts, owner, node, client, journal, settler, clock)
     await journal.close()
 
 
@@ -120,8 +125,13 @@ async def test_the_worker_earns_and_the_index_tells_it(stage: Stage, tmp_path: P
     before = await contracts.token.balance(stage.owner.address)
     await stage.settler.round()
     assert await contracts.token.balance(stage.owner.address) == before + mintable(3 * ONE_CREDIT)
-    assert (stage.journal.totals.settled, stage.settler.reasons["settled"]) == (3 * ONE_CREDIT, "")
-    await stage.settler.round()  # nothing is sent twice
+    assert stage.settler.reasons["settled"] == ""
+    sent = await contracts.chain.nonce(stage.node.address)
+    await stage.settler.round()  # nothing is sent twice, though no block has confirmed it yet
+    assert await contracts.chain.nonce(stage.node.address) == sent
+    stage.testchain.devchain.mine()
+    await stage.settler.round()
+    assert (stage.journal.totals.settled, stage.settler.reasons["settled"]) == (3 * ONE_CREDIT, NOTHING_OWED)
 
     await stage.work(7, total=20 * ONE_CREDIT, expiry=now + 3600)  # more than the escrow holds
     await stage.settler.round()
@@ -145,6 +155,46 @@ async def test_the_worker_earns_and_the_index_tells_it(stage: Stage, tmp_path: P
     await indexer.close()
 
 
+async def test_leaving_together_and_orders_are_told_by_the_index(stage: Stage, tmp_path: Path) -> None:
+    """A close by the wallet's order, another after a thaw's end by one, and an item that was skipped."""
+    contracts, node, client = stage.contracts, stage.node, stage.client
+    domain, settlement = stage.testchain.network.domain, contracts.settlement
+    indexer = await Indexer.open(database_url(tmp_path / "index.db"), contracts, stage.testchain.network)
+    await stage.earn()
+    await settlement.fund(client, {node.address: 10 * ONE_CREDIT})
+    now = await contracts.chain.time()
+    await stage.work(7, total=3 * ONE_CREDIT, expiry=now + 3600)
+    (pair,) = stage.journal.collectable()
+    release = Release(node.address, client.address, Credits(3 * ONE_CREDIT), now + 1800)
+    order = Close(client.address, node.address, await settlement.nonce(client.address), now + 1800)
+    signatures = order.sign(domain, client), release.sign(domain, node)
+    await settlement.close_by_sig(stage.owner, order, signatures[0], release, signatures[1], [pair])
+    assert (await settlement.settle(stage.owner, node.address, [pair])).skipped[0].client == client.address
+    await stage.settler.round()
+    stage.testchain.devchain.mine()
+    stage.clock[0] += 600
+    await stage.settler.round()
+    assert stage.journal.book(client.address).collected == 3 * ONE_CREDIT, "the worker's book follows"
+
+    await settlement.fund(client, {node.address: 2 * ONE_CREDIT})
+    for kind in (Thaw, Withdraw):
+        now = await contracts.chain.time()
+        done = kind(client.address, node.address, await settlement.nonce(client.address), now + 600)
+        await settlement.send_order(stage.owner, done, done.sign(domain, client))
+        stage.testchain.devchain.travel(4 * 86_400)
+    await indexer.follow()
+    assert tables(indexer) == await replayed(stage, tmp_path / "replay.db")
+    (escrow,) = [row[3:] for row in tables(indexer)["escrows"] if row[1:3] == (client.address, node.address)]
+    assert escrow == (0, 3 * ONE_CREDIT, 0)
+    explorer = Explorer(indexer, stage.testchain.network)
+    told = explorer.withdrawals(10, 0, client=client.address).items
+    assert [(one.amount, one.together) for one in told] == [(2 * ONE_CREDIT, False), (7 * ONE_CREDIT, True)]
+    with reading(indexer.engine) as connection:
+        named = select(events.c.name).where(events.c.client == client.address, events.c.node == node.address)
+        assert {"Closed", "Skipped", "Thawing", "Settled"} <= set(connection.scalars(named))
+    await indexer.close()
+
+
 async def test_after_a_reorganisation_the_index_equals_a_replay(stage: Stage, tmp_path: Path) -> None:
     """P12, with branches that differ in depth and content; the worker makes good what was lost."""
     contracts, node, devchain = stage.contracts, stage.node.address, stage.testchain.devchain
@@ -159,13 +209,15 @@ async def test_after_a_reorganisation_the_index_equals_a_replay(stage: Stage, tm
         await stage.settler.round()
         devchain.mine(depth - 1)
         await indexer.follow()
-        assert stage.journal.totals.settled == number * ONE_CREDIT
+        await stage.settler.round()
+        assert stage.journal.totals.settled == (number if depth > 1 else number - 1) * ONE_CREDIT  # the confirmed ones
         devchain.revert(branch)
         devchain.mine(depth + 2 if longer else 1)
         await contracts.token.transfer(stage.client, stage.owner.address, number)
         await indexer.follow()
         assert tables(indexer) == await replayed(stage, tmp_path / f"replay{number}.db")
         assert (await contracts.settlement.account(stage.client.address, node)).collected < number * ONE_CREDIT
+        stage.clock[0] += 600  # paid accounts are looked at now and then
         await stage.settler.round()
         assert (await contracts.settlement.account(stage.client.address, node)).collected == number * ONE_CREDIT
     await indexer.close()
@@ -175,7 +227,7 @@ async def test_after_a_reorganisation_the_index_equals_a_replay(stage: Stage, tm
     await reopened.close()
 
 
-async def test_a_transaction_left_behind_too_cheap_is_replaced(stage: Stage) -> None:
+async def test_a_transaction_left_behind_too_cheap_is_replaced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier run's transaction blocks the nonce; nothing is mined until somebody offers more."""
     contracts, devchain = stage.contracts, stage.testchain.devchain
     await stage.earn()
@@ -185,7 +237,8 @@ async def test_a_transaction_left_behind_too_cheap_is_replaced(stage: Stage) -> 
     try:
         chain = contracts.chain
         stuck = await chain.submit(stage.node, Transfer(chain, stage.owner.address), doing="Paying", value=1)
-        payments = ContractPayments(contracts, stage.node, patience=0.5)
+        monkeypatch.setattr("hivemint.contracts.chain.PATIENCE", 0.5)
+        payments = ContractPayments(contracts, stage.node)
         settling = asyncio.create_task(payments.settle(stage.journal.collectable()))
         for _ in range(200):
             pending = devchain.rpc("eth_getBlockByNumber", "pending", True)["transactions"]
@@ -207,11 +260,11 @@ async def test_a_transaction_left_behind_too_cheap_is_replaced(stage: Stage) -> 
 
 NODE_PROCESS = """
 import asyncio, sys
-from hivemint.contracts.ids import Credits
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain
-from hivemint.ledger.entries import Entry
-from hivemint.ledger.journal import Journal
+from hivemint.protocol.ids import Credits
+from hivemint.protocol.signing import Signer
+from hivemint.protocol.eip712 import Domain
+from hivemint.ledger.books.entries import Entry
+from hivemint.ledger.books.journal import Journal
 from support.promises import Work
 
 async def run(url, chain_id, settlement, node, client):
@@ -264,22 +317,22 @@ async def test_what_admission_sees(stage: Stage) -> None:
     contracts, devchain, clock = stage.contracts, stage.testchain.devchain, [0.0]
     view = ContractView(contracts, stage.node.address, confirmations=1, clock=lambda: clock[0])
 
-    async def seen() -> AccountView:
+    async def seen() -> SeenAccount:
         clock[0] += 1
         return await view.account(stage.client.address)
 
     await stage.earn()
-    assert await seen() == AccountView(Credits(0), False)
+    assert await seen() == SeenAccount(Credits(0), False)
     await contracts.settlement.fund(stage.client, {stage.node.address: 5 * ONE_CREDIT})
     assert (await seen()).funded == 0  # not confirmed yet
     devchain.mine()
-    assert await seen() == AccountView(Credits(5 * ONE_CREDIT), False)
+    assert await seen() == SeenAccount(Credits(5 * ONE_CREDIT), False)
     await stage.work(1, total=ONE_CREDIT, expiry=await contracts.chain.time() + 9999)
     await stage.settler.round()
     devchain.mine()
-    assert await seen() == AccountView(Credits(5 * ONE_CREDIT), False, Credits(ONE_CREDIT))
+    assert await seen() == SeenAccount(Credits(5 * ONE_CREDIT), False, Credits(ONE_CREDIT))
     await contracts.settlement.thaw(stage.client, stage.node.address)
-    assert await seen() == AccountView(Credits(0), True, Credits(ONE_CREDIT))  # at once
+    assert await seen() == SeenAccount(Credits(0), True, Credits(ONE_CREDIT))  # at once
 
     key, client = stage.owner.address, stage.client.address
     assert (await view.key(client, client), await view.key(client, key)) == (OWN_KEY, 0)
@@ -291,9 +344,12 @@ async def test_what_admission_sees(stage: Stage) -> None:
     await contracts.settlement.revoke(stage.client, key)
     clock[0] += 1
     assert await view.key(client, key) < until
+    never = signer(4711).address
+    assert await view.key(client, never) == 0
+    await contracts.settlement.revoke(stage.client, never)
+    clock[0] += 100
+    assert 0 < await view.key(client, never) < until, "over, though it never was"
     assert await view.time() == await contracts.chain.time()
-    assert await view.registered(stage.node.address) == peer_id_hash(PEER)
-    assert await view.registered(client) is None
     clock[0] += 100
     devchain.mine()
     await view.time()

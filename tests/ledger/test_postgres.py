@@ -9,12 +9,12 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.dialects import postgresql
 
 from hivemint.contracts.bindings import Bindings
-from hivemint.contracts.ids import Credits
-from hivemint.ledger.entries import Entry
-from hivemint.ledger.indexer import Indexer
-from hivemint.ledger.journal import Journal
-from hivemint.ledger.store import StoreError, open_store, upsert
-from hivemint.ledger.tables import accounts, metadata
+from hivemint.ledger.books.entries import Entry
+from hivemint.ledger.books.journal import Journal
+from hivemint.ledger.explorer.indexer import Indexer
+from hivemint.ledger.store.database import StoreError, open_store, upsert
+from hivemint.ledger.store.tables import accounts, metadata
+from hivemint.protocol.ids import Credits
 from support.logchain import NETWORK, LogChain
 from support.promises import DOMAIN, Work, signer
 
@@ -37,9 +37,11 @@ async def test_a_journal_on_postgresql(empty: str) -> None:
     node, work = signer(1).address, Work(signer(2), signer(1))
     journal = Journal.open(empty, DOMAIN, node)
     await journal.open_session(work.session, work.signature)
-    for total in (10, 30, 20):
+    for owed, total in ((10, 10), (30, 30), (40, 20), (40, 60)):
+        journal.promise(work.countersign(40))
         work.step()
-        await journal.record(Entry(work.client.address, work.id, Credits(10), work.countersign(total)))
+        await journal.record(Entry(work.client.address, work.id, Credits(owed), work.countersign(total)))
+    journal.close_session(work.id)
     with pytest.raises(StoreError, match="in use"):
         Journal.open(empty, DOMAIN, node)
     before = journal.books(), journal.totals
@@ -66,7 +68,7 @@ async def test_an_index_on_postgresql(empty: str) -> None:
 def test_statements_compile_for_both(tmp_path: Path) -> None:
     engine = open_store(f"sqlite:///{tmp_path}/any.db")
     engine.dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    statement = upsert(engine, accounts, lambda new, old: new.highest >= old.highest)
+    statement = upsert(engine, accounts, lambda new, old: new.owed >= old.owed)
     sql = str(statement.compile(dialect=engine.dialect))
     assert "ON CONFLICT (owner, client) DO UPDATE" in sql
-    assert "WHERE excluded.highest >= accounts.highest" in sql
+    assert "WHERE excluded.owed >= accounts.owed" in sql

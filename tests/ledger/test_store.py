@@ -12,22 +12,44 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import Engine, inspect, select
 from sqlalchemy.dialects import sqlite
 
-from hivemint.contracts.ids import Credits
-from hivemint.ledger.store import StoreError, database_url, open_store, reading, writing
-from hivemint.ledger.tables import REVISION, Wei, metadata, nodes
+from hivemint.ledger.store import database
+from hivemint.ledger.store.database import StoreError, database_url, open_store, reading, writing
+from hivemint.ledger.store.tables import REVISION, Wei, metadata, nodes
+from hivemint.protocol.ids import Credits
 
-MIGRATIONS = Path(sys.modules["hivemint.ledger.store"].__file__ or "").parent / "migrations"
+MIGRATIONS = Path(sys.modules["hivemint.ledger.store.database"].__file__ or "").parent / "migrations"
 
 
-def test_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
-    engine = open_store(database_url(tmp_path / "any.db"))
-    with reading(engine) as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, metadata) == []
+def test_migrations_make_the_tables_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file has them at once; one that went through every migration has the same."""
+    made = open_store(database_url(tmp_path / "new.db"))
+    monkeypatch.setattr(database, "_make", database._migrate)
+    migrated = open_store(database_url(tmp_path / "migrated.db"))
+    for engine in (made, migrated):
+        with reading(engine) as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, metadata) == []
+            assert context.get_current_revision() == REVISION
     assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [REVISION]
+    assert shape(made) == shape(migrated)
+
+
+def shape(engine: Engine) -> object:
+    """Columns, keys, indexes and constraints by table, as SQLite has them; a migration adds columns with defaults."""
+    inspector = inspect(engine)
+    return {
+        name: (
+            sorted((one["name"], str(one["type"]), one["nullable"]) for one in inspector.get_columns(name)),
+            inspector.get_pk_constraint(name)["constrained_columns"],
+            sorted(str(one) for one in inspector.get_foreign_keys(name)),
+            sorted((str(one["name"]), str(one["column_names"])) for one in inspector.get_indexes(name)),
+            sorted(str(one["sqltext"]) for one in inspector.get_check_constraints(name)),
+        )
+        for name in inspector.get_table_names()
+    }
 
 
 def test_opening_again_and_read_only_changes_nothing(tmp_path: Path) -> None:
@@ -45,7 +67,7 @@ def test_a_reader_sees_the_file_that_took_the_place_of_another(tmp_path: Path) -
     for path, node in ((place, "old"), (copy, "new")):
         writer = open_store(database_url(path))
         with writing(writer) as connection:
-            connection.execute(nodes.insert(), {"chain_id": 1, "settlement": "0x", "node": node})
+            connection.execute(nodes.insert(), {"chain_id": 1, "settlement": "0x", "node": node, "genesis": b""})
         writer.dispose()
     reader = open_store(database_url(place), read_only=True)
 
@@ -73,7 +95,10 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
 
 def test_two_processes_may_create_it_at_once(tmp_path: Path) -> None:
     url = database_url(tmp_path / "any.db")
-    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom hivemint.ledger.store import open_store; open_store({url!r})"
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        f"from hivemint.ledger.store.database import open_store; open_store({url!r})"
+    )
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[1] for process in processes] == [""] * 3
 
@@ -81,7 +106,8 @@ def test_two_processes_may_create_it_at_once(tmp_path: Path) -> None:
 def test_importing_the_journal_brings_no_web3_and_no_alembic() -> None:
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
-        "from hivemint.ledger import chainview, journal, settlement, vouchers\n"
+        "from hivemint.ledger.books import journal, voucher_book\n"
+        "from hivemint.ledger.settlement import chainview, settler\n"
         "print([name for name in ('web3', 'alembic', 'fastapi', 'torch') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from hivemint.client.adapter import LoraAdapter
-from hivemint.contracts.ids import Step
-from hivemint.node.batch import Work
-from hivemint.node.kv_cache import Tally
-from hivemint.node.pages import PAGE
-from hivemint.swarm.adapters import digest
-from hivemint.swarm.anatomy import Anatomy
+from hivemint.client.sessions.peft import LoraAdapter
+from hivemint.model.anatomy import Anatomy
+from hivemint.node.kv.cache import Tally
+from hivemint.node.kv.pages import PAGE
+from hivemint.node.span.packing import Work
+from hivemint.protocol.ids import Step
+from hivemint.swarm.lora import digest
 from hivemint.swarm.messages import Code, Load, Loaded, Refused, StepReceipt
 from hivemint.swarm.rows import row_hashes, tensor_hash, to_wire
 from support.lora import write_lora

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.node.attention import packed_attention
-from hivemint.node.batch import Packing, Work
-from hivemint.node.kv_cache import KvCache, KvShape, KvStore
+from hivemint.node.kv.cache import KvCache, KvStore
+from hivemint.node.kv.shape import KvShape
+from hivemint.node.span.attention import packed_attention
+from hivemint.node.span.packing import Packing, Work
 
 PLACES = [("cpu", False), ("cpu", True)] + [("cuda", True)] * torch.cuda.is_available()
 """Device, and whether memory is paged."""
@@ -20,9 +21,14 @@ class Layer(torch.nn.Module):
 
 
 def definition(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, window: int, cap: float | None,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+    window: int,
+    cap: float | None,
     sinks: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Softmax attention row by row in fp64: query `[heads, count, d]` at positions from `start`, keys from 0."""
     heads, count, dim = query.shape
     group = heads // keys.shape[0]
@@ -44,14 +50,25 @@ def definition(
 @pytest.mark.parametrize(("place", "paged"), PLACES)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=4),
-    kv_heads=st.integers(1, 3), group=st.integers(1, 3), dims=st.sampled_from([(8, 8), (16, 8)]),
-    window=st.sampled_from([0, 1, 5, 64]), cap=st.sampled_from([None, 2.0]), sunk=st.booleans(),
-)  # fmt: skip
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dims=st.sampled_from([(8, 8), (16, 8)]),
+    window=st.sampled_from([0, 1, 5, 64]),
+    cap=st.sampled_from([None, 2.0]),
+    sunk=st.booleans(),
+)
 @settings(max_examples=80, deadline=None)
 def test_equals_the_definition(
-    steps: list[tuple[int, int]], kv_heads: int, group: int, dims: tuple[int, int], window: int, cap: float | None,
-    sunk: bool, place: str, paged: bool,
-) -> None:  # fmt: skip
+    steps: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    dims: tuple[int, int],
+    window: int,
+    cap: float | None,
+    sunk: bool,
+    place: str,
+    paged: bool,
+) -> None:
     device = torch.device(place)
     generator = torch.Generator().manual_seed(1)
 
@@ -72,9 +89,17 @@ def test_equals_the_definition(
     key = torch.cat([keys[:, a:] for (keys, _), (a, _) in zip(histories, steps, strict=True)], dim=1).unsqueeze(0)
     value = torch.cat([values[:, a:] for (_, values), (a, _) in zip(histories, steps, strict=True)], 1).unsqueeze(0)
     out, _ = packed_attention(
-        Layer(), query, key, value, None, scaling=dims[0] ** -0.5, sliding_window=window or None, softcap=cap,
-        s_aux=sinks, packing=packing,
-    )  # fmt: skip
+        Layer(),
+        query,
+        key,
+        value,
+        None,
+        scaling=dims[0] ** -0.5,
+        sliding_window=window or None,
+        softcap=cap,
+        s_aux=sinks,
+        packing=packing,
+    )
     row = 0
     for (keys, values), (start, count) in zip(histories, steps, strict=True):
         expected = definition(query[0, :, row : row + count], keys, values, start, window, cap, sinks)

@@ -4,16 +4,18 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.contracts.ids import BACKWARD, BlockIndex, Credits, Step
-from hivemint.node import backward, server
-from hivemint.node.backward import Need, NoMemory, fit, measure
-from hivemint.node.batch import Work
-from hivemint.node.span import Span
+from hivemint.node import server
+from hivemint.node.span import backward
+from hivemint.node.span.backward import Need, NoMemory, fit, measure
+from hivemint.node.span.packing import Work
+from hivemint.node.span.span import Span
+from hivemint.protocol.ids import BACKWARD, BlockIndex, Credits, Step
 from hivemint.swarm.messages import Cancel, Cancelled, Code, Refused, StepReceipt
 from support.node_client import NodeSession, RefusedError, hash_of
 from support.node_pair import ASK, Pair
@@ -81,7 +83,7 @@ async def test_backward_steps_that_break_the_rules_are_refused_before_any_comput
     rows = torch.randn(4, 64)
     await session.step(rows[:, :32], 0)
     batches, total = pair.first.node.engine.gauge.batches, session.total
-    limit = pair.first.node.offer.max_backward
+    limit = pair.first.node.offer.limits.backward_rows
     assert limit == 64, "the model's positions"
 
     def back(count: int = 4, start: int = 0, **changes: Any) -> Any:
@@ -132,7 +134,7 @@ async def test_out_of_memory_is_a_refusal(pair: Pair, monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as context:
-        context.setattr(pair.first.node.kit.span, "backward", full)
+        context.setattr(pair.first.node.kit.span, "backward_in_turns", full)
         with pytest.raises(RefusedError, match="busy: No memory"):
             await session.backward(hidden, gradient)
     session.total = 0
@@ -150,20 +152,26 @@ def test_a_span_that_has_no_gradient_is_served_without(tiny_folder: Path, monkey
 
 async def test_a_node_without_backward_says_so(pair: Pair) -> None:
     session = await pair.open(pair.first, signer(5))
-    pair.first.node.lobby.guests[0].session.max_backward = 0  # type: ignore[union-attr]
+    served = pair.first.node.registry.occupants[0].session
+    assert served is not None
+    served.limits = msgspec.structs.replace(served.limits, backward_rows=0)
     with pytest.raises(RefusedError, match="serves no backward passes") as caught:
         await session.backward(*torch.randn(2, 4, 32))
     assert caught.value.refused.code is Code.PROTOCOL
 
 
-async def test_numbers_that_are_none_are_the_clients_own_affair(pair: Pair) -> None:
-    """NaN in, NaN out: hashed, signed and paid like any other row, and no other session sees any of it."""
+async def test_numbers_that_are_none_are_refused_and_touch_nobody_else(pair: Pair) -> None:
+    """NaN is neither computed with nor owed, and no other session sees any of it."""
     sick, well = await pair.open(pair.first, signer(6), price=ASK), await pair.open(pair.first, signer(7), price=ASK)
     hidden, gradient = torch.randn(2, 4, 32)
     alone = await well.backward(hidden, gradient)
-    both = await asyncio.gather(sick.backward(hidden * torch.nan, gradient), well.backward(hidden, gradient))
-    assert both[0].isnan().all()
-    assert torch.equal(both[1], alone)
+    refused, same = await asyncio.gather(
+        sick.backward(hidden * torch.nan, gradient), well.backward(hidden, gradient), return_exceptions=True
+    )
+    assert isinstance(refused, RefusedError)
+    assert (refused.refused.code, refused.refused.owed) == (Code.INPUT, 0)
+    assert isinstance(same, torch.Tensor)
+    assert torch.equal(same, alone)
     assert torch.equal(await well.step(hidden, 0), await well.step(hidden, 0))
 
 
@@ -239,7 +247,7 @@ async def test_many_passes_and_steps_share_the_device(pair: Pair) -> None:
 
 async def test_a_session_signs_for_both_counts(pair: Pair) -> None:
     """maxAmount counts a backward pass twice as well."""
-    session = await pair.open(pair.first, signer(11), price=ASK, max_amount=Credits(7 * ASK))
+    session = await pair.open(pair.first, signer(11), price=ASK, max_tokens=4, max_amount=Credits(7 * ASK))
     with pytest.raises(RefusedError, match="maxAmount"):
         await session.backward(*torch.randn(2, 4, 32))
     session.total = 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ import pytest
 import pytest_asyncio
 import torch
 
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.batch import Work
-from hivemint.node.engine import Engine
-from hivemint.node.kv_cache import KvStore, OutOfRoom
-from hivemint.node.pages import PAGE
-from hivemint.node.room import Room, Seat
-from hivemint.node.scheduler import Job, Lane, Scheduler
-from hivemint.node.span import Span
+from hivemint.node.engine.engine import Engine
+from hivemint.node.engine.scheduler import Job, Lane, Scheduler
+from hivemint.node.engine.seats import Seat, Seats
+from hivemint.node.kv.cache import KvStore, OutOfRoom
+from hivemint.node.kv.pages import PAGE
+from hivemint.node.span.packing import Work
+from hivemint.node.span.span import Span
+from hivemint.protocol.ids import BlockIndex
 from support.tiny import tiny_model
 
 
@@ -33,8 +33,10 @@ class Watched:
         self.forwards.append([(work.start, work.count) for work in batch])
         return self.span.run(batch)
 
-    def backward(self, *work: Any) -> torch.Tensor:
-        return self.span.backward(*work)
+    def backward_in_turns(self, *work: Any) -> Iterator[torch.Tensor | None]:
+        for output in self.span.backward_in_turns(*work):
+            self.forwards.append([])  # a turn
+            yield output
 
 
 class Bench:
@@ -43,11 +45,11 @@ class Bench:
     def __init__(self, span: Span, budget: int, paged: bool) -> None:
         self.span = Watched(span)
         shapes = span.new_store(1).shapes
-        self.room = Room(KvStore(shapes, span.dtype, span.device, 1 << 20, paged))
+        self.room = Seats(KvStore(shapes, span.dtype, span.device, 1 << 20, paged))
         self.engine = Engine(self.span, Scheduler(budget), self.room)
 
-    def seat(self) -> Seat:
-        return self.room.open(Lane.PAID, 60)
+    def seat(self, blocks: tuple[int, int] | None = None) -> Seat:
+        return self.room.open(Lane.PAID, 60, blocks)
 
     async def step(self, seat: Seat, start: int, rows: torch.Tensor) -> torch.Tensor:
         job = Job(Lane.PAID, id(seat), id(seat), len(rows))
@@ -145,7 +147,7 @@ async def test_seats_given_back_while_they_are_copied_close_behind_that(bench: B
 
 async def test_a_fork_evicts_idle_sessions_but_never_its_parent(span: Span) -> None:
     store = KvStore(span.new_store(1).shapes, span.dtype, span.device, 2 * PAGE * span.new_store(1).bytes_per_token)
-    room = Room(store, idle=0.0)
+    room = Seats(store, idle=0.0)
     engine = Engine(Watched(span), Scheduler(64), room)
     parent, idle, child, late = (room.open(Lane.PAID, 60) for _ in range(4))
     for seat in (parent, idle):
@@ -159,10 +161,15 @@ async def test_a_fork_evicts_idle_sessions_but_never_its_parent(span: Span) -> N
     assert (parent.busy, late.busy, parent.cache.length) == (0, 0, 20)
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-], ids=["python", "gpu", "cpu"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "gpu", "cpu"],
+)
 async def test_out_of_memory_is_a_refusal_and_the_next_step_is_served(
     bench: Bench, span: Span, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -179,3 +186,57 @@ async def test_out_of_memory_is_a_refusal_and_the_next_step_is_served(
     output = await bench.step(seat, 3, rows[3:])
     alone = span.run([Work(span.new_store(1 << 20).open(8), 0, rows)])[0]
     torch.testing.assert_close(output, alone[3:], atol=1e-5, rtol=1e-4)
+
+
+async def test_parts_of_a_span_share_the_passes_over_its_blocks(tmp_path: Path) -> None:
+    """Sessions of six different parts in one batch: each block's weights are read once, and each is as if alone."""
+    span = Span.load(tiny_model(tmp_path / "four", num_hidden_layers=4), BlockIndex(0), BlockIndex(4))
+    parts = [(0, 4), (0, 2), (1, 3), (2, 4), (3, 4), (0, 1)]
+    store, texts = span.new_store(1 << 20), [torch.randn(count, 32) for count in (5, 1, 3, 2, 1, 4)]
+    works = [
+        Work(store.open(60, blocks=None if part == (0, 4) else part), 0, text)
+        for part, text in zip(parts, texts, strict=True)
+    ]
+    passes: list[int] = []
+    for number, layer in enumerate(span._layers):
+        layer.register_forward_pre_hook(lambda *_, number=number: passes.append(number))
+    span.run(works)  # the first time, each part is also tried out
+    passes.clear()
+    outputs = span.run(works)
+    assert passes == [0, 1, 2, 3]
+    for part, text, output in zip(parts, texts, outputs, strict=True):
+        alone = span.run([Work(store.open(60, blocks=None if part == (0, 4) else part), 0, text)])[0]
+        torch.testing.assert_close(output, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backward_pass_in_turns_gives_the_same_gradient(span: Span) -> None:
+    hidden, gradient = torch.randn(2, 1, 9, 32)
+    *between, turns = span.backward_in_turns(hidden, gradient, None, None, 1)
+    assert between == [None, None], "the first block's forward, the second one's pass"
+    torch.testing.assert_close(turns, span.backward(hidden, gradient))
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+async def test_tokens_go_between_the_blocks_of_a_backward_pass(bench: Bench, span: Span, lane: Lane) -> None:
+    """Somebody's session in decode, and another one's backward pass: it comes block by block, tokens in between."""
+    talker, trainer = bench.seat(), bench.seat()
+    await bench.step(talker, 0, torch.randn(4, 32))
+    await bench.step(talker, 4, torch.randn(1, 32))
+    hidden, gradient = torch.randn(2, 9, 32)
+    began = len(bench.span.forwards)
+    step = bench.engine.enqueue_backward(Job(lane, "trainer", "trainer", 18), trainer, torch.cat([hidden, gradient], 1))
+    training = asyncio.create_task(bench.engine.finish(step))
+    for position in range(5, 40):
+        await bench.step(talker, position, torch.randn(1, 32))
+        if training.done():
+            break
+    torch.testing.assert_close(await training, span.backward(hidden[None], gradient[None])[0])
+    order = ["token" if parts else "turn" for parts in bench.span.forwards[began:]]
+    assert order.count("turn") == 3, "a forward of the first block, then two blocks back"
+    assert "turn turn" not in " ".join(order), "a token waits for one block, not for the pass"
+
+
+async def test_a_backward_pass_that_holds_nobody_up_is_one_turn(bench: Bench) -> None:
+    step = bench.engine.enqueue_backward(Job(Lane.FREE, "trainer", "trainer", 18), bench.seat(), torch.randn(9, 64))
+    await bench.engine.finish(step)
+    assert bench.span.forwards == [[]]

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node import int8
-from hivemint.node.linear import can_pack
-from hivemint.node.precision import COMPUTE, QUANTISED
-from hivemint.node.span import Span
-from hivemint.swarm.anatomy import Anatomy
-from hivemint.swarm.footprint import PEAK, PRECISIONS, TOKENS, Footprint, fit, footprint
+from hivemint.model.anatomy import Anatomy
+from hivemint.model.footprint import PEAK, PRECISIONS, TOKENS, Footprint, fit, footprint
+from hivemint.node.span import int8
+from hivemint.node.span.linear import can_pack
+from hivemint.node.span.precision import COMPUTE, QUANTISED
+from hivemint.node.span.span import Span
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.ids import BlockIndex
 from support.families import BLOCKS, TINY, Whole
 
 SHORT = 2**20

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hivemint.node.batch import Work
-from hivemint.node.company import SHARED, Processors
-from hivemint.node.engine import Engine
-from hivemint.node.kv_cache import KvShape, KvStore
-from hivemint.node.room import Room, Seat
-from hivemint.node.scheduler import Job, Lane, Scheduler
+from hivemint.node.engine.engine import Engine
+from hivemint.node.engine.gathering import SHARED, Processors
+from hivemint.node.engine.scheduler import Job, Lane, Scheduler
+from hivemint.node.engine.seats import Seat, Seats
+from hivemint.node.kv.cache import KvStore
+from hivemint.node.kv.shape import KvShape
+from hivemint.node.span.packing import Work
 from support.virtual_time import VirtualLoop, run
 
 FIXED, EACH = 0.006, 0.0006
@@ -37,7 +38,7 @@ class Device:
         self.batches.append((began, self._loop.clock(), rows))
         return [work.hidden for work in batch]
 
-    def backward(self, *work: Any) -> torch.Tensor:
+    def backward_in_turns(self, *work: Any) -> Iterator[torch.Tensor | None]:
         raise NotImplementedError("nobody trains here")
 
 
@@ -47,7 +48,7 @@ class Node:
     def __init__(self, loop: VirtualLoop, patience: float) -> None:
         store = KvStore([KvShape(1, 8, 8)], torch.float32, torch.device("cpu"), 1 << 20)
         self.device = Device(loop)
-        room = Room(store, clock=loop.time)
+        room = Seats(store, clock=loop.time)
         self.engine = Engine(self.device, Scheduler(64, clock=loop.time), room, patience=lambda: patience)
         self.stood: list[tuple[float, Lane]] = []
         self._loop = loop
@@ -73,9 +74,12 @@ class Node:
 
 
 def play(
-    monkeypatch: pytest.MonkeyPatch, sessions: Sequence[Sequence[float]], nodes: int = 1, patience: float = SHARED,
+    monkeypatch: pytest.MonkeyPatch,
+    sessions: Sequence[Sequence[float]],
+    nodes: int = 1,
+    patience: float = SHARED,
     free: int = 0,
-) -> list[Node]:  # fmt: skip
+) -> list[Node]:
     """All sessions at once, each with its pauses before its tokens, which pass through all nodes.
 
     The last `free` ones are not paid for.
@@ -90,7 +94,7 @@ def play(
                 await node.step(name, seat, position)
 
     async def main(loop: VirtualLoop) -> list[Node]:
-        patch.setattr("hivemint.node.engine.time", SimpleNamespace(perf_counter=loop.clock))
+        patch.setattr("hivemint.node.engine.engine.time", SimpleNamespace(perf_counter=loop.clock))
         route = [Node(loop, patience) for _ in range(nodes)]
         serving = [asyncio.create_task(node.engine.run()) for node in route]
         await asyncio.gather(*(speak(route, n, pauses) for n, pauses in enumerate(sessions)))
@@ -181,7 +185,7 @@ class Machine:
 
 def test_a_node_is_patient_only_while_others_use_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
-    monkeypatch.setattr("hivemint.node.company.psutil", machine)
+    monkeypatch.setattr("hivemint.node.engine.gathering.psutil", machine)
     processors = Processors(lambda: machine.now)
     assert processors.patience() == 0
     machine.run(1.0, own=1.9, others=0.1)

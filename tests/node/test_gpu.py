@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save
 from transformers import AutoConfig, AutoModel
 
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node import kernels
-from hivemint.node.backward import measure
-from hivemint.node.graphs import FAMILIES, SIZES, DecodeGraphs
-from hivemint.node.kv_cache import KvStore
-from hivemint.node.lean import LeanLayer
-from hivemint.node.pages import PAGE
-from hivemint.node.span import Span, Work
+from hivemint.node.kv.cache import KvStore
+from hivemint.node.kv.pages import PAGE
+from hivemint.node.span import kernels
+from hivemint.node.span.backward import measure
+from hivemint.node.span.graphs import FAMILIES, SIZES, DecodeGraphs
+from hivemint.node.span.lean import LeanLayer
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.ids import BlockIndex
 
 pytestmark = pytest.mark.skipif(
     not kernels.available(torch.device("cuda" if torch.cuda.is_available() else "cpu")), reason="no GPU with Triton"
@@ -24,10 +24,19 @@ pytestmark = pytest.mark.skipif(
 
 HIDDEN = 128
 MEASURES: dict[str, Any] = {
-    "hidden_size": HIDDEN, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 8,
-    "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 512, "initializer_range": 0.1,
-    "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "hidden_size": HIDDEN,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+    "head_dim": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """Relative error of a whole output. Granite, whose tiny form has sharp attention, comes to 0.052 in bf16."""
 

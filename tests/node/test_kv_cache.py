@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hivemint.node import kv_cache
-from hivemint.node.kv_cache import SPARE, KvCache, KvShape, KvStore, OutOfRoom, Tally, free_memory, free_share
-from hivemint.node.pages import PAGE, pages_for
+from hivemint.node.kv import cache as kv_cache
+from hivemint.node.kv.cache import SPARE, KvCache, KvStore, OutOfRoom, Tally, free_memory, free_share
+from hivemint.node.kv.pages import PAGE, pages_for
+from hivemint.node.kv.shape import KvShape
 
 SHAPES = (KvShape(2, 16, 16),) * 3
 UNLIKE = (KvShape(2, 24, 16), KvShape(1, 8, 8))

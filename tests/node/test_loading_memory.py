@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.node.linear import can_pack
-from hivemint.swarm.anatomy import Anatomy
-from hivemint.swarm.footprint import PEAK, footprint
+from hivemint.model.anatomy import Anatomy
+from hivemint.model.footprint import PEAK, footprint
+from hivemint.node.span.linear import can_pack
 from support.families import TINY, Whole
 from support.tiny import tiny_model
 
@@ -28,9 +28,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A folder of several shards, 400 MB or more in fp32, and a tiny one of the same family."""
     family: str = request.param
     folder = tiny_model(
-        tmp_path_factory.mktemp(family), family, shard_size="100MB", hidden_size=1024, intermediate_size=2816,
-        num_attention_heads=16, num_key_value_heads=4, **WIDE[family],
-    )  # fmt: skip
+        tmp_path_factory.mktemp(family),
+        family,
+        shard_size="100MB",
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        **WIDE[family],
+    )
     assert len(list(folder.glob("*.safetensors"))) >= 4
     return folder, Whole(*TINY[family], tmp_path_factory.mktemp("small")).folder
 

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from hivemint.client.adapter import LoraAdapter
-from hivemint.contracts.errors import ProtocolError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node import int8
-from hivemint.node.kv_cache import OutOfRoom
-from hivemint.node.lean import LeanLayer
-from hivemint.node.lora import Adapter, BadAdapter
-from hivemint.node.pages import PAGE
-from hivemint.node.room import Room, Seat
-from hivemint.node.scheduler import Lane
-from hivemint.node.span import Span, Work
-from hivemint.swarm.adapters import read_pairs
-from hivemint.swarm.anatomy import Anatomy
+from hivemint.client.sessions.peft import LoraAdapter
+from hivemint.model.anatomy import Anatomy
+from hivemint.node.engine.scheduler import Lane
+from hivemint.node.engine.seats import Seat, Seats
+from hivemint.node.kv.cache import OutOfRoom
+from hivemint.node.kv.pages import PAGE
+from hivemint.node.span import int8
+from hivemint.node.span.lean import LeanLayer
+from hivemint.node.span.lora import Adapter, BadAdapter
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.errors import ProtocolError
+from hivemint.protocol.ids import BlockIndex
+from hivemint.swarm.lora import read_pairs
 from support.lora import last_states, whole_model, with_lora, write_lora
 from support.tiny import tiny_model
 
@@ -284,10 +284,12 @@ def _header(text: bytes) -> Callable[[bytes], bytes]:
         _header(b"{" * 1000),
         _header(b'{"0.a.A":{"dtype":"F32","shape":[1,-1],"data_offsets":[0,4]}}'),
         _header(b'{"0.a.A":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}'),
-        _header(b'{"0.a.A":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},'
-                b'"0.a.B":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'),
+        _header(
+            b'{"0.a.A":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},'
+            b'"0.a.B":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_blob_is_a_clear_refusal(llama: Made, damage: Callable[[bytes], bytes]) -> None:
     blob = damage(save(pair()))
     with pytest.raises(ProtocolError, match="can't be used"):
@@ -308,12 +310,13 @@ def test_no_bytes_make_the_reader_stumble(noise: bytes, at: int) -> None:
 # ---- room
 
 
-def seated(tokens: int = 4 * PAGE) -> tuple[Room, Callable[[], Seat], list[float]]:
+def seated(tokens: int = 4 * PAGE) -> tuple[Seats, Callable[[], Seat], list[float]]:
     span_bytes, now = 2 * 2 * 16 * 4, [0.0]
-    from hivemint.node.kv_cache import KvShape, KvStore
+    from hivemint.node.kv.cache import KvStore
+    from hivemint.node.kv.shape import KvShape
 
     store = KvStore([KvShape(2, 16, 16)], torch.float32, torch.device("cpu"), tokens * span_bytes)
-    room = Room(store, idle=30.0, clock=lambda: now[0])
+    room = Seats(store, idle=30.0, clock=lambda: now[0])
     return room, lambda: room.open(Lane.PAID, PAGE), now
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.node import memory
+from hivemint.node.span import memory
 
 SIZE = 32 << 20
 COLLAPSES = (6, 1)

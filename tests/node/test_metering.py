@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.contracts.errors import ProofError
-from hivemint.contracts.ids import Credits, SessionId, Step
-from hivemint.contracts.receipt import (
+from hivemint.node.engine.threads import LOOP_BURST, LOOP_SHARE, Worker
+from hivemint.node.sessions.metering import ReceiptMeter, Source
+from hivemint.protocol.errors import ProofError
+from hivemint.protocol.ids import Credits, SessionId, Step
+from hivemint.protocol.receipt import (
     Leaf,
     SignedReceipt,
     check_receipt,
@@ -23,8 +25,6 @@ from hivemint.contracts.receipt import (
     sign_receipt,
     sign_voucher,
 )
-from hivemint.node.metering import ReceiptMeter, Source
-from hivemint.node.threads import LOOP_BURST, LOOP_SHARE, Worker
 from hivemint.swarm.messages import StepRequest
 from hivemint.swarm.rows import row_bytes, row_hashes, tensor_hash, to_wire
 from support.promises import DOMAIN, signer
@@ -127,7 +127,7 @@ def test_other_threads_give_way_to_the_one_that_computes() -> None:
     program = """
 import os, threading
 from concurrent.futures import ThreadPoolExecutor
-from hivemint.node.threads import GIVE_WAY, give_way
+from hivemint.node.engine.threads import GIVE_WAY, give_way
 computing, other = ThreadPoolExecutor(1, "compute"), ThreadPoolExecutor(1, "journal")
 mine = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 before = mine()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from hivemint.contracts.errors import Refusal
 from hivemint.node.metrics import MetricsServer
+from hivemint.protocol.errors import Refusal
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.messages import Code
 from support.node_client import RefusedError
@@ -86,8 +86,14 @@ async def tell(served: Served, scrape: Any) -> None:
     assert done["batches_total"] == done["batch_size_count"] == 3
     assert done["batch_size_sum"] == 9
     assert done.by("batch_size_bucket") == {
-        "1.0": 1, "2.0": 1, "4.0": 2, "8.0": 3, "16.0": 3, "32.0": 3, "+Inf": 3,
-    }  # fmt: skip
+        "1.0": 1,
+        "2.0": 1,
+        "4.0": 2,
+        "8.0": 3,
+        "16.0": 3,
+        "32.0": 3,
+        "+Inf": 3,
+    }
     assert 1 <= done["batch_tokens"] <= 5
     assert done["tokens_per_second"] > 0
     assert done["compute_seconds_total"] > 0

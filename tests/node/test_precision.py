@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaModel
 
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node import int8
-from hivemint.node.int8 import FEW_ROWS, Int8Linear, prove, refuse_unless_worth
-from hivemint.node.precision import Precision
-from hivemint.node.span import Span, Work
+from hivemint.node.span import int8
+from hivemint.node.span.int8 import FEW_ROWS, Int8Linear, prove, refuse_unless_worth
+from hivemint.node.span.precision import Precision
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.ids import BlockIndex
 
 HIDDEN = 256
 
@@ -25,9 +25,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
     where = tmp_path_factory.mktemp("llama")
     config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=20, max_position_embeddings=128,
-    )  # fmt: skip
+        hidden_size=HIDDEN,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=20,
+        max_position_embeddings=128,
+    )
     LlamaModel(config).save_pretrained(where)
     return where
 
@@ -57,9 +62,12 @@ def test_other_names_are_refused(text: str) -> None:
 
 
 @given(
-    rows=st.integers(1, 2 * FEW_ROWS), inner=st.integers(1, 8), outer=st.integers(1, 8), bias=st.booleans(),
+    rows=st.integers(1, 2 * FEW_ROWS),
+    inner=st.integers(1, 8),
+    outer=st.integers(1, 8),
+    bias=st.booleans(),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 @settings(max_examples=40, deadline=None)
 def test_an_int8_linear_is_the_rounded_weights_linear(rows: int, inner: int, outer: int, bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
@@ -122,9 +130,16 @@ def test_what_a_cpu_refuses(folder: Path) -> None:
 
 def test_experts_that_would_stay_plain_are_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model(
-        "mixtral", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, vocab_size=20, num_local_experts=4, num_experts_per_tok=2,
-    )  # fmt: skip
+        "mixtral",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=20,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
     auto: Any = AutoModel
     auto.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"mixtral.*int8.*no linear"):

@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.contracts.errors import LinkClosed
-from hivemint.contracts.ids import BlockIndex, Credits, ModelId, Step
-from hivemint.node.batch import Work
-from hivemint.node.pages import PAGE
+from hivemint.node.kv.pages import PAGE
+from hivemint.node.span.packing import Work
+from hivemint.protocol.errors import LinkClosed
+from hivemint.protocol.ids import BlockIndex, Credits, ModelId, Step
 from hivemint.swarm.host import CONTROL, Host, HostSettings
-from hivemint.swarm.messages import Cancel, Cancelled, Close, Closed, Code, Refused, StepReceipt
-from support.node_client import FakeChain, NodeSession, RefusedError, View, hash_of, random_head, routed
+from hivemint.swarm.messages import (
+    Cancel,
+    Cancelled,
+    Close,
+    Closed,
+    Code,
+    Refused,
+    StepReceipt,
+    Tensor,
+    TensorHead,
+)
+from hivemint.swarm.rows import to_wire
+from support.node_client import FakeFunds, NodeSession, RefusedError, View, hash_of, random_head, routed
 from support.node_pair import ASK, Pair, start
 from support.promises import DOMAIN, signer
 
@@ -32,9 +43,7 @@ async def test_a_node_serves_steps_that_equal_its_span(pair: Pair) -> None:
     assert pair.first.journal.book(signer(1).address).owed == 6 * ASK
     await session.link.send(Close(session.request(start=6, total=6 * ASK).voucher))
     assert await session.link.receive() == Closed()
-    newest = pair.first.journal.book(signer(1).address).newest
-    assert newest is not None
-    assert newest.voucher.total == 6 * ASK
+    assert pair.first.journal.book(signer(1).address).earned == 6 * ASK
     await pair.first.journal.close()
 
 
@@ -61,7 +70,7 @@ async def test_a_node_may_compute_in_one_form_and_speak_another(tiny_folder: Pat
         stack.push_async_callback(client.close)
         folder = tmp_path / "tiny"
         folder.symlink_to(tiny_folder)
-        running = await start(folder, 0, FakeChain(), "half", host, signer(1003), "bf16", wire="fp32")
+        running = await start(folder, 0, FakeFunds(), "half", host, signer(1003), "bf16", wire="fp32")
         stack.push_async_callback(running.journal.close)
         stack.push_async_callback(running.node.close)
         assert running.node.offer.numerics == running.node.record().numerics == ("bf16/bf16/fp32",)
@@ -129,8 +138,8 @@ async def test_a_wrong_session_is_refused_with_its_reason(pair: Pair, changes: d
     with pytest.raises(RefusedError) as caught:
         await pair.open(pair.first, signer(1), **changes)
     assert caught.value.refused.code is code
-    assert not pair.first.journal.books() or code is Code.FUNDS
-    assert pair.first.node.lobby.guests == []
+    assert pair.first.node.registry.occupants == []
+    assert (pair.first.journal.books(), pair.first.journal._open, pair.first.node.registry._accounts) == ({}, {}, {})
 
 
 async def test_steps_that_break_the_rules_are_refused_before_any_compute(pair: Pair) -> None:
@@ -389,6 +398,36 @@ async def test_cancel_drops_what_has_not_begun_and_owes_nothing_for_it(pair: Pai
     await session.step(rows, 2)
 
 
+async def test_a_step_that_was_cancelled_is_asked_for_again_at_once(pair: Pair) -> None:
+    """In one write, before the node has put away what the first request waited with."""
+    session = await pair.open(pair.first, signer(16), price=ASK)
+    rows, request = torch.randn(2, 32), session.request(2, start=0)
+    for _ in range(3):
+        await session.link.send(request, Cancel(Step(1)))
+    await session.link.send(request, Tensor(TensorHead(Step(1)), to_wire(rows, "fp32")))
+    for _ in range(3):
+        answer, _ = await session.answer()
+        assert isinstance(answer, Cancelled)
+    answer, _ = await session.answer()
+    assert isinstance(answer, StepReceipt), answer
+    session.check(request, hash_of(rows), answer)
+
+
+async def test_a_pushed_step_that_was_cancelled_is_asked_for_again_at_once(pair: Pair) -> None:
+    client, rows = signer(17), torch.randn(2, 32)
+    last, first = await pair.open(pair.second, client), await pair.open(pair.first, client)
+    await last.route(previous=first)
+    await first.route(to=(pair.second.host.peer_id, pair.second.host.addresses))
+    there = last.request(2, start=0, source=Step(1), rows="last")
+    await last.link.send(there, Cancel(Step(1)), there)
+    await first.send(first.request(2, start=0, push=True), rows)
+    answer, _ = await last.answer()
+    assert isinstance(answer, Cancelled)
+    answer, tensor = await last.answer()
+    assert isinstance(answer, StepReceipt), answer
+    assert tensor is not None
+
+
 async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None:
     """P17: the node after the lie stops with `input`, nothing is owed for the step there."""
     client = signer(11)
@@ -398,8 +437,6 @@ async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None
     outlets, send = pair.first.node.outlets, pair.first.node.outlets.send
 
     async def doctored(to: Any, *messages: Any) -> None:
-        from hivemint.swarm.messages import Tensor
-
         changed = [
             Tensor(m.head, bytes([m.data[0] ^ 1]) + bytes(m.data[1:])) if isinstance(m, Tensor) else m for m in messages
         ]
@@ -413,6 +450,9 @@ async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None
     assert isinstance(answer, Refused)
     assert answer.code is Code.INPUT
     assert answer.owed == 0
+    assert answer.evidence is not None, "the client can compare it with the receipt that it got itself"
+    signed = answer.evidence.receipt
+    assert (signed.node, signed.session_id, signed.step) == (signer(1001).address, first.session_id, 1)
 
 
 async def test_a_thaw_closes_the_session_with_that_reason(pair: Pair) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.contracts.errors import ConfigError, ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.precision import COMPUTE, Precision
 from hivemint.node.server import numerics
 from hivemint.node.settings import NodeSettings, node_settings
-from hivemint.node.span import Span
+from hivemint.node.span.precision import COMPUTE, Precision
+from hivemint.node.span.span import Span
+from hivemint.protocol.errors import ConfigError, ModelError
+from hivemint.protocol.ids import BlockIndex
 from support.tiny import tiny_model
 
 
@@ -49,9 +49,17 @@ def test_what_the_engine_knows_can_be_set(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("precision", "int4"), ("precision", "xfp32"), ("precision", "fp32/int8"), ("precision", "fp32/fp32/fp32"),
-     ("precision", ""), ("wire", "int8"), ("device", "tpu"), ("device", "cuda:x")],
-)  # fmt: skip
+    [
+        ("precision", "int4"),
+        ("precision", "xfp32"),
+        ("precision", "fp32/int8"),
+        ("precision", "fp32/fp32/fp32"),
+        ("precision", ""),
+        ("wire", "int8"),
+        ("device", "tpu"),
+        ("device", "cuda:x"),
+    ],
+)
 def test_other_words_are_refused_by_name(setting: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"The setting {setting}"):
         node_settings(**{setting: value})

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.batch import BadWork
-from hivemint.node.kv_cache import OutOfRoom
-from hivemint.node.pages import PAGE
-from hivemint.node.span import Span, Work
-from hivemint.swarm.manifest import build
+from hivemint.model.manifest import build
+from hivemint.node.kv.cache import OutOfRoom
+from hivemint.node.kv.pages import PAGE
+from hivemint.node.span.packing import BadWork
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.ids import BlockIndex
 
 HIDDEN, BLOCKS = 32, 4
 
@@ -24,9 +24,15 @@ HIDDEN, BLOCKS = 32, 4
 def save(folder: Path, shard: str = "1GB", **changes: object) -> Path:
     torch.manual_seed(5)
     measures: dict[str, Any] = {
-        "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": BLOCKS, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "vocab_size": 50, "max_position_embeddings": 100, **changes,
-    }  # fmt: skip
+        "hidden_size": HIDDEN,
+        "intermediate_size": 48,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 50,
+        "max_position_embeddings": 100,
+        **changes,
+    }
     LlamaForCausalLM(LlamaConfig(**measures)).save_pretrained(folder, max_shard_size=shard)
     return folder
 
@@ -167,9 +173,13 @@ def test_bad_work_changes_nothing(span: Span) -> None:
     span.run([Work(good, 0, rows(6))])
     used = store.bytes_used
     for work in (
-        Work(good, 7, rows(1)), Work(good, -1, rows(1)), Work(good, 2, rows(3)[:, :-1]), Work(good, 2, rows(1)[:0]),
-        Work(good, 2, torch.ones(2, HIDDEN, dtype=torch.int64)), Work(good, 6, rows(95)),
-    ):  # fmt: skip
+        Work(good, 7, rows(1)),
+        Work(good, -1, rows(1)),
+        Work(good, 2, rows(3)[:, :-1]),
+        Work(good, 2, rows(1)[:0]),
+        Work(good, 2, torch.ones(2, HIDDEN, dtype=torch.int64)),
+        Work(good, 6, rows(95)),
+    ):
         with pytest.raises(BadWork):
             span.run([Work(other, 0, rows(2)), work])
     with pytest.raises(BadWork, match="twice"):

@@ -10,18 +10,24 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.swarm.anatomy import Anatomy, read_tensors
+from hivemint.model.anatomy import Anatomy, read_tensors
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.ids import BlockIndex
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
     folder = tmp_path_factory.mktemp("llama")
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, vocab_size=50, max_position_embeddings=77,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=50,
+        max_position_embeddings=77,
+    )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return folder, model
@@ -82,8 +88,9 @@ def test_any_bytes_are_read_or_refused(
 
 @given(
     shape=st.lists(st.integers(-2, 5) | st.booleans() | st.just(1 << 62), max_size=3),
-    offsets=st.lists(st.integers(-8, 64) | st.floats(), max_size=3), dtype=st.sampled_from(["F32", "BF16", "Q4", 7]),
-)  # fmt: skip
+    offsets=st.lists(st.integers(-8, 64) | st.floats(), max_size=3),
+    dtype=st.sampled_from(["F32", "BF16", "Q4", 7]),
+)
 @settings(max_examples=150, deadline=None)
 def test_an_entry_that_lies_is_refused(
     tmp_path_factory: pytest.TempPathFactory, shape: list[object], offsets: list[object], dtype: object

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.node.kv_cache import KvCache
-from hivemint.node.span import Span, Work
-from hivemint.swarm import families
-from hivemint.swarm.families import FAMILIES
+from hivemint.model import families
+from hivemint.model.families import FAMILIES
+from hivemint.node.kv.cache import KvCache
+from hivemint.node.span.span import Span, Work
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.ids import BlockIndex
 from support.families import BLOCKS, HIDDEN, TINY, Whole
 from support.families import ids as some_ids
 
@@ -33,7 +33,7 @@ def spans(whole: Whole, request: pytest.FixtureRequest) -> list[Span]:
 
 def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     slack = 5 if ours.is_cuda else 1  # the reference ran on the CPU
-    torch.testing.assert_close(ours.cpu(), expected, rtol=2e-4 * slack, atol=2e-5 * slack)
+    torch.testing.assert_close(ours.cpu(), expected, rtol=2e-4 * slack, atol=5e-5 * slack)
 
 
 def ids(seed: int, count: int = TOKENS) -> torch.Tensor:
@@ -48,10 +48,13 @@ def test_every_served_family_is_tested() -> None:
     assert {family for family, _ in TINY.values()} == set(FAMILIES)
 
 
-@pytest.mark.parametrize(("family", "why"), [
-    ("nanochat", "changes states outside its blocks"),  # a norm of the embeddings without weights
-    ("mamba", "bypass the attention hook"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("nanochat", "changes states outside its blocks"),  # a norm of the embeddings without weights
+        ("mamba", "bypass the attention hook"),
+    ],
+)
 def test_a_family_that_fails_its_guards_is_refused_by_name(
     family: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

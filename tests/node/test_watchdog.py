@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.node.watchdog import LOOK, DeviceHung, Load, Patience, watch
+from hivemint.node.engine.watchdog import LOOK, DeviceHung, DeviceLoad, Patience, watch
 from hivemint.swarm.messages import Closed, Code, Refused
 from support.node_client import RefusedError
 from support.one_node import ASK, one_node
@@ -18,13 +18,14 @@ from support.virtual_time import VirtualLoop, run
 
 
 class Device:
-    load: Load | None = None
+    on_device: DeviceLoad | None = None
 
 
 @given(
     st.lists(st.tuples(st.floats(0.001, 3), st.floats(0, 0.9), st.floats(0, 1)), min_size=1, max_size=20),
-    st.floats(0.5, 40), st.floats(2, 100),
-)  # fmt: skip
+    st.floats(0.5, 40),
+    st.floats(2, 100),
+)
 def test_batches_that_end_in_time_are_no_hang_and_one_that_does_not_is(
     batches: list[tuple[float, float, float]], least: float, times: float
 ) -> None:
@@ -34,17 +35,17 @@ def test_batches_that_end_in_time_are_no_hang_and_one_that_does_not_is(
     async def story(loop: VirtualLoop) -> float:
         watching = asyncio.create_task(watch(device, patience))
         for usual, part, pause in batches:
-            device.load = Load(4, 2, usual)
-            await asyncio.sleep(part * patience.limit(device.load))
+            device.on_device = DeviceLoad(4, 2, usual)
+            await asyncio.sleep(part * patience.limit(device.on_device))
             assert not watching.done()
-            device.load = None
+            device.on_device = None
             await asyncio.sleep(pause)
-        device.load, began = Load(7, 3, batches[-1][0]), loop.time()
+        device.on_device, began = DeviceLoad(7, 3, batches[-1][0]), loop.time()
         with pytest.raises(DeviceHung, match="batch of 7 tokens of 3 sessions"):
             await watching
         return loop.time() - began
 
-    age, limit = run(story), patience.limit(Load(7, 3, batches[-1][0]))
+    age, limit = run(story), patience.limit(DeviceLoad(7, 3, batches[-1][0]))
     assert limit <= age <= limit + 3 * LOOK
 
 
@@ -54,7 +55,7 @@ def test_a_process_that_slept_is_not_to_blame() -> None:
 
     async def story(loop: VirtualLoop) -> None:
         watching = asyncio.create_task(watch(device, Patience(100, 30)))
-        device.load = Load(1, 1, 0.01)
+        device.on_device = DeviceLoad(1, 1, 0.01)
         for _ in range(3):
             await asyncio.sleep(9)
             loop.now += 3600
@@ -97,7 +98,7 @@ async def test_a_hung_device_ends_the_node_and_every_session_hears_why(model: Pa
             closed, _ = await session.answer()
             assert isinstance(closed, Closed)
             assert closed.code is Code.FAILED
-            assert closed.reason.startswith("The device hangs: a batch of 2 tokens")
+            assert closed.reason == "The device hangs"  # more is the operator's to know
         assert served.journal.book(signer(1).address).owed == 4 * ASK
         with pytest.raises(RefusedError) as late:
             await served.open(signer(4))

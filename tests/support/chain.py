@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from hivemint.cli.devchain import CHAIN_ID, DevChain, dev_signers
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.deploy import Numbers, deploy, load_numbers
-from hivemint.contracts.ids import ModelId
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.network import Network
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.ids import ModelId
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.network import Network
+from hivemint.protocol.signing import Signer
+from hivemint.testnet.devchain import CHAIN_ID, DevChain, dev_signers
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ROOT / "contracts" / "networks" / "dev.toml"

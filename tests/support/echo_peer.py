@@ -8,9 +8,13 @@ import sys
 
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.link import Link
+from hivemint.swarm.messages import Load, StepReceipt, Tensor
 
 
 async def echo(link: Link) -> None:
+    link.allow(Tensor, Tensor.LIMIT)
+    link.allow(Load, Load.LIMIT)
+    link.allow(StepReceipt, StepReceipt.LIMIT)
     while True:
         await link.send(await link.receive())
 

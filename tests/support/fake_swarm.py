@@ -1,15 +1,16 @@
 """Nodes in this process for tests of the client: real messages, signatures and hashes over queues, no model.
 
 A node adds the number of its blocks to every number of a row, so a whole route adds the model's number of blocks.
-It refuses what a real node refuses: a foreign session, a voucher that does not cover, that binds too old a receipt.
-Faults are asked for by name, from a step on: see `FakeNode.faults`.
+It refuses what a real node refuses: a foreign session, a voucher that does not cover, that binds too old a receipt,
+that is above what the account holds or too far ahead of the debt (N2); what it refused counts for nothing.
+Faults are asked for by name, from a step on: see `FakeNode.faults`; `FakeNode.refuse` answers a request with anything.
 """
 
 import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,10 @@ import msgspec
 import torch
 
 from hivemint.contracts.bindings import Account
-from hivemint.contracts.errors import LinkClosed, SwarmError
-from hivemint.contracts.ids import Address, BlockIndex, Credits, ModelId, PeerId, Signature, Step, TensorHash
-from hivemint.contracts.receipt import (
+from hivemint.protocol.eip712 import Domain, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.errors import LinkClosed, SwarmError
+from hivemint.protocol.ids import Address, BlockIndex, Credits, ModelId, PeerId, Signature, Step, TensorHash
+from hivemint.protocol.receipt import (
     CheckedReceipt,
     CheckedVoucher,
     Countersigned,
@@ -30,8 +32,7 @@ from hivemint.contracts.receipt import (
     opening,
     sign_receipt,
 )
-from hivemint.contracts.signature import Signer, recover
-from hivemint.contracts.signed import Domain, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.signing import Signer, recover
 from hivemint.swarm import messages as m
 from hivemint.swarm.identity import PeerKey
 from hivemint.swarm.records import CheckedRecord, NodeRecord, check_record, sign_record
@@ -98,15 +99,21 @@ class FakeSession:
     session_id: bytes
     link: FakeLink
     receipt: CheckedReceipt
-    route: m.Route | None = None
+    route: m.Neighbours | None = None
     known: dict[bytes, CheckedReceipt] = field(default_factory=dict)
     bound: list[tuple[int, int]] = field(default_factory=list)  # (step of the request, step that its voucher binds)
     inputs: dict[int, "asyncio.Future[bytes]"] = field(default_factory=dict)
     requests: "asyncio.Queue[m.StepRequest]" = field(default_factory=asyncio.Queue)
     taken: int = 0
+    spent: int = 0
     position: int = 0
     signed_off: bool = False
     countersigned: Countersigned | None = None
+
+    @property
+    def may_be_in_flight(self) -> int:
+        """What a voucher may be ahead for this session's sake, if its node keeps to its terms."""
+        return 0 if self.link.closed or self.signed_off else max(0, self.session.max_amount - self.spent)
 
     def input(self, step: int) -> "asyncio.Future[bytes]":
         return self.inputs.setdefault(step, asyncio.get_running_loop().create_future())
@@ -115,7 +122,8 @@ class FakeSession:
 class FakeNode:
     """`faults`: name -> first step with it. Names: `output` (a changed byte towards the client), `push` (towards the
     next node), `rows`, `head`, `forged`, `missing-output`, `silent`, `die`, `busy`, `funds` (refuses paid sessions),
-    `claim` (a debt that was never promised), `old-opening`."""
+    `claim` (a debt that was never promised), `old-opening`, `two-faced` (signs another answer for the next node),
+    `no-push` (its output goes nowhere), `nan` (an output that is no number, signed for)."""
 
     def __init__(
         self,
@@ -131,11 +139,16 @@ class FakeNode:
         self.key = PeerKey.generate()
         self.first, self.end, self.ask, self.ahead, self.numerics = first, end, Credits(ask), ahead, numerics
         self.faults: dict[str, int] = {}
-        self.delay = 0.0
+        self.delay, self.retry_after, self.input_limit = 0.0, 0.01, 30.0
         self.max_rows, self.max_tokens = 64, MAX_TOKENS
         self.books: dict[Address, Books] = {}
         self.sessions: list[FakeSession] = []
         self.refused: list[m.Refused] = []
+        self.refuse: Callable[[FakeSession, m.StepRequest, Books], m.Refused | m.Closed | None] = lambda *_: None
+        """A hostile node's answer to a request, in the place of the honest one."""
+        self.signed: list[int] = []
+        """The totals of all vouchers that came with requests, whatever became of them."""
+        self.chain: FakeAccounts | None = None
         self.hops: list[tuple[bytes, int]] = []
         self.dials = 0
         self.began = asyncio.Event()
@@ -148,12 +161,21 @@ class FakeNode:
 
     def record(self, **changes: Any) -> CheckedRecord:
         record = NodeRecord(
-            network="test", model_id=MODEL, first_block=BlockIndex(self.first), end_block=BlockIndex(self.end),
+            network="test",
+            model_id=MODEL,
+            first_block=BlockIndex(self.first),
+            end_block=BlockIndex(self.end),
             peer=self.peer,
-            operator=self.operator.address, numerics=self.numerics, ask=self.ask, ahead=self.ahead,
-            max_rows=self.max_rows, addresses=("/ip4/127.0.0.1/tcp/1",), tokens_per_s=20.0, free_tokens=10_000,
+            operator=self.operator.address,
+            numerics=self.numerics,
+            ask=self.ask,
+            ahead=self.ahead,
+            max_rows=self.max_rows,
+            addresses=("/ip4/127.0.0.1/tcp/1",),
+            tokens_per_s=20.0,
+            free_tokens=10_000,
             expires=time.time() + 60,
-        )  # fmt: skip
+        )
         record = msgspec.structs.replace(record, **changes)
         return check_record(sign_record(record, self.operator, self.key).to_bytes())
 
@@ -173,18 +195,23 @@ class FakeNode:
         nonce = secrets.token_bytes(32)
         await link.send(
             m.Terms(
-                nonce=nonce, operator=self.operator.address, model_id=MODEL, first_block=self.first,
-                end_block=self.end, numerics=self.numerics, ask=self.ask, max_tokens=self.max_tokens,
-                max_rows=self.max_rows, ahead=self.ahead,
+                nonce=nonce,
+                operator=self.operator.address,
+                model_id=MODEL,
+                first_block=self.first,
+                end_block=self.end,
+                numerics=self.numerics,
+                ask=self.ask,
+                limits=m.Limits(self.max_tokens, self.max_rows, self.ahead, self.max_rows),
             )
-        )  # fmt: skip
+        )
         opened = await link.receive()
         assert isinstance(opened, m.Open)
         if self.has("busy", 0):
             self.faults["busy"] -= 1
             if self.faults["busy"] <= -3:
                 del self.faults["busy"]
-            await link.send(m.Refused(code=m.Code.BUSY, what="no room", retry_after=0.01))
+            await link.send(m.Refused(code=m.Code.BUSY, what="no room", retry_after=self.retry_after))
             link.abort("busy")
             return
         session = opened.session
@@ -210,7 +237,7 @@ class FakeNode:
         owed = Credits(books.owed + (1 if self.has("claim", 0) else 0))
         await link.send(m.Opened(receipt=shown, highest=books.newest.signed if books.newest else None, owed=owed))
         route = await link.receive()
-        assert isinstance(route, m.Route)
+        assert isinstance(route, m.Neighbours)
         state.route = route
         await link.send(m.Routed())
         self.spawn(self._work(state))
@@ -220,47 +247,74 @@ class FakeNode:
                 case m.StepRequest():
                     await self._request(state, books, message)
                 case m.Tensor():
+                    if state.input(message.head.step).done():  # of a request that was refused before it came
+                        del state.inputs[message.head.step]
                     state.input(message.head.step).set_result(bytes(message.data))
                 case m.Cancel():
                     pending = [r for r in state.requests._queue if r.step >= message.from_step]  # type: ignore[attr-defined]
                     for request in pending:
                         state.requests._queue.remove(request)  # type: ignore[attr-defined]
                         books.owed -= request.count * session.price
+                        state.spent -= request.count * session.price
                         state.taken -= 1
                     await link.send(m.Cancelled(last=Step(state.taken), owed=Credits(books.owed)))
                 case m.Close():
                     state.signed_off = True
                     if message.voucher is not None:
-                        self._voucher(state, books, message.voucher, Step(state.taken + 1))
+                        self._keep(state, books, self._voucher(state, message.voucher, Step(state.taken + 1)))
                     await link.send(m.Closed())
                 case _:
                     raise AssertionError(message)
 
-    def _voucher(self, state: FakeSession, books: Books, signed: Any, step: Step) -> None:
+    def _voucher(self, state: FakeSession, signed: Any, step: Step) -> Countersigned:
         receipt = state.known[signed.voucher.receipt]
         checked = check_voucher(DOMAIN, signed, receipt.digest, state.session.session_key)
-        state.countersigned = Countersigned(receipt, checked)
         state.bound.append((step, receipt.receipt.step))
         assert receipt.receipt.step >= step - self.ahead, "binds too old a receipt"
+        return Countersigned(receipt, checked)
+
+    def _keep(self, state: FakeSession, books: Books, countersigned: Countersigned) -> None:
+        state.countersigned, checked = countersigned, countersigned.voucher
         if checked.total >= books.highest:
             books.highest, books.newest = checked.total, checked
+
+    def _wrong(self, state: FakeSession, books: Books, total: int, cost: int) -> str:
+        """Why a voucher does not pay for a step; "" if it does."""
+        if not cost:
+            return "money in the free lane" if total else ""
+        if max(books.highest, total) < books.owed + cost:
+            return "the voucher does not cover this step"
+        ahead = sum(
+            min(self.ahead * self.max_rows * one.session.price, one.may_be_in_flight)
+            for one in self.sessions
+            if one.session.client == state.session.client
+        )
+        if total > books.owed + cost + ahead:
+            return "the voucher is too far ahead"
+        if self.chain is not None and total > self.chain.account(self.operator.address).funded:
+            return "the voucher is above what the account holds"
+        return ""
 
     async def _request(self, state: FakeSession, books: Books, request: m.StepRequest) -> None:
         cost = request.count * state.session.price
         assert request.step == state.taken + 1
         assert request.step - state.receipt.receipt.step <= self.ahead, "too many steps in flight"
         assert request.start <= state.position, "a gap"
-        self._voucher(state, books, request.voucher, request.step)
-        if books.highest < books.owed + cost or (not cost and request.voucher.voucher.total):
-            refused = m.Refused(
-                code=m.Code.VOUCHER, what="the voucher does not cover this step", step=request.step,
-                highest=Credits(books.highest), owed=Credits(books.owed),
-            )  # fmt: skip
-            self.refused.append(refused)
+        self.signed.append(request.voucher.voucher.total)
+        countersigned = self._voucher(state, request.voucher, request.step)
+        wrong = self._wrong(state, books, countersigned.voucher.total, cost)
+        answer = self.refuse(state, request, books)
+        if wrong and answer is None:
+            proof = books.newest.signed if books.newest else None
+            answer = m.Refused(m.Code.VOUCHER, wrong, step=request.step, owed=Credits(books.owed), proof=proof)
+            self.refused.append(answer)
+        if answer is not None:
             state.inputs.pop(request.step, None)
-            await state.link.send(refused)
+            await state.link.send(answer)
             return
+        self._keep(state, books, countersigned)
         books.owed += cost
+        state.spent += cost
         state.taken += 1
         state.position = request.start + request.count
         state.requests.put_nowait(request)
@@ -272,8 +326,22 @@ class FakeNode:
                 self.began.set()
                 await self._step(state, request)
 
+    async def _undo(self, state: FakeSession, request: m.StepRequest, code: m.Code, what: str) -> None:
+        """A step that failed: nothing is owed for it."""
+        cost, books = request.count * state.session.price, self.books[state.session.client]
+        books.owed, state.spent, state.taken = books.owed - cost, state.spent - cost, state.taken - 1
+        await state.link.send(m.Refused(code, what, step=request.step, owed=Credits(books.owed)))
+
     async def _step(self, state: FakeSession, request: m.StepRequest) -> None:
-        data = await state.input(request.step)
+        try:
+            async with asyncio.timeout(self.input_limit):
+                data = await state.input(request.step)
+        except TimeoutError:
+            await self._undo(state, request, m.Code.MISSING, "The step's input did not come")
+            return
+        if not torch.frombuffer(bytearray(data), dtype=torch.float32).isfinite().all():
+            await self._undo(state, request, m.Code.INPUT, "The input is not finite")
+            return
         if self.has("silent", request.step):
             await asyncio.sleep(3600)
         if self.has("die", request.step):
@@ -283,22 +351,31 @@ class FakeNode:
             await asyncio.sleep(self.delay)
         width = row_bytes(HIDDEN, "fp32")
         tensor = from_wire(data, request.count, HIDDEN, "fp32", torch.float32)
-        output = to_wire(tensor + state.session.blocks, "fp32")
+        output = to_wire(tensor + (torch.nan if self.has("nan", request.step) else state.session.blocks), "fp32")
         rows = row_hashes(output, width)
         previous = state.receipt.receipt
         leaf = Leaf(
-            previous.head, request.step, 0, request.start, request.count,
-            tensor_hash(row_hashes(data, width)), tensor_hash(rows),
-        )  # fmt: skip
+            previous.head,
+            request.step,
+            0,
+            request.start,
+            request.count,
+            tensor_hash(row_hashes(data, width)),
+            tensor_hash(rows),
+        )
         if self.has("head", request.step):
             leaf = msgspec.structs.replace(leaf, input_hash=TensorHash(b"\1" * 32))
         state.receipt = sign_receipt(DOMAIN, following(previous, leaf), self.operator)
         state.known[state.receipt.digest] = state.receipt
-        if request.push:
+        if request.push and not self.has("no-push", request.step):
             assert state.route is not None
             assert state.route.next is not None
             pushed = _changed(output) if self.has("push", request.step) else output
-            self.swarm.push(self, state, request.step, pushed, state.route.next.peer)
+            other = None
+            if self.has("two-faced", request.step):
+                lie = msgspec.structs.replace(state.receipt.receipt, head=b"\1" * 32)
+                other = sign_receipt(DOMAIN, lie, self.operator).signed
+            await self.swarm.push(self, state, request.step, pushed, state.route.next.peer, other)
         if request.rows != "none" and not self.has("missing-output", request.step):
             sent = output if request.rows == "all" else output[-width:]
             sent = _changed(sent) if self.has("output", request.step) else sent
@@ -306,11 +383,8 @@ class FakeNode:
         signed = state.receipt.signed
         if self.has("forged", request.step):
             signed = sign_receipt(DOMAIN, signed.receipt, Signer(secrets.token_bytes(32))).signed
-        books = self.books[state.session.client]
         shown = _changed(rows) if self.has("rows", request.step) else rows
-        await state.link.send(
-            m.StepReceipt(receipt=signed, rows=shown, highest=Credits(books.highest), owed=Credits(books.owed))
-        )
+        await state.link.send(m.StepReceipt(receipt=signed, rows=shown))
 
 
 class FakeSwarm:
@@ -338,15 +412,20 @@ class FakeSwarm:
         node.spawn(node.serve(its))
         return mine
 
-    def push(self, sender: FakeNode, state: FakeSession, step: int, data: bytes, to: bytes) -> None:
-        """Only to a session that named this one as its source."""
+    async def push(
+        self, sender: FakeNode, state: FakeSession, step: int, data: bytes, to: bytes, other: SignedReceipt | None
+    ) -> None:
+        """Only to a session that named this one as its source. `other`: a receipt that its receiver complains of."""
         node = next(node for node in self.nodes if node.peer == to)
         node.hops.append((sender.peer, step))
         for session in node.sessions:
             previous = session.route.previous if session.route else None
             if previous is not None and previous.session == state.session_id:
                 assert (previous.peer, previous.operator) == (sender.peer, sender.operator.address)
-                if not session.input(step).done():
+                if other is not None:
+                    complaint = m.Refused(m.Code.INPUT, "the receipt does not fit", step=Step(step), evidence=other)
+                    await session.link.send(complaint)
+                elif not session.input(step).done():
                     session.input(step).set_result(data)
 
     async def close(self) -> None:
@@ -356,17 +435,19 @@ class FakeSwarm:
 
 
 @dataclass
-class FakeChain:
+class FakeAccounts:
     """The chain as a client sees it."""
 
     ahead: int = 0
     funded: dict[Address, int] = field(default_factory=dict)
     collected: dict[Address, int] = field(default_factory=dict)
+    thawing: set[Address] = field(default_factory=set)
+    keys: set[Address] = field(default_factory=set)
     asked: list[Address] = field(default_factory=list)
     peers: dict[Address, bytes] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, *nodes: FakeNode, funds: int = 0) -> "FakeChain":
+    def of(cls, *nodes: FakeNode, funds: int = 0) -> "FakeAccounts":
         chain = cls()
         for node in nodes:
             chain.add(node, funds)
@@ -374,6 +455,7 @@ class FakeChain:
 
     def add(self, node: FakeNode, funds: int) -> None:
         """Register a node and fund the client's account there."""
+        node.chain = self
         self.funded[node.operator.address] = funds
         self.peers[node.operator.address] = peer_id_hash(node.peer)
 
@@ -382,11 +464,14 @@ class FakeChain:
 
     async def accounts(self, client: Address, nodes: Sequence[Address]) -> Mapping[Address, Account]:
         self.asked += nodes
-        return {node: self._account(node) for node in nodes}
+        return {node: self.account(node) for node in nodes}
 
-    def _account(self, node: Address) -> Account:
-        collected = self.collected.get(node, 0)
-        return Account(Credits(self.funded.get(node, 0) - collected), Credits(collected), 0)
+    def account(self, node: Address) -> Account:
+        collected, thaw_end = self.collected.get(node, 0), 2**40 if node in self.thawing else 0
+        return Account(Credits(self.funded.get(node, 0) - collected), Credits(collected), thaw_end)
+
+    async def on_record(self, client: Address, key: Address) -> bool:
+        return key in self.keys
 
     async def peer_hashes(self, nodes: Sequence[Address]) -> Mapping[Address, bytes]:
         return {node: self.peers[node] for node in nodes if node in self.peers}

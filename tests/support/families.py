@@ -9,10 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 BLOCKS, HIDDEN, VOCABULARY = 4, 64, 120
 
 COMMON: dict[str, Any] = {
-    "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
-    "initializer_range": 0.15, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {  # by a name for tests: family, what its config changes
     "llama": ("llama", {}),
     "llama_biased": ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
@@ -20,8 +28,16 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # by a name for tests: family, 
     "llama_gelu": ("llama", {"hidden_act": "gelu"}),
     "llama3_rope": (
         "llama",
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                             "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
     ),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral_window": ("mistral", {"sliding_window": 7}),
@@ -29,36 +45,73 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # by a name for tests: family, 
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3_moe": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-                                "decoder_sparse_step": 2, "head_dim": 16}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "decoder_sparse_step": 2,
+            "head_dim": 16,
+        },
+    ),
     "gemma": ("gemma", {"head_dim": 16}),
-    "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24,
-                          "final_logit_softcapping": 3.0}),
-    "gemma3": ("gemma3_text", {"head_dim": 16, "sliding_window": 6,
-                               "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
     "phi3": ("phi3", {}),
-    "granite": ("granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3,
-                            "logits_scaling": 3.0}),
+    "granite": (
+        "granite",
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 3.0},
+    ),
     "cohere": ("cohere", {"logit_scale": 0.25}),
     "olmo2": ("olmo2", {}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}),
-    "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 6,
-                            "layer_types": ["sliding_attention", "full_attention"] * 2,
-                            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-    "deepseek_v3": ("deepseek_v3", {
-        "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
-        "v_head_dim": 10, "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32, "first_k_dense_replace": 2}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 10,
+            "n_routed_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 2,
+        },
+    ),
     "gpt_neox": ("gpt_neox", {"rotary_pct": 0.5}),
     "gpt2": ("gpt2", {"n_embd": HIDDEN, "n_layer": BLOCKS, "n_head": 4, "n_positions": 256}),
     "bloom": ("bloom", {"n_layer": BLOCKS, "n_head": 4}),
     "falcon_7b": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "alibi": False, "bias": False}),
     "falcon_40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False, "bias": False}),
-    "falcon_rw": ("falcon", {"new_decoder_architecture": False, "multi_query": False, "alibi": True, "bias": True,
-                             "parallel_attn": False}),
+    "falcon_rw": (
+        "falcon",
+        {"new_decoder_architecture": False, "multi_query": False, "alibi": True, "bias": True, "parallel_attn": False},
+    ),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": HIDDEN}),
     "opt_350m": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
-}  # fmt: skip
+}
 
 
 class Whole:

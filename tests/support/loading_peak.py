@@ -7,14 +7,14 @@ import re
 import sys
 from pathlib import Path
 
-from hivemint.node import memory
+from hivemint.node.span import memory
 
 
 def main(folder: str, precision: str, blocks: str, warm_up: str) -> int:
     memory.spare()
-    from hivemint.contracts.ids import BlockIndex
-    from hivemint.node import int8
-    from hivemint.node.span import Span
+    from hivemint.node.span import int8
+    from hivemint.node.span.span import Span
+    from hivemint.protocol.ids import BlockIndex
 
     int8.refuse_unless_worth = lambda *_: None  # this is about memory
     Span.load(Path(warm_up), BlockIndex(0), BlockIndex(1), precision=precision)  # what libraries take is not the span's

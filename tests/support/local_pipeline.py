@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModel, DynamicCache
 
 from hivemint.client.pipeline import Hop, Pipeline, Plan, Rows, SessionLimit
-from hivemint.contracts.ids import BlockIndex, Credits, PeerId
-from hivemint.swarm.models import LocalModel
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.errors import HivemintError, SwarmError
+from hivemint.protocol.ids import BlockIndex, Credits, PeerId
 
 
 class LocalPipeline:
@@ -21,12 +22,22 @@ class LocalPipeline:
         self._swarm, self.room = swarm, room
         self._cache = DynamicCache(config=swarm.decoder.config)
         self.position = 0
+        self.price = swarm.price
         self.sent: list[int] = []
         self.cancelled = self.closed = False
+        self.slow: SwarmError | None = None
 
     @property
     def hidden_size(self) -> int:
         return int(self._swarm.decoder.config.hidden_size)
+
+    @property
+    def spent(self) -> int:
+        return self.price * sum(self.sent)
+
+    @property
+    def signed(self) -> int:
+        return self.spent
 
     async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
         assert hidden.dtype == torch.float32
@@ -65,6 +76,14 @@ class LocalTraining:
         self._swarm, self.spans, self.room = swarm, spans, room
         self.steps: list[tuple[str, int]] = []
         self.closed = False
+        self.slow: SwarmError | None = None
+
+    @property
+    def signed(self) -> int:
+        return self._swarm.price * sum(count for _, count in self.steps)
+
+    def cost(self, forward: int, backward: int) -> int:
+        return self._swarm.price * len(self.spans) * (forward + 2 * backward)
 
     async def forward(self, hidden: torch.Tensor) -> list[torch.Tensor]:
         states = [hidden]
@@ -108,6 +127,9 @@ class LocalTraining:
 class LocalSwarm:
     """Opens `LocalPipeline`s. `room` (default: what is asked) limits each; `before_step` may fail or wait."""
 
+    replay_margin = 2.0
+    price = 3
+
     def __init__(self, model: LocalModel, room: int | None = None, before_step: Any = None) -> None:
         self.decoder = AutoModel.from_pretrained(model.folder, dtype=torch.float32).eval()
         self.decoder.norm = torch.nn.Identity()
@@ -120,11 +142,18 @@ class LocalSwarm:
         self.cuts: list[int] = []
         """Where the next lanes' spans are cut."""
         self.closed = False
+        self.others = False
+        """Whether another node can take the place of one that failed."""
+        self.named: list[HivemintError] = []
 
     async def open(self, tokens: int) -> Pipeline:
         self.asked.append(tokens)
         self.pipelines.append(LocalPipeline(self, tokens if self.room is None else self.room))
         return self.pipelines[-1]
+
+    def another_way(self, error: HivemintError) -> bool:
+        self.named.append(error)
+        return self.others
 
     async def fork(self, parent: Pipeline, tokens: int, count: int) -> Pipeline | None:
         assert isinstance(parent, LocalPipeline)

@@ -23,16 +23,16 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from hivemint.cli.children import Child
-from hivemint.cli.devchain import DevChain
-from hivemint.cli.localnet import CHEAP_SCRYPT, PASSWORD, Layout, LocalNet, NodePlan
 from hivemint.client import SwarmModelForCausalLM
 from hivemint.contracts.bindings import Account, Bindings, Event
-from hivemint.contracts.home import Home
-from hivemint.contracts.ids import Credits
-from hivemint.contracts.keystore import Keystores
-from hivemint.contracts.signature import Signer
-from hivemint.swarm.models import LocalModel
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Credits
+from hivemint.protocol.keystore import Keystores
+from hivemint.protocol.signing import Signer
+from hivemint.testnet.devchain import DevChain
+from hivemint.testnet.localnet import CHEAP_SCRYPT, PASSWORD, Layout, LocalNet, NodePlan
+from hivemint.testnet.processes import Child
 
 pytest_plugins = ["support.models"]
 
@@ -68,9 +68,11 @@ class RealNet:
         settings = {"bid": "free" if wallet is None else "ask", "open_timeout": 30, **settings}
         return SwarmModelForCausalLM.from_pretrained(
             self.net.model.folder if home else self.net.model.name,
-            network=self.net.network_file, wallet=wallet or Signer(secrets.token_bytes(32)),
-            home=home or self.net.home, **settings,
-        )  # fmt: skip
+            network=self.net.network_file,
+            wallet=wallet or Signer(secrets.token_bytes(32)),
+            home=home or self.net.home,
+            **settings,
+        )
 
     def payer(self, keystore: str = "") -> Signer:
         """A new wallet with `GRANT` in escrow at every node, confirmed; also kept as a `keystore` if it has a name."""

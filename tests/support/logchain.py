@@ -1,6 +1,7 @@
 """A chain of blocks with events, in memory, as far as the indexer asks one: it can switch branches at any depth."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import Any
 from web3.exceptions import BlockNotFound
 
 from hivemint.contracts.bindings import Event
-from hivemint.contracts.ids import Address
-from hivemint.contracts.network import Contracts, Network
+from hivemint.protocol.errors import ChainError
+from hivemint.protocol.ids import Address
+from hivemint.protocol.network import Contracts, Network
 
 EPOCH = 100
 _CONTRACT = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
@@ -33,6 +35,7 @@ class LogChain:
         self.blocks = [_Block(bytes(32), bytes(32), 1000)]
         self._branch = 0
         self.emission = self
+        self.token = self
         self.chain = self
         self.w3 = SimpleNamespace(eth=self)
         self.asked = 0
@@ -65,9 +68,33 @@ class LogChain:
         return {"number": at, "hash": block.hash, "parentHash": block.parent, "timestamp": block.time}
 
     async def events(self, first: int, last: int) -> list[Event]:
+        return [event for number in range(first, min(last + 1, len(self.blocks))) for event in self._events(number)]
+
+    async def events_of(self, block_hash: bytes) -> list[Event]:
+        for number, block in enumerate(self.blocks):
+            if block.hash == block_hash:
+                return self._events(number)
+        raise ChainError("unknown block")
+
+    def _events(self, number: int) -> list[Event]:
+        block = self.blocks[number]
         return [
             Event(contract, name, values, number, block.hash, block.hash[::-1], index)
-            for number, block in enumerate(self.blocks)
-            if first <= number <= last
             for index, (contract, name, values) in enumerate(block.events)
         ]
+
+    # What the token contract says, by the same events.
+
+    async def supply(self, block: int) -> int:
+        return sum(amount for holder, amount in self._balances(block).items() if int(holder, 16))
+
+    async def balance(self, holder: str, block: int) -> int:
+        return self._balances(block).get(holder, 0)
+
+    def _balances(self, block: int) -> dict[str, int]:
+        held: dict[str, int] = defaultdict(int)
+        for _, name, values in (event for one in self.blocks[: block + 1] for event in one.events):
+            if name == "Transfer":
+                held[values["from"]] -= values["value"]
+                held[values["to"]] += values["value"]
+        return held

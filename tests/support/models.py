@@ -2,7 +2,7 @@
 
 import pytest
 
-from hivemint.swarm.models import LocalModel, pull
+from hivemint.model.local_models import LocalModel, pull
 
 
 @pytest.fixture(scope="session")

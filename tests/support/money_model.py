@@ -1,13 +1,16 @@
-"""The rules of the money, short, and written from protocol.md alone: what the contracts are compared with.
+"""The rules of the money, short, and written from docs/protocol.md alone: what the contracts are compared with.
 
 Amounts in wei, times in seconds. A method does what a transaction would, or raises `Refused` with the error's name.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 LONGEST_KEY = 90 * 86_400
+LONGEST_RELEASE = 3_600
+LONGEST_PAUSE = 7 * 86_400
 
 
 class Refused(Exception):
@@ -21,6 +24,7 @@ class Rules:
     fee: int
     epoch: int
     thaw: int
+    thaw_blocks: int
     cap: int
     bootstrap: int
     units_per_coin: int
@@ -34,6 +38,7 @@ class Account:
     balance: int = 0
     collected: int = 0
     thaw_end: int = 0
+    thaw_block: int = 0
     # What P3 speaks of; the contract keeps no such sums.
     deposited: int = 0
     withdrawn: int = 0
@@ -59,10 +64,11 @@ class Share:
 
 @dataclass
 class Money:
-    """Token, escrow, session keys, stake and emission. `now` is the time of the next transaction's block."""
+    """Token, escrow, session keys, stake and emission. `now` and `block` are those of the next transaction."""
 
     rules: Rules
     now: int = 0
+    block: int = 0
     credits: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     accounts: defaultdict[tuple[str, str], Account] = field(default_factory=lambda: defaultdict(Account))
     keys: dict[tuple[str, str], tuple[int, bool]] = field(default_factory=dict)
@@ -70,6 +76,8 @@ class Money:
     bonds: defaultdict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     fees: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     shares: defaultdict[tuple[str, int], Share] = field(default_factory=lambda: defaultdict(Share))
+    nonces: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    paused_until: int = 0
     supply: int = 0
     emitted: int = 0
 
@@ -80,6 +88,21 @@ class Money:
     def m(self, collected: int) -> int:
         return collected - -(-collected * self.rules.fee // 10_000)
 
+    def order(self, client: str, nonce: int, deadline: int) -> None:
+        """The client's signature over an order that anybody sends; what it orders follows."""
+        if self.now > deadline:
+            raise Refused("OrderOver")
+        if nonce != self.nonces[client]:
+            raise Refused("BadOrder")
+
+    def pause(self) -> None:
+        if self.now < self.paused_until + LONGEST_PAUSE:
+            raise Refused("PausedLately")
+        self.paused_until = self.now + LONGEST_PAUSE
+
+    def unpause(self) -> None:
+        self.paused_until = min(self.paused_until, self.now)
+
     def transfer(self, sender: str, to: str, amount: int) -> None:
         if self.credits[sender] < amount:
             raise Refused("ERC20InsufficientBalance")
@@ -89,6 +112,8 @@ class Money:
     # --- lane A
 
     def fund(self, payer: str, client: str, deposits: dict[str, int]) -> None:
+        if self.now < self.paused_until:
+            raise Refused("FundingPaused")
         if 0 in deposits.values():
             raise Refused("ZeroAmount")
         self.transfer(payer, "escrow", sum(deposits.values()))
@@ -100,7 +125,7 @@ class Money:
         account = self.accounts[node, client]
         if account.thaw_end:
             raise Refused("AlreadyThawing")
-        account.thaw_end = self.now + self.rules.thaw
+        account.thaw_end, account.thaw_block = self.now + self.rules.thaw, self.block + self.rules.thaw_blocks
 
     def cancel_thaw(self, client: str, node: str) -> None:
         account = self.accounts[node, client]
@@ -114,6 +139,24 @@ class Money:
             raise Refused("NotThawing")
         if self.now <= account.thaw_end:
             raise Refused("StillThawing")
+        if self.block < account.thaw_block:
+            raise Refused("TooFewBlocks")
+        self._pay_out(client, account)
+
+    def close(self, client: str, node: str, total: int, deadline: int, items: Sequence[Item]) -> None:
+        """With the node's release of all above `total`, good until `deadline`, and items that it has not settled."""
+        if not self.now <= deadline <= self.now + LONGEST_RELEASE:
+            raise Refused("ReleaseOver")
+        after = copy.deepcopy(self)
+        if items:
+            after.settle(node, items)
+        if after.accounts[node, client].collected < total:
+            raise Refused("NotSettled")
+        for item in items:
+            self._settle_one(node, item)
+        self._pay_out(client, self.accounts[node, client])
+
+    def _pay_out(self, client: str, account: Account) -> None:
         self.transfer("escrow", client, account.balance)
         account.withdrawn += account.balance
         account.balance = account.thaw_end = 0
@@ -187,6 +230,8 @@ class Money:
 
     def mint(self, node: str, epoch: int) -> int:
         share = self.shares[node, epoch]
+        if self.now < self.paused_until:
+            raise Refused("MintsPaused")
         if self.epoch < epoch + 2:
             raise Refused("TooEarly")
         if not share.weight:

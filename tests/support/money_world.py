@@ -15,22 +15,26 @@ from typing import Any
 import httpx
 from eth_abi.abi import decode, encode
 
-from hivemint.cli.devchain import CHAIN_ID, DevChain, dev_signers
 from hivemint.contracts.artifacts import explain_revert, load, type_of
 from hivemint.contracts.bindings import ClaimSkip, Setting, Skip
 from hivemint.contracts.deploy import Numbers, deploy
-from hivemint.contracts.ids import Address, Credits
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.network import Contracts
-from hivemint.contracts.signed import Domain
+from hivemint.protocol.eip712 import Domain
+from hivemint.protocol.ids import Address, Credits
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.network import Contracts
+from hivemint.testnet.devchain import CHAIN_ID, DevChain, dev_signers
 from support.chain import numbers
 
 COIN = 10**18
 _PARTS = {
-    "CreditToken": "token", "NodeRegistry": "registry", "Settlement": "settlement", "Emission": "emission",
-}  # fmt: skip
+    "Parameters": "parameters",
+    "CreditToken": "token",
+    "NodeRegistry": "registry",
+    "Settlement": "settlement",
+    "Emission": "emission",
+}
 _SKIPPED = {
-    keccak(b"Skipped(address,uint256,uint8)"): Skip,
+    keccak(b"Skipped(address,address,uint256,uint8)"): Skip,
     keccak(b"ClaimSkipped(address,uint256,uint256,uint8)"): ClaimSkip,
 }
 
@@ -55,7 +59,7 @@ def _function(entry: dict[str, Any]) -> Function:
 def tight_numbers() -> Numbers:
     """Those of the tests, with a cap and a stake bound that random sequences do reach."""
     base = numbers()
-    fixed = replace(base.fixed, cap=Credits(1_001 * COIN), bootstrap=Credits(1_000 * COIN), halving=12)
+    fixed = replace(base.fixed, thaw_blocks=3, cap=Credits(1_001 * COIN), bootstrap=Credits(1_000 * COIN), halving=12)
     return replace(base, fixed=fixed, settings={**base.settings, Setting.UNITS_PER_COIN: 4 * 10**9})
 
 
@@ -74,7 +78,8 @@ class World:
             for entry in load(name).abi
             if entry["type"] == "function"
         }
-        self._base = (chain.snapshot(), self.time)
+        self.block = int(chain.rpc("eth_blockNumber"), 16) + 1
+        self._base = (chain.snapshot(), self.time, self.block)
 
     @classmethod
     @contextmanager
@@ -86,12 +91,17 @@ class World:
             yield world
             world._http.close()
 
+    def catch_up(self) -> None:
+        """The next transaction comes after whatever others have sent."""
+        self.time = self.chain.time() + 1
+        self.block = int(self.chain.rpc("eth_blockNumber"), 16) + 1
+
     def mark(self) -> None:
         """`reset` comes back to here."""
-        self._base = (self.chain.snapshot(), self.time)
+        self._base = (self.chain.snapshot(), self.time, self.block)
 
     def reset(self) -> None:
-        snapshot, self.time = self._base
+        snapshot, self.time, self.block = self._base
         self.chain.revert(snapshot)
         self.mark()  # a snapshot is good for one revert
 
@@ -103,10 +113,14 @@ class World:
         """Mine one transaction at `time`, which moves on by a second. (name of the custom error or "", its hash)."""
         self.chain.rpc("evm_setNextBlockTimestamp", hex(self.time))
         self.time += 1
+        self.block += 1
         transaction = {
-            "from": sender, "to": self.address(call[0]), "data": self._data(call), "value": hex(value),
+            "from": sender,
+            "to": self.address(call[0]),
+            "data": self._data(call),
+            "value": hex(value),
             "gas": hex(12_000_000),
-        }  # fmt: skip
+        }
         (answer,) = self._post([("eth_sendTransaction", [transaction])])
         if "error" not in answer:
             return "", str(answer["result"])

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from hivemint.contracts.ids import BACKWARD, FORK, Address, Credits, Head, PeerId, SessionId, Step, TensorHash
-from hivemint.contracts.receipt import (
+from hivemint.protocol.eip712 import Domain, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.ids import BACKWARD, FORK, Address, Credits, Head, PeerId, SessionId, Step, TensorHash
+from hivemint.protocol.receipt import (
     CheckedReceipt,
     Leaf,
     check_receipt,
@@ -17,16 +18,15 @@ from hivemint.contracts.receipt import (
     opening,
     sign_voucher,
 )
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import (
+    Neighbours,
     Open,
     Opened,
     Peer,
     Previous,
     Refused,
-    Route,
     Routed,
     StepReceipt,
     StepRequest,
@@ -45,12 +45,15 @@ class View:
 
 
 @dataclass
-class FakeChain:
-    """The chain as admission sees it: funds, keys and time that a test may change."""
+class FakeFunds:
+    """The chain as admission sees it: funds, keys and time that a test may change. `behind`: seconds by which one
+    endpoint's time is earlier.
+    """
 
     accounts: dict[Address, View] = field(default_factory=dict)
     keys: dict[tuple[Address, Address], int] = field(default_factory=dict)
     now: int = 0
+    behind: int = 0
 
     async def account(self, client: Address) -> View:
         return self.accounts.get(client, View())
@@ -60,6 +63,9 @@ class FakeChain:
 
     async def time(self) -> int:
         return self.now
+
+    async def earliest(self) -> int:
+        return self.now - self.behind
 
 
 @dataclass
@@ -79,19 +85,34 @@ class NodeSession:
 
     @classmethod
     async def open(
-        cls, link: Link, domain: Domain, client: Signer, *, key: Signer | None = None, price: int = 0,
-        max_tokens: int = 64, **changes: Any,
-    ) -> "NodeSession":  # fmt: skip
+        cls,
+        link: Link,
+        domain: Domain,
+        client: Signer,
+        *,
+        key: Signer | None = None,
+        price: int = 0,
+        max_tokens: int = 64,
+        **changes: Any,
+    ) -> "NodeSession":
         """Raises RefusedError with the node's Refused."""
         terms = await link.receive()
         assert isinstance(terms, Terms), terms
         fields: dict[str, Any] = {
-            "client": client.address, "session_key": (key or client).address, "node": terms.operator,
-            "peer_id_hash": peer_id_hash(link.peer), "model_id": terms.model_id,
-            "numerics": numerics_hash(terms.numerics[0]), "first_block": terms.first_block,
-            "end_block": terms.end_block, "price": Credits(price), "max_amount": Credits(price * 1000),
-            "max_tokens": max_tokens, "expiry": int(time.time()) + 3600, "nonce": terms.nonce,
-        }  # fmt: skip
+            "client": client.address,
+            "session_key": (key or client).address,
+            "node": terms.operator,
+            "peer_id_hash": peer_id_hash(link.peer),
+            "model_id": terms.model_id,
+            "numerics": numerics_hash(terms.numerics[0]),
+            "first_block": terms.first_block,
+            "end_block": terms.end_block,
+            "price": Credits(price),
+            "max_amount": Credits(price * 1000),
+            "max_tokens": max_tokens,
+            "expiry": int(time.time()) + 3600,
+            "nonce": terms.nonce,
+        }
         delegation = changes.pop("delegation", None)
         signer = changes.pop("signer", key or client)
         session = Session(**fields | changes)
@@ -116,7 +137,7 @@ class NodeSession:
         before = (
             Previous(previous.link.peer, previous.session.node, previous.session_id) if previous is not None else None
         )
-        await self.link.send(Route(before, Peer(to[0], to[1]) if to else None))
+        await self.link.send(Neighbours(before, Peer(to[0], to[1]) if to else None))
         return await self.link.receive()
 
     def request(self, count: int = 1, *, start: int, step: int | None = None, **changes: Any) -> StepRequest:
@@ -143,9 +164,14 @@ class NodeSession:
     def check(self, request: StepRequest, input_hash: TensorHash, answer: StepReceipt) -> CheckedReceipt:
         """The head as the client derives it, then the signature."""
         leaf = Leaf(
-            self.receipt.receipt.head, request.step, request.kind, request.start, request.count, input_hash,
+            self.receipt.receipt.head,
+            request.step,
+            request.kind,
+            request.start,
+            request.count,
+            input_hash,
             tensor_hash(answer.rows),
-        )  # fmt: skip
+        )
         self.receipt = check_receipt(self.domain, answer.receipt, following(self.receipt.receipt, leaf))
         self.kept.append(self.receipt)
         return self.receipt

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from hivemint.contracts.ids import Address, BlockIndex, ModelId
-from hivemint.contracts.network import Contracts, Network
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.journal import Journal
+from hivemint.ledger.books.journal import Journal
 from hivemint.node.server import Kit, Node
 from hivemint.node.settings import NodeSettings
-from hivemint.node.span import Span
+from hivemint.node.span.span import Span
+from hivemint.protocol.ids import Address, BlockIndex, ModelId
+from hivemint.protocol.network import Contracts, Network
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import CONTROL, Host, HostSettings
-from support.node_client import FakeChain, NodeSession
+from support.node_client import FakeFunds, NodeSession
 from support.promises import DOMAIN, signer
 from support.tiny import tiny_model
 
@@ -34,7 +34,7 @@ class Running:
     node: Node
     host: Host
     journal: Journal
-    chain: FakeChain
+    chain: FakeFunds
     url: str
     key: Signer
 
@@ -54,9 +54,15 @@ class Pair:
 
 
 async def start(
-    folder: Path, block: int, chain: FakeChain, name: str, host: Host, key: Signer, precision: str = "fp32",
+    folder: Path,
+    block: int,
+    chain: FakeFunds,
+    name: str,
+    host: Host,
+    key: Signer,
+    precision: str = "fp32",
     **settings: Any,
-) -> Running:  # fmt: skip
+) -> Running:
     span = Span.load(folder, BlockIndex(block), BlockIndex(block + 1), precision=precision)
     url = f"sqlite:///{folder.parent / name}.db"
     journal = Journal.open(url, DOMAIN, key.address)
@@ -74,7 +80,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def pair(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Pair]:
     folder = tmp_path / "tiny"
     folder.symlink_to(tiny_folder)
-    chain = FakeChain()
+    chain = FakeFunds()
     hosts = [await Host.start(HostSettings("test"))]
     boot = hosts[0].addresses
     hosts += [

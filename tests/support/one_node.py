@@ -1,7 +1,8 @@
 """One real node of a tiny model in this process, over real links, with a span that a test may hold up."""
 
+import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any
 
 import torch
 
-from hivemint.contracts.ids import Address, BlockIndex, ModelId
-from hivemint.contracts.network import Contracts, Network
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.journal import Journal
-from hivemint.node.batch import Work
+from hivemint.ledger.books.journal import Journal
 from hivemint.node.server import Kit, Node
 from hivemint.node.settings import NodeSettings
-from hivemint.node.span import Span
+from hivemint.node.span.packing import Work
+from hivemint.node.span.span import Span
+from hivemint.protocol.ids import Address, BlockIndex, ModelId
+from hivemint.protocol.network import Contracts, Network
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import CONTROL, Host, HostSettings
-from support.node_client import FakeChain, NodeSession
+from hivemint.swarm.limits import PeerLimits
+from support.node_client import FakeFunds, NodeSession
 from support.promises import DOMAIN, signer
 
 ASK = 10
@@ -69,23 +71,42 @@ class Served:
     span: Gated
     host: Host
     journal: Journal
-    chain: FakeChain
+    chain: FakeFunds
     client: Host
 
-    async def open(self, client: Signer, **changes: Any) -> NodeSession:
-        link = await self.client.dial(self.host.peer_id, self.host.addresses, CONTROL)
+    async def open(self, client: Signer, *, by: Any = None, **changes: Any) -> NodeSession:
+        """`by`: another peer's host than `client`."""
+        link = await (by or self.client).dial(self.host.peer_id, self.host.addresses, CONTROL)
         return await NodeSession.open(link, DOMAIN, client, **changes)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not true():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def another_peer(self) -> AsyncIterator[Host]:
+        host = await Host.start(HostSettings("test", listen=(), bootstrap=self.host.addresses))
+        try:
+            yield host
+        finally:
+            await host.close()
 
 
 @asynccontextmanager
-async def one_node(model: Path, folder: Path, **settings: Any) -> AsyncIterator[Served]:
-    """Block 0 of `model`; journal in `folder`. The gate is open in the end, so that nothing waits for ever."""
+async def one_node(
+    model: Path, folder: Path, *, limits: PeerLimits | None = None, **settings: Any
+) -> AsyncIterator[Served]:
+    """Block 0 of `model`; journal in `folder`. The gate is open in the end, so that nothing waits for ever.
+
+    `limits`: the host's; by `Limits(loopback=True)` all peers here are of one network.
+    """
     async with AsyncExitStack() as stack:
-        host = await Host.start(HostSettings("test"))
+        host = await Host.start(HostSettings("test", limits=limits or PeerLimits()))
         stack.push_async_callback(host.close)
         client = await Host.start(HostSettings("test", listen=(), bootstrap=host.addresses))
         stack.push_async_callback(client.close)
-        key, chain = signer(1001), FakeChain()
+        key, chain = signer(1001), FakeFunds()
         span = Gated(Span.load(model, BlockIndex(0), BlockIndex(1)))
         journal = Journal.open(f"sqlite:///{folder / 'journal'}.db", DOMAIN, key.address)
         stack.push_async_callback(journal.close)

@@ -1,13 +1,14 @@
 """The rules of `Settlement` and `Emission` as far as one node's worker meets them, in memory."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hivemint.contracts.credits import mintable
-from hivemint.contracts.errors import ChainError
-from hivemint.contracts.ids import Address, Credits, SessionId
-from hivemint.contracts.receipt import Countersigned
-from hivemint.ledger.entries import Donated
-from hivemint.ledger.payments import Escrow, Settled, Share
+from hivemint.ledger.books.entries import Donated
+from hivemint.ledger.settlement.payments import EpochShare, EscrowState, Settled
+from hivemint.protocol.credits import mintable
+from hivemint.protocol.errors import ChainError
+from hivemint.protocol.ids import Address, Credits, SessionId
+from hivemint.protocol.receipt import Countersigned
 
 ALWAYS = 2**64 - 1
 EPOCH, THAW = 1000, 300
@@ -19,7 +20,7 @@ class ReferencePayments:
     def __init__(self) -> None:
         self.now = 10 * EPOCH
         self.is_registered = True
-        self.escrow: dict[Address, Escrow] = {}
+        self.escrow: dict[Address, EscrowState] = {}
         self.minted_paid = 0
         self.capacity = 10**9
         self.rate_of = 7
@@ -27,12 +28,16 @@ class ReferencePayments:
         self.units: dict[int, int] = {}
         self.minted: set[int] = set()
         self.void: set[int] = set()
+        self.gas_price = 1
         self.calls: list[tuple[str, int]] = []
         self.fail_before = self.fail_after = 0
 
     def fund(self, client: Address, amount: int) -> None:
-        old = self.escrow.get(client, Escrow(Credits(0), Credits(0), 0, ALWAYS))
-        self.escrow[client] = Escrow(Credits(old.balance + amount), old.collected, old.thaw_end, old.key_until)
+        old = self._account(client)
+        self.escrow[client] = replace(old, balance=Credits(old.balance + amount))
+
+    def _account(self, client: Address) -> EscrowState:
+        return self.escrow.get(client, EscrowState(Credits(0), Credits(0), Credits(0), 0, ALWAYS))
 
     async def time(self) -> int:
         return self.now
@@ -46,8 +51,11 @@ class ReferencePayments:
     async def registered(self) -> bool:
         return self.is_registered
 
-    async def escrows(self, pairs: Sequence[tuple[Address, Address]]) -> list[Escrow]:
-        return [self.escrow.get(client, Escrow(Credits(0), Credits(0), 0, ALWAYS)) for client, _ in pairs]
+    async def escrows(self, pairs: Sequence[tuple[Address, Address]]) -> list[EscrowState]:
+        return [self._account(client) for client, _ in pairs]
+
+    async def settle_cost(self, items: int) -> int:
+        return self.gas_price * (90_000 + 27_000 * (items - 1))
 
     async def settle(self, items: Sequence[Countersigned]) -> Settled:
         self._before("settle", len(items))
@@ -55,7 +63,7 @@ class ReferencePayments:
         skipped = {}
         for item in items:
             client, total = item.receipt.receipt.client, item.voucher.total
-            escrow = self.escrow.get(client, Escrow(Credits(0), Credits(0), 0, ALWAYS))
+            escrow = self._account(client)
             due = min(total - escrow.collected, escrow.balance)
             if total <= escrow.collected:
                 skipped[client] = "nothing owed"
@@ -66,7 +74,7 @@ class ReferencePayments:
             else:
                 collected = Credits(escrow.collected + due)
                 balance = Credits(escrow.balance - due)
-                self.escrow[client] = Escrow(balance, collected, escrow.thaw_end, escrow.key_until)
+                self.escrow[client] = replace(escrow, balance=balance, collected=collected, confirmed=collected)
                 burned += due
                 minted += mintable(collected) - mintable(escrow.collected)
         self.minted_paid += minted
@@ -97,15 +105,15 @@ class ReferencePayments:
         self._after()
         return skipped
 
-    async def share(self, epoch: int) -> Share:
+    async def share(self, epoch: int) -> EpochShare:
         amount = Credits(min(self.units.get(epoch, 0), self.capacity))
         if not amount:
-            return Share(amount, "nothing")
+            return EpochShare(amount, "nothing")
         if epoch in self.minted:
-            return Share(amount, "minted")
+            return EpochShare(amount, "minted")
         if epoch in self.void:
-            return Share(Credits(0), "void")
-        return Share(amount, "mintable" if self.now // EPOCH >= epoch + 2 else "waiting")
+            return EpochShare(Credits(0), "void")
+        return EpochShare(amount, "mintable" if self.now // EPOCH >= epoch + 2 else "waiting")
 
     async def mint(self, epoch: int) -> Credits:
         self._before("mint", epoch)

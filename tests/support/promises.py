@@ -3,12 +3,15 @@
 import secrets
 from dataclasses import dataclass, field
 
-from hivemint.contracts.ids import Address, BlockIndex, Credits, Head, ModelId, SessionId, Signature, Step, Tokens
-from hivemint.contracts.receipt import CheckedReceipt, Countersigned, opening, sign_receipt, sign_voucher
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain, Receipt, Session
+from hivemint.protocol.eip712 import Domain, Receipt, Session
+from hivemint.protocol.ids import Address, BlockIndex, Credits, Head, ModelId, SessionId, Signature, Step, Tokens
+from hivemint.protocol.receipt import CheckedReceipt, Countersigned, opening, sign_receipt, sign_voucher
+from hivemint.protocol.signing import Signer
 
 DOMAIN = Domain(31337, Address("0x5FbDB2315678afecb367f032d93F642f64180aa3"))
+
+GENESIS = b"\x9e" * 32
+"""The first block of the chain that tests are on."""
 
 
 def signer(number: int) -> Signer:
@@ -29,11 +32,13 @@ class Work:
     model_id: bytes = b"\x22" * 32
     peer_id_hash: bytes = b"\x11" * 32
     nonce: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    key: Signer | None = None
+    """What signs for the client; None: its wallet's own key."""
 
     def __post_init__(self) -> None:
         self.session = Session(
             client=self.client.address,
-            session_key=self.client.address,
+            session_key=(self.key or self.client).address,
             node=self.node.address,
             peer_id_hash=self.peer_id_hash,
             model_id=ModelId(self.model_id),
@@ -47,7 +52,7 @@ class Work:
             nonce=self.nonce,
         )
         self.id: SessionId = self.session.session_id(self.domain)
-        self.signature: Signature = self.session.sign(self.domain, self.client)
+        self.signature: Signature = self.session.sign(self.domain, self.key or self.client)
         self.receipt: CheckedReceipt = sign_receipt(
             self.domain, opening(self.node.address, self.client.address, self.id), self.node
         )
@@ -68,4 +73,6 @@ class Work:
 
     def countersign(self, total: int) -> Countersigned:
         """The client binds the newest receipt and promises `total` in all."""
-        return Countersigned(self.receipt, sign_voucher(self.domain, self.receipt, Credits(total), self.client))
+        return Countersigned(
+            self.receipt, sign_voucher(self.domain, self.receipt, Credits(total), self.key or self.client)
+        )

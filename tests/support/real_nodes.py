@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from hivemint.client.handshake import Payer
-from hivemint.client.nodes import Target
+from hivemint.client.sessions.nodes import Target
+from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.swarm_client import SwarmClient
+from hivemint.client.sessions.wallet import Identity
 from hivemint.client.settings import Bid, ClientSettings
-from hivemint.client.swarm_client import SwarmClient
-from hivemint.client.wallet import Identity
-from hivemint.contracts.ids import Address, BlockIndex, ModelId, PeerId
-from hivemint.contracts.network import Contracts, Network
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.journal import Journal
-from hivemint.ledger.vouchers import VoucherBook
+from hivemint.ledger.books.journal import Journal
+from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.node.server import Kit, Node
 from hivemint.node.settings import node_settings
-from hivemint.node.span import Span
+from hivemint.node.span.span import Span
+from hivemint.protocol.ids import Address, BlockIndex, ModelId, PeerId
+from hivemint.protocol.network import Contracts, Network
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import AnyMessage
-from support.node_client import FakeChain
-from support.promises import DOMAIN, signer
+from support.node_client import FakeFunds
+from support.promises import DOMAIN, GENESIS, signer
 
 ZERO = Address("0x" + "11" * 20)
 NETWORK = Network("test", DOMAIN.chain_id, "http://127.0.0.1:1", Contracts(ZERO, ZERO, DOMAIN.settlement, *[ZERO] * 3))
@@ -116,16 +116,17 @@ async def real_nodes(
             journal = Journal.open(f"sqlite:///{home / str(number)}.db", DOMAIN, key.address)
             stack.push_async_callback(journal.close)
             span = Span.load(folder, BlockIndex(first), BlockIndex(end))
-            kit = Kit(NETWORK, MODEL, span, key, hosts[number], journal, FakeChain())
+            kit = Kit(NETWORK, MODEL, span, key, hosts[number], journal, FakeFunds())
             nodes.append(await Node.start(kit, node_settings(**chosen)))
             stack.push_async_callback(nodes[-1].close)
         host = wrap(hosts[-1])
-        payer = Payer(Identity.own(wallet), DOMAIN, VoucherBook.open(home / "vouchers.db", DOMAIN, wallet.address))
+        book = VoucherBook.open(home / "vouchers.db", DOMAIN, wallet.address, GENESIS)
+        payer = Payer(Identity.own(wallet), DOMAIN, book)
         auto: Any = AutoModelForCausalLM
         whole = auto.from_pretrained(folder, dtype=torch.float32).eval()
         target = Target(MODEL, whole.config.num_hidden_layers, whole.config.hidden_size)
         asked = ClientSettings(bid=Bid("times"), min_chunk=4, prefill_chunks=2, step_timeout=10)
-        client = SwarmClient(host, target, payer, None, asked)
+        client = SwarmClient(host, target, payer, asked)
         stack.push_async_callback(client.close)
         yield RealNodes(nodes, host, client, whole, folder)
 
@@ -133,7 +134,7 @@ async def real_nodes(
 async def emptied(node: Node) -> None:
     """Until the node has noticed that its clients are gone."""
     for _ in range(1000):
-        if not node.lobby.guests:
+        if not node.registry.occupants:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"{len(node.lobby.guests)} sessions are still open")
+    raise AssertionError(f"{len(node.registry.occupants)} sessions are still open")

@@ -18,6 +18,7 @@ RULES = Rules(
     fee=500,
     epoch=86_400,
     thaw=3 * 86_400,
+    thaw_blocks=0,
     cap=10_000 * HMC,
     bootstrap=1_000 * HMC,
     units_per_coin=10**9,

@@ -2,10 +2,10 @@
 
 import secrets
 
-from hivemint.contracts.ids import BlockIndex, Credits, Head, ModelId, Step, Tokens
-from hivemint.contracts.receipt import Countersigned, sign_receipt, sign_voucher
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain, Receipt, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.eip712 import Domain, Receipt, Session, numerics_hash, peer_id_hash
+from hivemint.protocol.ids import BlockIndex, Credits, Head, ModelId, Step, Tokens
+from hivemint.protocol.receipt import Countersigned, sign_receipt, sign_voucher
+from hivemint.protocol.signing import Signer
 
 
 def make_session(

@@ -11,10 +11,17 @@ def tiny_model(folder: Path, family: str = "llama", *, shard_size: str = "1GB", 
     """Write a random two-block model of `family` to `folder`; norms are random too, so that none is neutral."""
     torch.manual_seed(1)
     settings: dict[str, Any] = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64,
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(AutoConfig.for_model(family, **settings | changes))
     for weight in model.parameters():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.contracts.errors import ProtocolError
+from hivemint.protocol.errors import ProtocolError
 from hivemint.swarm.frames import HEAD, FrameReader, pack
 from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Hello, Ping, Tensor, TensorHead, decode, limit_of
 from support.wire import EVERY_TYPE

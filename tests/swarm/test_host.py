@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import uvloop
 
-from hivemint.contracts.errors import BadInput, ConfigError, HivemintError, LinkClosed, Refusal, SwarmError
-from hivemint.contracts.ids import Step
+from hivemint.protocol.errors import BadInput, ConfigError, HivemintError, LinkClosed, Refusal, SwarmError
+from hivemint.protocol.ids import Step
 from hivemint.swarm import messages
 from hivemint.swarm.frames import pack
-from hivemint.swarm.handshake import Badge
+from hivemint.swarm.hello import Badge
 from hivemint.swarm.host import CONTROL, PUSH, Host, HostSettings
 from hivemint.swarm.identity import PeerKey
-from hivemint.swarm.limits import Gate, Limits
+from hivemint.swarm.limits import Gate, PeerLimits
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import AnyMessage, Cancel, Hello, Prove, Refused, Routed
-from support.wire import EVERY_TYPE, NETWORK, hosts
+from support.wire import EVERY_TYPE, NETWORK, hosts, open_wide
 
 SECRET = b"a swarm key of 16 bytes and more"
 CLIENT = HostSettings(NETWORK, listen=())
@@ -28,6 +28,7 @@ Runner = Callable[[Coroutine[Any, Any, None]], None]
 
 
 async def echo(link: Link) -> None:
+    open_wide(link)
     while True:
         await link.send(await link.receive())
 
@@ -183,7 +184,7 @@ async def test_a_silent_acceptor_costs_a_dialer_its_time_limit_only(monkeypatch:
 
 
 async def test_too_many_handshakes_and_links_are_refused() -> None:
-    limits = Limits(handshakes_per_s=0.001, handshake_burst=3, links=2)
+    limits = PeerLimits(handshakes_per_s=0.001, handshake_burst=3, links=2)
     async with hosts(HostSettings(NETWORK, limits=limits), CLIENT) as (node, client):
         await node.serve(CONTROL, echo)
 
@@ -204,7 +205,7 @@ async def test_too_many_handshakes_and_links_are_refused() -> None:
 
 
 def test_the_gate_refills_and_forgets() -> None:
-    gate, peer = Gate(Limits(handshakes_per_s=2, handshake_burst=1, links=2)), PeerKey(b"\1" * 32).peer_id
+    gate, peer = Gate(PeerLimits(handshakes_per_s=2, handshake_burst=1, links=2)), PeerKey(b"\1" * 32).peer_id
     gate.enter(peer, 0.0)
     gate.check(peer, 0.0)
     with pytest.raises(Refusal, match="handshakes a second"):
@@ -227,7 +228,7 @@ def test_the_gate_refills_and_forgets() -> None:
 
 async def test_streams_without_hello_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hivemint.swarm.host.HELLO_LIMIT", 1.0)
-    async with hosts(HostSettings(NETWORK, limits=Limits(links=2)), CLIENT) as (node, stranger):
+    async with hosts(HostSettings(NETWORK, limits=PeerLimits(links=2)), CLIENT) as (node, stranger):
         await node.serve(CONTROL, echo)
         silent = [await raw_link(stranger, node) for _ in range(8)]
         async with asyncio.timeout(5):
@@ -245,7 +246,10 @@ async def test_a_handlers_refusal_and_errors_reach_the_dialer() -> None:
             raise Refusal(messages.Code.BUSY, "No room", why="the queue is full", retry_after=2.5)
 
         async def fail(link: Link) -> None:
-            raise HivemintError("The cache is gone", why="evicted")
+            raise SwarmError("The cache is gone", why="evicted")
+
+        async def fail_elsewhere(link: Link) -> None:
+            raise HivemintError("No answer", why="https://rpc.example.org/v2/a-secret-key")
 
         await node.serve(CONTROL, refuse)
         await node.serve(PUSH, fail)
@@ -258,6 +262,11 @@ async def test_a_handlers_refusal_and_errors_reach_the_dialer() -> None:
         link = await client.dial(node.peer_id, node.addresses, PUSH)
         with pytest.raises(LinkClosed, match="evicted"):
             await link.receive()
+        await node.serve("hivemint/other/1", fail_elsewhere)
+        link = await client.dial(node.peer_id, node.addresses, "hivemint/other/1")
+        with pytest.raises(LinkClosed, match="this side failed") as told:
+            await link.receive()
+        assert "secret" not in str(told.value)
 
 
 async def test_an_unexpected_error_in_a_handler_ends_its_link_alone() -> None:

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from hivemint.contracts.errors import LinkClosed, ProtocolError
-from hivemint.contracts.ids import PeerId, Step
+from hivemint.protocol.errors import LinkClosed, ProtocolError
+from hivemint.protocol.ids import PeerId, Step
 from hivemint.swarm import link as link_module
 from hivemint.swarm.frames import pack
+from hivemint.swarm.held import Held
 from hivemint.swarm.host import CONTROL, Host, HostSettings
-from hivemint.swarm.limits import Limits
-from hivemint.swarm.link import Held, Link
+from hivemint.swarm.limits import PeerLimits
+from hivemint.swarm.link import Link
 from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Cancel, Ping, Routed, Tensor, TensorHead
-from support.wire import EVERY_TYPE, NETWORK, hosts
+from support.wire import EVERY_TYPE, NETWORK, hosts, open_wide
 
 ECHO = Path(__file__).parent.parent / "support" / "echo_peer.py"
 
@@ -44,8 +45,8 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def linked(limits: Limits | None = None) -> AsyncIterator[Pair]:
-    async with hosts(HostSettings(NETWORK, limits=limits or Limits()), HostSettings(NETWORK, listen=())) as (
+async def linked(limits: PeerLimits | None = None) -> AsyncIterator[Pair]:
+    async with hosts(HostSettings(NETWORK, limits=limits or PeerLimits()), HostSettings(NETWORK, listen=())) as (
         node,
         client,
     ):
@@ -53,6 +54,7 @@ async def linked(limits: Limits | None = None) -> AsyncIterator[Pair]:
         release = asyncio.Event()
 
         async def keep(link: Link) -> None:
+            open_wide(link)
             arrived.put_nowait(link)
             await release.wait()
 
@@ -181,7 +183,7 @@ async def test_a_fast_sender_is_held_back_and_all_arrives() -> None:
             assert isinstance(message, Tensor)
             assert len(message.data) == len(chunk.data)
         await sending
-        assert pair.there._held.bytes == 0
+        assert pair.there.held.bytes == 0
 
 
 async def test_a_link_that_is_not_read_is_not_taken_for_dead() -> None:
@@ -196,11 +198,11 @@ async def test_a_link_that_is_not_read_is_not_taken_for_dead() -> None:
 
 
 async def test_one_peer_cannot_make_us_hold_more_than_its_limit() -> None:
-    async with linked(Limits(bytes=3_000_000)) as pair:
+    async with linked(PeerLimits(bytes=3_000_000)) as pair:
         with contextlib.suppress(LinkClosed):  # it may learn of it while it sends
             await pair.here.send(*[Tensor(TensorHead(Step(1)), bytes(1_000_000))] * 4)
         assert "take too much room" in await until_closed(pair.there, 5)
-        assert pair.there._held.bytes == 0
+        assert pair.there.held.bytes == 0
         with pytest.raises(LinkClosed, match="take too much room"):
             await pair.here.receive()
 

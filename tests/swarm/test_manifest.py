@@ -12,8 +12,8 @@ from eth_utils.crypto import keccak as reference_keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.contracts.errors import ModelError
-from hivemint.swarm.manifest import Manifest, TensorDigest, build, parse
+from hivemint.model.manifest import Manifest, TensorDigest, build, parse
+from hivemint.protocol.errors import ModelError
 
 NAMES = st.text(st.characters(exclude_characters="\t\n\r\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 DIGESTS = st.binary(min_size=32, max_size=32)

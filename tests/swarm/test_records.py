@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.contracts.errors import BadInput, ConfigError, ProofError, ProtocolError, SwarmError
-from hivemint.contracts.ids import BlockIndex, Credits, ModelId
-from hivemint.contracts.signature import Signer
-from hivemint.swarm.directory import Keys
+from hivemint.protocol.errors import BadInput, ConfigError, ProofError, ProtocolError, SwarmError
+from hivemint.protocol.ids import BlockIndex, Credits, ModelId
+from hivemint.protocol.signing import Signer
+from hivemint.swarm.dht.keys import Keys
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.identity import PeerKey, parse_peer, peer_text
 from hivemint.swarm.records import (
@@ -33,13 +33,28 @@ MODEL = ModelId(b"m" * 32)
 SECRET = b"a swarm key of 16 bytes and more"
 
 
-def record(key: PeerKey = KEY, operator: Signer = OPERATOR, blocks: tuple[int, int] = (0, 15), life: float = 60.0,
-           network: str = NETWORK, model: bytes = MODEL) -> NodeRecord:  # fmt: skip
+def record(
+    key: PeerKey = KEY,
+    operator: Signer = OPERATOR,
+    blocks: tuple[int, int] = (0, 15),
+    life: float = 60.0,
+    network: str = NETWORK,
+    model: bytes = MODEL,
+) -> NodeRecord:
     return NodeRecord(
-        network=network, model_id=model, first_block=BlockIndex(blocks[0]), end_block=BlockIndex(blocks[1]),
-        peer=key.peer_id, operator=operator.address, numerics=("fp32/fp32/fp32",), ask=Credits(5 * 10**20),
-        addresses=("/ip4/127.0.0.1/tcp/1",), tokens_per_s=20.5, free_tokens=4096, expires=time.time() + life,
-    )  # fmt: skip
+        network=network,
+        model_id=model,
+        first_block=BlockIndex(blocks[0]),
+        end_block=BlockIndex(blocks[1]),
+        peer=key.peer_id,
+        operator=operator.address,
+        numerics=("fp32/fp32/fp32",),
+        ask=Credits(5 * 10**20),
+        addresses=("/ip4/127.0.0.1/tcp/1",),
+        tokens_per_s=20.5,
+        free_tokens=4096,
+        expires=time.time() + life,
+    )
 
 
 def signed(**changes: object) -> SignedRecord:
@@ -114,12 +129,21 @@ def test_time_and_size() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"first_block": 15}, {"end_block": 5000}, {"operator": "0x1"}, {"wait_paid_s": -1.0},
-        {"tokens_per_s": math.inf}, {"tokens_per_s": math.nan}, {"numerics": ()}, {"addresses": ("/ip4/1",) * 17},
-        {"addresses": ("a" * 201,)}, {"model_id": b"short"}, {"version": 2}, {"network": "n" * 401},
+        {"first_block": 15},
+        {"end_block": 5000},
+        {"operator": "0x1"},
+        {"wait_paid_s": -1.0},
+        {"tokens_per_s": math.inf},
+        {"tokens_per_s": math.nan},
+        {"numerics": ()},
+        {"addresses": ("/ip4/1",) * 17},
+        {"addresses": ("a" * 201,)},
+        {"model_id": b"short"},
+        {"version": 2},
+        {"network": "n" * 401},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_records_outside_their_bounds_are_refused_though_signed(change: dict[str, object]) -> None:
     fields = {name: getattr(record(), name) for name in NodeRecord.__struct_fields__} | change
     raw = {name: v.to_bytes(12, "big") if isinstance(v, Credits) else v for name, v in fields.items()}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.contracts.errors import ProtocolError
+from hivemint.protocol.errors import ProtocolError
 from hivemint.swarm.rows import from_wire, row_bytes, row_hashes, tensor_hash, to_wire
 
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

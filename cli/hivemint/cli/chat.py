@@ -1,9 +1,10 @@
 """`hivemint generate` and `hivemint chat`: text through the swarm, streamed as it comes."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, emit, err, need, out, table
-from hivemint.contracts.credits import exact_credits, format_credits
-from hivemint.contracts.errors import BadInput, HivemintError, ModelError
-from hivemint.contracts.keystore import Keystores, read_password
-from hivemint.contracts.network import Network
+from hivemint.protocol.credits import exact_credits, format_credits
+from hivemint.protocol.errors import BadInput, HivemintError, ModelError
+from hivemint.protocol.keystore import Keystores, read_password
+from hivemint.protocol.network import Network
+from hivemint.protocol.text import plain
 
 if TYPE_CHECKING:
     from hivemint.client import SwarmModelForCausalLM
@@ -35,6 +37,10 @@ KeyOption = Annotated[
 DryFlag = Annotated[bool, typer.Option("--dry-run", help="Show the route and its price, compute nothing.")]
 
 
+_COLDEST = 1e-6
+"""Below it logits divided by the temperature are no finite numbers any more."""
+
+
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
     model: ModelOption = None,
@@ -53,7 +59,7 @@ def generate(
     as_json: JsonFlag = False,
 ) -> None:
     """One answer to one prompt, streamed."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _text(sys.stdin.read if prompt == "-" else lambda: prompt)
     if not text.strip():
         raise BadInput("The prompt is empty", next_step="write something to answer")
     sampling = _sampling(temperature, top_k, top_p)
@@ -83,7 +89,7 @@ def chat(
 ) -> None:
     """Talk with a model. Ctrl-C ends an answer, Ctrl-D (or an empty line) the talk. With --json: questions by line."""
     sampling = _sampling(temperature, top_k, top_p)
-    turns = [{"role": "system", "content": system}] if system else []
+    turns = [{"role": "system", "content": _text(lambda: system or "")}] if system else []
     joining = _joined(network, wallet, session_key, password_file, model, quiet=as_json, bid=bid, max_price=max_price)
     with joining as (swarm_model, tokenizer), swarm_model.conversation() as talk:
         for question in _questions(as_json):
@@ -121,7 +127,7 @@ def _joined(
     ClientSettings.load(**settings)
     password = read_password(signing, file=password_file)
     with _spinner("joining the swarm", quiet):
-        from hivemint.client.generation import SwarmModelForCausalLM
+        from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 
         joined = SwarmModelForCausalLM.from_pretrained(
             name, network=path, wallet=wallet, session_key=session_key, password=password, **settings
@@ -158,12 +164,14 @@ def _answer(
     model: "SwarmModelForCausalLM", tokenizer: Any, ids: Any, max_tokens: int, sampling: dict[str, Any], quiet: bool
 ) -> dict[str, Any]:
     """Generate and stream. Ctrl-C ends the answer where it is: what was computed is paid, nothing more."""
+    from hivemint.client.generation.sequences import Bill
+
     clock = _Clock(tokenizer, quiet)
-    before = model.swarm.spent  # type: ignore[attr-defined]
+    bill = Bill()
     started = time.monotonic()
     stopped = False
     try:
-        model.generate(ids, max_new_tokens=max_tokens, streamer=clock, **sampling)
+        model.generate(ids, max_new_tokens=max_tokens, streamer=clock, bill=bill, **sampling)
     except KeyboardInterrupt:
         stopped = True
         clock.end()
@@ -180,7 +188,7 @@ def _answer(
         "stopped": stopped,
         "first_token_s": None if first is None else round(first, 3),
         "tokens_per_s": round((len(clock.times) - 1) / (clock.times[-1] - clock.times[0]), 2) if several else None,
-        "spent_wei": model.swarm.spent - before,  # type: ignore[attr-defined]
+        "spent_wei": bill.wei,
     }
 
 
@@ -193,7 +201,7 @@ class _Clock:
         class Printed(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if not quiet:
-                    sys.stdout.write(text + ("\n" if stream_end else ""))
+                    sys.stdout.write(plain(text, keep="\n\t") + ("\n" if stream_end else ""))
                     sys.stdout.flush()
 
         self.streamer: Any = Printed(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -212,13 +220,25 @@ class _Clock:
         self.streamer.end()
 
 
-def _encode(tokenizer: Any, turns: list[dict[str, str]], plain: str | None) -> Any:
-    if plain is not None or not tokenizer.chat_template:
-        text = plain if plain is not None else turns[-1]["content"]
+def _encode(tokenizer: Any, turns: list[dict[str, str]], raw: str | None) -> Any:
+    if raw is not None or not tokenizer.chat_template:
+        text = raw if raw is not None else turns[-1]["content"]
         return tokenizer(text, return_tensors="pt").input_ids
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
         "input_ids"
     ]
+
+
+def _text(read: Callable[[], str]) -> str:
+    """Raises BadInput for bytes that are no text: an argument carries them as surrogates, which nobody can encode."""
+    try:
+        text = read()
+        text.encode()
+    except UnicodeError:
+        raise BadInput(
+            "The prompt is no text", why="it has bytes that are not UTF-8", next_step="convert it, e.g. with iconv"
+        ) from None
+    return text
 
 
 def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
@@ -226,6 +246,10 @@ def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dic
         if top_k is not None or top_p is not None:
             raise BadInput("--top-k and --top-p need a temperature", next_step="add e.g. --temperature 0.7")
         return {"do_sample": False}
+    if not _COLDEST <= temperature < math.inf:
+        raise BadInput(f"{temperature:g} is no temperature to sample at", next_step="pass e.g. --temperature 0.7")
+    if top_p is not None and top_p <= 0:
+        raise BadInput(f"{top_p:g} is no share to sample within", next_step="pass e.g. --top-p 0.9")
     chosen = {"top_k": top_k, "top_p": top_p}
     return {"do_sample": True, "temperature": temperature} | {k: v for k, v in chosen.items() if v is not None}
 
@@ -234,7 +258,7 @@ def _questions(quiet: bool) -> Iterator[str]:
     asking = sys.stdin.isatty() and not quiet
     while True:
         try:
-            line = input("> " if asking else "").strip()
+            line = _text(lambda: input("> " if asking else "")).strip()
         except EOFError:
             return
         if not line:

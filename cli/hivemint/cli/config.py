@@ -7,8 +7,8 @@ import typer
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from hivemint.cli.console import JsonFlag, emit, out, table
-from hivemint.contracts.home import Home
+from hivemint.cli.console import JsonFlag, emit, out, shown, table
+from hivemint.protocol.home import Home
 
 app = typer.Typer(help="Settings and where each value comes from.")
 
@@ -37,7 +37,7 @@ def show(as_json: JsonFlag = False) -> None:
     if as_json:
         emit({"home": home.root, **report})
         return
-    out.print(f"home  {home.root}", highlight=False)
+    out.print(f"home  {shown(str(home.root))}", highlight=False, soft_wrap=True)
     for group, settings in report.items():
         rows = [(name, one["value"], one["origin"]) for name, one in settings.items()]
         table(group, "setting", "value", "from", rows=rows)

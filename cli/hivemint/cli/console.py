@@ -2,18 +2,23 @@
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import msgspec
+import structlog
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from hivemint.contracts.errors import ConfigError, HivemintError
+from hivemint.protocol.errors import ConfigError, HivemintError
+from hivemint.protocol.text import plain
 
 out = Console()
 err = Console(stderr=True)
@@ -43,25 +48,32 @@ def emit(document: Any) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]]) -> None:
-    """A tidy table; columns that start with '>' are right-aligned."""
-    view = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+def shown(text: str) -> str:
+    """A stranger's text inside of markup: it can neither end ours nor bring its own, nor command the terminal."""
+    return escape(plain(text))
+
+
+def table(title: str, *columns: str, rows: Sequence[tuple[str | Text, ...]]) -> None:
+    """A tidy table; columns that start with '>' are right-aligned. Strings are shown as they are, without markup."""
+    view = Table(
+        title=shown(title), title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+    )
     for column in columns:
         view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
-        view.add_row(*row)
+        view.add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in row))
     out.print(view)
 
 
 def show_error(error: HivemintError) -> None:
     """What, why, next step: three short lines at most, never a traceback."""
-    lines = [f"[bold red]error[/] {_escape(error.what)}"]
+    lines = [f"[bold red]error[/] {_line(error.what)}"]
     if error.why:
-        lines.append(f"  [dim]why[/]   {_escape(error.why)}")
+        lines.append(f"  [dim]why[/]   {_line(error.why)}")
     if error.next_step:
-        lines.append(f"  [dim]next[/]  {_escape(error.next_step)}")
+        lines.append(f"  [dim]next[/]  {_line(error.next_step)}")
     for line in lines:  # unbroken, so that a path can be copied and a log has one line for each
-        err.print(" ".join(line.splitlines()), soft_wrap=True, highlight=False)
+        err.print(line, soft_wrap=True, highlight=False)
 
 
 def need(value: Any, what: str, next_step: str) -> Any:
@@ -80,24 +92,36 @@ def run_async(main: Coroutine[Any, Any, Any]) -> Any:
     return uvloop.run(main)
 
 
-def from_checkout() -> Path:
-    """The repository's root, for the verbs that need its Hardhat project. Raises ConfigError from a wheel."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "hardhat" / "package.json").is_file():
-            return folder
-    raise ConfigError(
-        "This verb needs a checkout of Hivemint",
-        why="it starts Hardhat's node, and a wheel carries no npm packages",
-        next_step="git clone the repository, then `make setup`",
-    )
-
-
 def quiet_libraries() -> None:
-    """Progress bars and notices of the libraries underneath stay off a terminal that is ours."""
+    """Progress bars and notices of the libraries underneath stay off a terminal that is ours.
+
+    So do our own log lines below an error: what a command has to say is its output, or the refusal that it ends with.
+    What goes on running sets up a log of its own (`log_to`).
+    """
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def log_to(stream: TextIO, *, for_people: bool) -> None:
+    """structlog for people, or as JSON lines."""
+    renderer: Any = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+    )
 
 
 def _plain(value: object) -> object:
@@ -110,5 +134,5 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _line(text: str) -> str:
+    return shown(" ".join(text.splitlines()))

@@ -1,5 +1,7 @@
-"""`hivemint contracts compile | deploy | verify | params`: the contracts of a network, from source to numbers."""
+"""`hivemint contracts compile | standard-json | deploy | verify | params`: the contracts, from source to numbers."""
 
+import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -7,22 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hivemint.cli.account import load_network, unlocked
 from hivemint.cli.console import (
     JsonFlag,
     NetworkOption,
     PasswordFileOption,
     WalletOption,
     emit,
-    from_checkout,
     out,
     run_async,
+    shown,
     table,
 )
-from hivemint.contracts.credits import exact_credits, format_credits
-from hivemint.contracts.errors import ChainError, ConfigError
-from hivemint.contracts.ids import ONE_CREDIT, Address
-from hivemint.contracts.network import Network
+from hivemint.cli.transact import load_network, unlocked
+from hivemint.protocol.credits import exact_credits, format_credits
+from hivemint.protocol.errors import ChainError, ConfigError
+from hivemint.protocol.ids import ONE_CREDIT, Address
+from hivemint.protocol.network import Network
+from hivemint.testnet.checkout import from_checkout
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -64,6 +67,28 @@ def compile_(
         )
 
 
+@app.command("standard-json")
+def standard_json_(
+    file: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the compiler's input, with which a block explorer verifies each contract."""
+    from hivemint.contracts.artifacts import NAMES
+    from hivemint.contracts.compile import SOLC_VERSION, qualified, standard_json
+
+    try:
+        file.write_text(json.dumps(standard_json()), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written", why=error.strerror or str(error)) from None
+    names = [qualified(name) for name in NAMES]
+    if as_json:
+        emit({"solc": SOLC_VERSION, "file": file, "contracts": names})
+        return
+    out.print(f"[green]wrote[/] {shown(str(file))}, for solc {SOLC_VERSION}", highlight=False, soft_wrap=True)
+    for name in names:
+        out.print(f"  {name}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def deploy(
     url: Annotated[str, typer.Option("--url", help="JSON-RPC address of the chain.", metavar="URL")],
@@ -79,7 +104,7 @@ def deploy(
 ) -> None:
     """Deploy all six contracts to an EVM chain. If it dies half-way, the same command goes on where it stopped."""
     from hivemint.contracts import deploy as deployment
-    from hivemint.contracts.home import check_name
+    from hivemint.protocol.home import check_name
 
     check_name(name, "network")
     chosen = deployment.load_numbers(_numbers_file(numbers, chain_id))
@@ -97,8 +122,10 @@ def deploy(
         emit(_deployed(done, network, record))
         return
     out.print(f"[green]deployed[/] on chain {done.chain_id}, first block {done.block}", highlight=False)
-    out.print(f"  network file  {network}\n  record        {record}", highlight=False, soft_wrap=True)
-    out.print(f"  [dim]next[/]  hivemint contracts verify --network {network}", highlight=False, soft_wrap=True)
+    out.print(f"  network file  {shown(str(network))}", highlight=False, soft_wrap=True)
+    out.print(f"  record        {shown(str(record))}", highlight=False, soft_wrap=True)
+    words = shlex.join(("hivemint", "contracts", "verify", "--network", str(network)))
+    out.print(f"  [dim]next[/]  {shown(words)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -212,14 +239,13 @@ async def _params(network: Network) -> dict[str, Any]:
             "owner": await parameters.owner(),
             "pending_owner": await parameters.read("pendingOwner"),
             "paused": await parameters.paused(),
+            "paused_until": await parameters.paused_until(),
             "next_change": next_change,
         }
 
 
 async def _events(contracts: "Bindings", name: str, network: Network) -> list[dict[str, Any]]:
-    async with contracts.chain.explained("Reading the parameters' history"):
-        logs = await contracts.parameters.contract.events[name]().get_logs(from_block=network.deployed_block)
-    return [dict(entry["args"]) for entry in logs]
+    return await contracts.parameters.read_events(name, network.deployed_block)
 
 
 async def _scheduled(contracts: "Bindings", epoch: int, network: Network) -> list[dict[str, Any]]:
@@ -260,6 +286,7 @@ def _show_params(network: Network, told: dict[str, Any]) -> None:
     rows = [
         ("fee", f"{fixed['fee'] / 100:g} %", "of what a settlement burns, never minted again"),
         *((name, _duration(fixed[name]), why) for name, why in _TIMES.items()),
+        ("thaw blocks", str(fixed["thaw_blocks"]), "that a thaw lasts too, however long its time"),
         ("halving", _count(fixed["halving"], "epoch"), "after which the bootstrap is half as large"),
         ("minimum stake", f"{exact_credits(fixed['min_stake'])} of the coin", "of a node that bonds"),
         ("cap", format_credits(fixed["cap"]), "most that one epoch of donated work mints"),
@@ -283,7 +310,7 @@ def _show_params(network: Network, told: dict[str, Any]) -> None:
     out.print(f"\nowner      {_owner(told)}", highlight=False, soft_wrap=True)
     out.print(f"auditors   {', '.join(told['auditors']) or 'none'}", highlight=False, soft_wrap=True)
     out.print(f"changes    made now count from epoch {told['next_change']} on", highlight=False)
-    out.print(f"paused     {'[red]yes: no deposits, no claims[/]' if told['paused'] else 'no'}", highlight=False)
+    out.print(f"paused     {'[red]yes: no deposits, no mints[/]' if told['paused'] else 'no'}", highlight=False)
     out.print(f"budget     {format_credits(told['budget'])} so far for this epoch's donated work", highlight=False)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from hivemint.cli.console import JsonFlag, NetworkOption, emit, out, run_async
-from hivemint.contracts.errors import HivemintError
-from hivemint.contracts.home import Home
-from hivemint.contracts.network import Network
+from hivemint.cli.console import JsonFlag, NetworkOption, emit, out, run_async, shown
+from hivemint.protocol.errors import HivemintError
+from hivemint.protocol.home import Home
+from hivemint.protocol.network import Network
 
 LIBRARIES = ("torch", "transformers", "hivemind", "web3", "eth-account", "coincurve", "sqlalchemy", "msgspec")
 NEEDED_DISK, NEEDED_MEMORY = 3 << 30, 2 << 30
@@ -38,9 +38,9 @@ def doctor(network: NetworkOption = None, as_json: JsonFlag = False) -> None:
     else:
         for one in findings:
             mark = "[green]ok[/]   " if one.ok else "[red]wrong[/]"
-            out.print(f"{mark}  {one.check:<14} {one.found}", highlight=False)
+            out.print(f"{mark}  {one.check:<14} {shown(one.found)}", highlight=False)
             if one.next_step:
-                out.print(f"       {'':<14} [dim]next: {one.next_step}[/]", highlight=False)
+                out.print(f"       {'':<14} [dim]next: {shown(one.next_step)}[/]", highlight=False)
     if not all(one.ok for one in findings):
         sys.exit(1)
 
@@ -96,9 +96,9 @@ def _home() -> Iterator[Finding]:
 
 
 def _model() -> Iterator[Finding]:
-    from hivemint.swarm import models
+    from hivemint.model import local_models
 
-    names = [model.name for model in models.installed(Home.open())]
+    names = [model.name for model in local_models.installed(Home.open())]
     yield Finding("models", bool(names), ", ".join(names) or "none", "" if names else "hivemint model pull")
 
 
@@ -106,7 +106,7 @@ def _network(path: Path) -> Iterator[Finding]:
     try:
         network = Network.load(path)
     except HivemintError as error:
-        yield Finding("network file", False, error.what, error.next_step)
+        yield Finding("network file", False, f"{error.what}: {error.why}".removesuffix(": "), error.next_step)
         return
     yield Finding("network file", True, f"{network.name}, chain {network.chain_id}")
     yield run_async(_chain(network))
@@ -120,24 +120,20 @@ async def _chain(network: Network) -> Finding:
         async with await Bindings.connect(network) as bindings:
             epoch = await bindings.emission.current_epoch()
             return Finding(
-                "chain", True, f"{network.rpc_url}, block {await bindings.chain.block_number()}, epoch {epoch}"
+                "chain", True, f"{bindings.chain.shown}, block {await bindings.chain.block_number()}, epoch {epoch}"
             )
     except HivemintError as error:
         return Finding("chain", False, f"{error.what}: {error.why}", error.next_step)
 
 
 async def _swarm(network: Network) -> Finding:
-    from hivemint.cli.swarm import served
-    from hivemint.swarm.host import Host, HostSettings
+    from hivemint.cli.swarm import served, visiting
 
     try:
-        host = await Host.start(HostSettings(network=network.name, listen=(), bootstrap=network.bootstrap))
+        async with visiting(network) as host:
+            report = [await served(host, network, model.name) for model in network.models]
     except HivemintError as error:
         return Finding("swarm", False, f"{error.what}: {error.why}", error.next_step)
-    try:
-        report = [await served(host, network, model.name) for model in network.models]
-    finally:
-        await host.close()
     gaps = [f"{one['model']} lacks {', '.join(one['missing'])}" for one in report if one["missing"]]  # type: ignore[arg-type]
     found = "; ".join(gaps) or f"{len(report)} model(s), every block is served"
     return Finding("swarm", not gaps, found, "run a node for the missing blocks" if gaps else "")

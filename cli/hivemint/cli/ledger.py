@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import uvicorn
 
-from hivemint.cli.console import NetworkOption, need, out, run_async
-from hivemint.contracts.errors import ConfigError
-from hivemint.contracts.home import Home, private_folder
-from hivemint.contracts.network import Network
+from hivemint.cli.console import NetworkOption, log_to, need, out, run_async
+from hivemint.protocol.errors import ConfigError
+from hivemint.protocol.home import Home, private_folder
+from hivemint.protocol.network import Network
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from hivemint.ledger.explorer import SwarmMap
+    from hivemint.ledger.explorer.queries import SwarmMap
 
 app = typer.Typer(help="Indexer, JSON API and the page of the swarm.")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -59,11 +59,12 @@ def serve(
 
 async def _serve(network: Network, journals: list[str], host: str, port: int, database: str, swarm: bool) -> None:
     from hivemint.contracts.bindings import Bindings
-    from hivemint.ledger.api import LOOPBACK, create_app
-    from hivemint.ledger.explorer import Explorer
-    from hivemint.ledger.indexer import Indexer
-    from hivemint.ledger.statements import Statements
+    from hivemint.ledger.explorer.api import LOOPBACK, create_app
+    from hivemint.ledger.explorer.indexer import Indexer
+    from hivemint.ledger.explorer.queries import Explorer
+    from hivemint.ledger.explorer.statements import Statements
 
+    log_to(sys.stderr, for_people=sys.stderr.isatty())
     sockets = [_listen(host, port)]
     async with AsyncExitStack() as opened:
         opened.callback(sockets[0].close)
@@ -115,18 +116,15 @@ async def _run(application: "FastAPI", sockets: list[socket.socket], following: 
 @asynccontextmanager
 async def _joined(network: Network) -> "AsyncIterator[SwarmMap]":
     """The swarm's block map by an own client-only peer."""
-    from hivemint.cli.swarm import served
-    from hivemint.swarm.host import Host, HostSettings
+    from hivemint.cli.swarm import served, visiting
 
-    host = await Host.start(HostSettings(network=network.name, listen=(), bootstrap=network.bootstrap))
+    async with visiting(network) as host:
 
-    async def swarm_map() -> Sequence[dict[str, Any]]:
-        return [await served(host, network, model.name) for model in network.models]
+        async def swarm_map() -> Sequence[dict[str, Any]]:
+            maps: list[dict[str, Any]] = [await served(host, network, model.name) for model in network.models]
+            return [one | {"nodes": [n for n in one["nodes"] if n["registered"] is not False]} for one in maps]
 
-    try:
         yield swarm_map
-    finally:
-        await host.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -156,13 +154,13 @@ def _say_ready(listening: socket.socket) -> None:
 
 def _url(journal: str) -> str:
     """A path is fine too."""
-    from hivemint.ledger.store import database_url
+    from hivemint.ledger.store.database import database_url
 
     return journal if "://" in journal else database_url(Path(journal).expanduser().absolute())
 
 
 def _own_database(network: Network) -> str:
-    from hivemint.ledger.store import database_url
+    from hivemint.ledger.store.database import database_url
 
     folder = private_folder(Home.open().root / "ledger")
     return database_url(folder / f"{network.name}-{network.chain_id}.db")

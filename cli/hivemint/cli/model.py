@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from hivemint.cli.console import JsonFlag, emit, err, out, table
-from hivemint.contracts.errors import ModelError
-from hivemint.contracts.ids import BlockIndex
-from hivemint.swarm import models
-from hivemint.swarm.families import FAMILIES
-from hivemint.swarm.footprint import PRECISIONS, fit, footprint
-from hivemint.swarm.models import LocalModel
+from hivemint.cli.console import JsonFlag, emit, err, out, shown, table
+from hivemint.model import local_models
+from hivemint.model.families import FAMILIES
+from hivemint.model.footprint import PRECISIONS, fit, footprint
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol.errors import ModelError
+from hivemint.protocol.ids import BlockIndex
 
 app = typer.Typer(help="Models on this machine: pull, info, list.")
 
@@ -24,27 +24,27 @@ ModelArgument = Annotated[str, typer.Argument(help="A pulled model's name, a Hug
 
 
 @app.command()
-def pull(model: ModelArgument = models.DEMO, as_json: JsonFlag = False) -> None:
+def pull(model: ModelArgument = local_models.DEMO, as_json: JsonFlag = False) -> None:
     """Fetch a model, the demo model by default. Checked by digest; a second pull checks it again."""
     with _progress(as_json) as progress:
-        found = models.pull(model, progress=progress)
+        found = local_models.pull(model, progress=progress)
         document = _describe(found, progress)
     if as_json:
         emit(document)
     else:
-        out.print(f"[green]ready[/] {found.name}  model id 0x{found.model_id.hex()}", soft_wrap=True)
-        out.print(f"      {found.folder}", highlight=False, soft_wrap=True)
+        out.print(f"[green]ready[/] {shown(found.name)}  model id 0x{found.model_id.hex()}", soft_wrap=True)
+        out.print(f"      {shown(str(found.folder))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def info(
-    model: ModelArgument = models.DEMO,
+    model: ModelArgument = local_models.DEMO,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with the manifest.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """What a model is, what a block of it takes at each precision, and what span of it fits this machine."""
     with _progress(as_json) as progress:
-        found = models.resolve(model, progress=progress)
+        found = local_models.resolve(model, progress=progress)
         document = _describe(found, progress)
         if verify:
             found.check(progress)
@@ -54,7 +54,8 @@ def info(
         emit(document | {"machine": machine})
         return
     for name, value in document.items():
-        out.print(f"[dim]{name.replace('_', ' '):>16}[/]  {_readable(name, value)}", highlight=False, soft_wrap=True)
+        text = shown(_readable(name, value))
+        out.print(f"[dim]{name.replace('_', ' '):>16}[/]  {text}", highlight=False, soft_wrap=True)
     for device in machine:
         _show_device(device, found.anatomy.num_blocks)
 
@@ -62,7 +63,7 @@ def info(
 @app.command("list")
 def list_models(as_json: JsonFlag = False) -> None:
     """The pulled models, damaged ones too."""
-    rows = [_row(model) for model in models.installed()]
+    rows = [_row(model) for model in local_models.installed()]
     if as_json:
         emit(rows)
     elif not rows:
@@ -97,8 +98,8 @@ def _machine(model: LocalModel) -> list[dict[str, Any]]:
     """For each device here: its free memory, and by precision what a block takes and what fits."""
     import torch
 
-    from hivemint.node.kv_cache import CPU_SHARE, GPU_SHARE, free_memory
-    from hivemint.node.linear import can_pack
+    from hivemint.node.kv.cache import CPU_SHARE, GPU_SHARE, free_memory
+    from hivemint.node.span.linear import can_pack
 
     context = min(model.anatomy.max_positions, SESSION)
     devices = [("cpu", free_memory(), CPU_SHARE)]

@@ -4,16 +4,20 @@ import asyncio
 import json
 import re
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hivemint.cli.console import JsonFlag, NetworkOption, emit, need, run_async, table
-from hivemint.contracts.credits import format_credits
-from hivemint.contracts.ids import PeerId
-from hivemint.contracts.network import Network
+from hivemint.cli.console import JsonFlag, NetworkOption, emit, log_to, need, run_async, table
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.errors import ChainError, SwarmError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import ModelId, PeerId
+from hivemint.protocol.network import Network
 
 if TYPE_CHECKING:
     from hivemint.swarm.host import Host
@@ -36,24 +40,26 @@ def status(
     for served in report:
         rows = [
             (
-                node["peer"],
+                node["peer"][-8:],
                 f"{node['first']}:{node['end']}",
                 node["numerics"],
                 format_credits(node["ask"], digits=9),
                 f"{node['tokens_per_s']:.1f}",
                 f"{node['wait_paid_s'] * 1000:.0f} / {node['wait_free_s'] * 1000:.0f}",
                 f"{node['free_tokens']:,}",
+                {True: "yes", False: "no", None: "?"}[node["registered"]],
             )
             for node in served["nodes"]
         ]
         columns = (
-            "peer",
+            "node",
             "blocks",
             "numerics",
             ">ask a token and block",
             ">tokens/s",
             ">wait ms paid / free",
             ">free tokens",
+            "registered",
         )
         table(f"{served['model']} ({served['blocks']} blocks)", *columns, rows=rows)
         if served["missing"]:
@@ -74,40 +80,57 @@ async def _bootstrap(name: str, identity: Path | None, listen: str) -> None:
     from hivemint.swarm.host import Host, HostSettings
     from hivemint.swarm.identity import peer_text
 
+    log_to(sys.stderr, for_people=sys.stderr.isatty())
     host = await Host.start(HostSettings(network=name, identity=identity, listen=(listen,)))
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     ready = {"event": "ready", "peer": peer_text(host.peer_id), "addresses": list(host.addresses)}
     typer.echo(json.dumps(ready))
-    await asyncio.wait(
-        {asyncio.create_task(stopped.wait()), asyncio.create_task(host.wait_ended())},
-        return_when=asyncio.FIRST_COMPLETED,
-    )
+    ended = asyncio.create_task(host.wait_ended())
+    await asyncio.wait({asyncio.create_task(stopped.wait()), ended}, return_when=asyncio.FIRST_COMPLETED)
     await host.close()
+    if not stopped.is_set():
+        raise SwarmError("The bootstrap peer has ended", why=await ended, next_step="start it again")
 
 
 async def _status(network: Network, only: str | None) -> list[dict[str, object]]:
+    chosen = [network.model(only)] if only else list(network.models)
+    async with visiting(network) as host:
+        return [await served(host, network, model.name) for model in chosen]
+
+
+@asynccontextmanager
+async def visiting(network: Network) -> "AsyncIterator[Host]":
+    """A client's peer in the swarm, which knows who is registered if the chain answers. Raises SwarmError."""
+    from hivemint.contracts.bindings import Bindings
     from hivemint.swarm.host import Host, HostSettings
 
-    chosen = [network.model(only)] if only else list(network.models)
-    host = await Host.start(HostSettings(network=network.name, listen=(), bootstrap=network.bootstrap))
-    try:
-        return [await served(host, network, model.name) for model in chosen]
-    finally:
-        await host.close()
+    known = Home.open().client / f"peers-{network.name}.json"
+    async with AsyncExitStack() as stack:
+        host = await Host.start(HostSettings(network.name, listen=(), bootstrap=network.bootstrap, known=known))
+        stack.push_async_callback(host.close)
+        with suppress(ChainError):
+            contracts = await stack.enter_async_context(await Bindings.connect(network))
+            host.rank_by(contracts.registry)
+        yield host
 
 
 async def served(host: "Host", network: Network, name: str) -> dict[str, object]:
-    """One model's block map: its nodes and the ranges of blocks that nobody serves."""
+    """One model's block map: its nodes and the ranges of blocks that nobody serves.
+
+    `registered` None: the chain does not answer. Where it does, a node without registration serves nothing here.
+    """
+    from hivemint.model.manifest import parse
     from hivemint.swarm.identity import peer_text
-    from hivemint.swarm.manifest import parse
 
     model = network.model(name)
     blocks = _block_count(parse(network.manifest(model)).tensors)
     found = await host.find(model.model_id, range(blocks))
     nodes = sorted((checked.record for checked in found), key=lambda record: (record.first_block, record.peer))
-    covered = {block for record in nodes for block in range(record.first_block, record.end_block)}
+    registered = {one.peer: host.is_registered(one) for one in found} if host.ranks else {}
+    counted = [record for record in nodes if registered.get(PeerId(record.peer), True)]
+    covered = {block for record in counted for block in range(record.first_block, record.end_block)}
     return {
         "model": name,
         "blocks": blocks,
@@ -115,6 +138,7 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
             {
                 "peer": peer_text(PeerId(record.peer)),
                 "operator": record.operator,
+                "registered": registered.get(PeerId(record.peer)),
                 "first": record.first_block,
                 "end": record.end_block,
                 "numerics": ", ".join(record.numerics),
@@ -128,6 +152,13 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
         ],
         "missing": _ranges([block for block in range(blocks) if block not in covered]),
     }
+
+
+def block_counts(network: Network) -> dict[ModelId, int]:
+    """How many blocks each of the network's models has. Raises ConfigError, ProofError for a damaged manifest."""
+    from hivemint.model.manifest import parse
+
+    return {model.model_id: _block_count(parse(network.manifest(model)).tensors) for model in network.models}
 
 
 def _block_count(tensors: Iterable[str]) -> int:

@@ -1,21 +1,24 @@
 """`hivemint testnet`: the whole of Hivemint on this machine, for developers and for a first look."""
 
 import asyncio
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.panel import Panel
+from rich.text import Text
 
-from hivemint.cli.console import JsonFlag, emit, from_checkout, out, run_async, table
-from hivemint.cli.devchain import CHAIN_ID, dev_signers
-from hivemint.cli.localnet import PEOPLE, Layout, LocalNet, State, next_epoch, read_state, stop
-from hivemint.contracts.credits import format_credits
-from hivemint.contracts.errors import ConfigError
-from hivemint.contracts.home import Home
-from hivemint.contracts.network import Network
-from hivemint.swarm import models
+from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
+from hivemint.model import local_models
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.errors import ConfigError, HivemintError
+from hivemint.protocol.home import Home
+from hivemint.protocol.network import Network
+from hivemint.testnet.checkout import from_checkout
+from hivemint.testnet.devchain import CHAIN_ID, dev_signers
+from hivemint.testnet.localnet import PEOPLE, Layout, LocalNet, State, next_epoch, read_state, stop
 
 app = typer.Typer(help="The whole thing on this machine: up, status, epoch, demo, down.")
 
@@ -39,13 +42,13 @@ def default_folder() -> Path:
 
 @app.command()
 def up(
-    model: ModelArgument = models.DEMO,
+    model: ModelArgument = local_models.DEMO,
     nodes: Annotated[int, typer.Option(min=1, max=6, help="The blocks are shared out evenly.")] = 2,
     as_json: JsonFlag = False,
 ) -> None:
     """Start chain, contracts, bootstrap peer, nodes and ledger in the background; print where everything is."""
     from_checkout()
-    net = LocalNet(default_folder(), models.resolve(model, home=own_home()))
+    net = LocalNet(default_folder(), local_models.resolve(model, home=own_home()))
     with out.status("starting ...") as spinner:
 
         def tell(what: str) -> None:
@@ -67,10 +70,12 @@ def status(as_json: JsonFlag = False) -> None:
         emit(describe(folder, state))
         return
     rows = [
-        (child.name, "up" if child.alive else "[red]down[/]", str(child.pid), child.log) for child in state.children
+        (one.name, "up" if one.alive else Text("down", style="red"), str(one.pid), one.log) for one in state.children
     ]
     table("testnet", "process", "state", ">pid", "log", rows=rows)
-    out.print(f"network  {folder / 'network.toml'}\nchain    {state.chain_url}\nledger   {state.ledger_url}")
+    where = {"network": folder / "network.toml", "chain": state.chain_url, "ledger": state.ledger_url}
+    for name, text in where.items():
+        out.print(f"{name:<8} {shown(str(text))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -126,14 +131,23 @@ def down(as_json: JsonFlag = False) -> None:
 
 @app.command()
 def demo(
-    model: ModelArgument = models.DEMO,
+    model: ModelArgument = local_models.DEMO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document, alone on stdout.")] = False,
 ) -> None:
     """The life of a token on a testnet of its own: chat, receipts, mints, priority, settlement, attacks refused."""
-    from hivemint.cli.demo import run_demo
+    from hivemint.testnet.demo.acts import run_demo
+    from hivemint.testnet.demo.story import Story
 
     from_checkout()
-    asyncio.run(run_demo(models.resolve(model, home=own_home()), as_json=as_json))
+    story = Story(silent=as_json)
+    figures = asyncio.run(run_demo(local_models.resolve(model, home=own_home()), story))
+    if as_json:
+        emit(figures)
+    else:
+        total = figures.seconds["total"]
+        story.tell(f"\n[bold]Done[/] in {total:.0f} s. Next: `hivemint testnet up`, and look around.")
+    if not figures.sound:
+        raise HivemintError("The demo ran, but not all that it claims came true", why="see the figures above")
 
 
 def running(folder: Path) -> State:
@@ -173,8 +187,9 @@ def show(folder: Path, state: State) -> None:
     rows += [(plan.operator, f"blocks {plan.blocks}, owner {plan.owner}") for plan in state.nodes]
     rows += [("network file", str(folder / "network.toml")), ("password file", str(folder / "password"))]
     table("Testnet", "what", "where", rows=rows)
+    place = shown(shlex.quote(str(folder)))
     out.print(
-        f"\nnext  export HIVEMINT_NETWORK={folder}/network.toml HIVEMINT_HOME={folder}/home\n"
+        f"\nnext  export HIVEMINT_NETWORK={place}/network.toml HIVEMINT_HOME={place}/home\n"
         "      export HIVEMINT_PASSWORD=hivemint\n"
         "      hivemint chat --wallet bob\n"
         "      hivemint testnet status | epoch | demo | down",

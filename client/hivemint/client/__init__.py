@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hivemint.client.generation import SwarmModelForCausalLM as SwarmModelForCausalLM
+    from hivemint.client.generation.causal_lm import SwarmModelForCausalLM as SwarmModelForCausalLM
 
 __all__ = ["SwarmModelForCausalLM"]
 
@@ -11,7 +11,7 @@ __all__ = ["SwarmModelForCausalLM"]
 def __getattr__(name: str) -> Any:
     """The public face, imported when it is asked for: it brings transformers, which a wallet's verbs don't need."""
     if name == "SwarmModelForCausalLM":
-        from hivemint.client.generation import SwarmModelForCausalLM
+        from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 
         return SwarmModelForCausalLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

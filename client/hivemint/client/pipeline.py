@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 
 import torch
 
-from hivemint.contracts.credits import format_credits
-from hivemint.contracts.errors import SwarmError
-from hivemint.contracts.ids import BlockIndex, Credits, PeerId
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.errors import HivemintError, SwarmError
+from hivemint.protocol.ids import BlockIndex, Credits, PeerId
 
 Rows = Literal["all", "last"]
 
@@ -21,6 +21,14 @@ class SessionLimit(SwarmError):
 
     Nothing was computed for the request that raised it. Generation opens a new pipeline and replays the text so far.
     """
+
+
+class RoomLost(SessionLimit):
+    """A node ended a session, or gave its room to others, before it was used up: its text must be computed again."""
+
+    def __init__(self, what: str, *, why: str, peers: tuple[PeerId, ...]) -> None:
+        super().__init__(what, why=why)
+        self.peers = peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +72,35 @@ class Pipeline(Protocol):
         """Cached token positions so far."""
         ...
 
+    @property
+    def price(self) -> int:
+        """Of one position through all blocks, in wei; 0 in the free lane."""
+        ...
+
+    @property
+    def spent(self) -> int:
+        """What its own steps cost so far, in wei: those that were delivered, are under way, or whose fate is unknown.
+
+        What was refused or cancelled is not in it.
+        """
+        ...
+
+    @property
+    def signed(self) -> int:
+        """What was signed for its sake, in wei: `spent`, and what refused steps have raised the vouchers by."""
+        ...
+
+    @property
+    def slow(self) -> SwarmError | None:
+        """Names a node that is far slower than it publishes. Nothing is broken: the text may go on here."""
+        ...
+
     async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
         """Run the next `count` positions: fp32 `[count, hidden]` in, the same shape out, or `[1, hidden]` for `last`.
 
         Long inputs are cut into chunks here. Raises `SessionLimit` when the session is used up, `SwarmError`,
-        `Refusal` or `ProofError` when the chain broke. Nothing but `close` may follow an error.
+        `Refusal` or `ProofError` when the chain broke, `BadInput` for numbers that are not finite. Nothing but `close`
+        may follow an error.
         """
         ...
 
@@ -91,6 +123,20 @@ class Pipeline(Protocol):
 
 class Training(Protocol):
     """One lane of training: sessions at the nodes of a route, each step a whole sequence from position 0."""
+
+    def cost(self, forward: int, backward: int) -> int:
+        """Wei for passes over so many positions, each forward and backward; a trial of unknown nodes is in it."""
+        ...
+
+    @property
+    def signed(self) -> int:
+        """See `Pipeline.signed`."""
+        ...
+
+    @property
+    def slow(self) -> SwarmError | None:
+        """See `Pipeline.slow`."""
+        ...
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -116,8 +162,17 @@ class Training(Protocol):
 class Swarm(Protocol):
     """The network as `SwarmModelForCausalLM` holds it. All methods run in the model's own event loop."""
 
+    @property
+    def replay_margin(self) -> float:
+        """A sequence signs at most this many times what its tokens cost by the plan, replays included."""
+        ...
+
     async def open(self, tokens: int) -> Pipeline:
         """Find a route and shake hands for one sequence of at most `tokens` positions, paid or free as configured."""
+        ...
+
+    def another_way(self, error: HivemintError) -> bool:
+        """Whether another node can take the place of one that `error` names; then these are left out for a while."""
         ...
 
     async def fork(self, parent: Pipeline, tokens: int, count: int) -> Pipeline | None:

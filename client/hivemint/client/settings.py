@@ -1,6 +1,6 @@
 """The client's settings: flags > `HIVEMINT_*` > `[client]` of `$HIVEMINT_HOME/config.toml` > defaults.
 
-A bid is a price per token and block. Amounts are read by `contracts.credits.parse_credits`.
+A bid is a price per token and block. Amounts are read by `protocol.credits.parse_credits`.
 """
 
 import re
@@ -18,13 +18,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from hivemint.contracts.credits import exact_credits, parse_credits
-from hivemint.contracts.errors import BadInput, ConfigError
-from hivemint.contracts.home import Home
-from hivemint.contracts.ids import Credits
+from hivemint.protocol.credits import exact_credits, parse_credits
+from hivemint.protocol.errors import BadInput, ConfigError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Credits
 
 MAX_TIMES = 16
-"""A node's weight for a bid ends at 16 times its ask (`protocol.md`, section 6): more buys nothing."""
+"""A node's weight for a bid ends at 16 times its ask (`docs/protocol.md`, section 6): more buys nothing."""
 NOTHING = Credits(0)
 _TIMES = re.compile(r"(\d{1,4}(?:\.\d{1,6})?)x")
 
@@ -106,11 +106,15 @@ class ClientSettings(BaseSettings):
     bid: Annotated[Bid, NoDecode, BeforeValidator(_bid)] = Bid()
     """`auto`, `free`, `ask`, `2x`, or credits per token and block."""
     max_price: Annotated[Credits | None, NoDecode, BeforeValidator(_credits)] = None
-    """Ceiling: credits per token through all blocks. None: no ceiling but what the accounts hold."""
+    """Ceiling: credits per token through all blocks. None: `max_times_median` and what the accounts hold."""
+    max_times_median: Annotated[float, Field(ge=1)] = 3.0
+    """Without `max_price`: nodes that ask more than this many times the swarm's median ask are left out."""
     seconds_per_credit: Annotated[float, Field(ge=0)] = 10.0
     """How much time a saved credit is worth when routes are compared: the lambda of the routing cost."""
     margin: Annotated[float, Field(ge=1, le=10)] = 1.25
-    """A session is opened for this many times its expected price (`protocol.md`, section 1)."""
+    """A session's `maxAmount` is this many times its expected price (`docs/protocol.md`, section 1)."""
+    replay_margin: Annotated[float, Field(ge=1, le=100)] = 2.0
+    """A text may cost this many times its plan, where nodes lose its room and it is computed again; then it ends."""
     session_time: Annotated[float, Field(ge=60, le=86_400)] = 3600.0
     """How long a session may last."""
     prefill_chunks: Annotated[int, Field(ge=1, le=64)] = 4
@@ -120,13 +124,29 @@ class ClientSettings(BaseSettings):
     open_timeout: Annotated[float, Field(gt=0)] = 10.0
     """For dialling a node and its handshake."""
     step_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """For one step through the whole route."""
+    """For one step through the whole route, all that comes of it included. Nodes wait 30 s for each other."""
+    slow_times: Annotated[float, Field(ge=1)] = 10.0
+    """A node whose steps take this many times what it publishes is replaced, where another can take its blocks."""
+    slow_floor: Annotated[float, Field(ge=0)] = 2.0
+    """Seconds that a step at a node may always take before it counts as slow."""
     patience: Annotated[float, Field(ge=0)] = 60.0
     """How long to wait for a place when all nodes are busy."""
     wait_for_blocks: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for nodes to come where blocks are missing."""
     set_aside: Annotated[float, Field(ge=0)] = 120.0
     """How long a node that failed or lied is left out of routes."""
+    max_ahead: Annotated[int, Field(ge=1, le=64)] = 4
+    """Steps in flight at a node, whatever it offers; one until it has delivered to this client."""
+    max_rows: Annotated[int, Field(ge=1, le=16_384)] = 512
+    """Positions of a step, whatever a node offers."""
+    max_tokens: Annotated[int, Field(ge=1)] = 1 << 20
+    """Positions of a session, whatever a node offers."""
+    max_backward: Annotated[int, Field(ge=0, le=16_384)] = 2048
+    """Positions of a step backward, whatever a node offers."""
+    max_adapter: Annotated[int, Field(ge=0, le=1 << 26)] = 1 << 26
+    """Bytes of an adapter that a node gets, whatever it offers."""
+    max_wait: Annotated[float, Field(ge=0)] = 30.0
+    """The longest that a busy node's word on when to come again is followed."""
 
     @classmethod
     def load(cls, home: Home | None = None, **flags: Any) -> Self:

@@ -1,1 +1,1 @@
-"""What is signed and what the chain knows: ids, EIP-712 structs, receipt states, bindings, deployment."""
+"""What the chain knows: its endpoints, the contracts' bindings, deployment, verification."""

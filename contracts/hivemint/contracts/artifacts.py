@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 from eth_abi.abi import decode
 from eth_abi.exceptions import DecodingError
 
-from hivemint.contracts.errors import ConfigError
-from hivemint.contracts.keccak import keccak
+from hivemint.protocol.errors import ConfigError
+from hivemint.protocol.keccak import keccak
 
 NAMES = ("Parameters", "CreditToken", "NodeRegistry", "Settlement", "Disputes", "Emission")
 """All contracts, in the order in which they are deployed."""
 _ERROR_STRING, _PANIC = keccak(b"Error(string)")[:4], keccak(b"Panic(uint256)")[:4]
 _TIMES = ("thawEnd", "unbondEnd", "validUntil", "latest", "deadline")
+_COINS = ("stake", "minimum")
 
 
 @dataclass(frozen=True)
@@ -119,4 +121,6 @@ def _show(name: str, value: Any) -> str:
         return "[" + ", ".join(_show("", one) for one in value) + "]"
     if name in _TIMES and isinstance(value, int) and value < 2**36:
         return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if name in _COINS:
+        return f"{Decimal(value).scaleb(-18).normalize():f} coins"
     return str(value)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hivemint.contracts.artifacts import NAMES
-from hivemint.contracts.errors import ChainError, ConfigError
 from hivemint.contracts.toolchain import hardhat_project, node_binary
+from hivemint.protocol.errors import ChainError, ConfigError
 
 SOLC_VERSION = "0.8.37"
 _LIBRARY = "@openzeppelin/contracts"
@@ -43,19 +43,14 @@ _IMPORT = re.compile(r"""^import\s[^;]*?["']([^"']+)["']\s*;""", re.MULTILINE)
 def compile_contracts(solc: Path | None = None) -> dict[str, str]:
     """Contract name -> the text of its artifact file. `solc`: a compiler to use instead of the found one.
 
-    Raises ConfigError if there is no source or compiler, ChainError with the compiler's message for bad Solidity.
+    Raises ConfigError if there is no source or compiler, ImportError without py-solc-x, ChainError with the compiler's
+    message for bad Solidity.
     """
-    try:
-        import solcx
-        from solcx.exceptions import SolcError
-    except ImportError:
-        raise ConfigError(
-            "py-solc-x is not installed",
-            why="it runs the Solidity compiler",
-            next_step="pip install 'hivemint[contracts]'",
-        ) from None
+    import solcx
+    from solcx.exceptions import SolcError
+
     project = hardhat_project()
-    standard_input = {"language": "Solidity", "sources": _sources(project), "settings": _settings(project)}
+    standard_input = standard_json()
     with _compiler(project, solc) as binary:
         try:
             output = solcx.compile_standard(standard_input, solc_binary=binary)
@@ -63,6 +58,20 @@ def compile_contracts(solc: Path | None = None) -> dict[str, str]:
             raise ChainError("The contracts do not compile", why=str(error)) from None
     names = _immutable_names(output["sources"])
     return {name: _artifact(name, output["contracts"][f"project/src/{name}.sol"][name], names) for name in NAMES}
+
+
+def standard_json() -> dict[str, Any]:
+    """What the compiler is given, as block explorers take it to verify a contract; it is the same for all.
+
+    Raises ConfigError if there is no source.
+    """
+    project = hardhat_project()
+    return {"language": "Solidity", "sources": _sources(project), "settings": _settings(project)}
+
+
+def qualified(name: str) -> str:
+    """A contract's name as explorers ask for it: its source, a colon, the name."""
+    return f"project/src/{name}.sol:{name}"
 
 
 def artifacts_folder() -> Path:

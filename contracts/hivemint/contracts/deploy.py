@@ -21,17 +21,20 @@ from web3.utils import get_create_address
 from hivemint.contracts.artifacts import NAMES, load
 from hivemint.contracts.bindings import Bindings, Fixed, Setting
 from hivemint.contracts.chain import Chain
-from hivemint.contracts.credits import parse_credits
-from hivemint.contracts.errors import BadInput, ChainError, ConfigError
-from hivemint.contracts.ids import Address, ModelId
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.network import Contracts
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.credits import parse_credits
+from hivemint.protocol.errors import BadInput, ChainError, ConfigError
+from hivemint.protocol.ids import Address, ModelId
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.network import Contracts
+from hivemint.protocol.signing import Signer
 
 _FIELDS = dict(
     zip(("parameters", "token", "registry", "settlement", "disputes", "emission"), NAMES, strict=True)
 )  # name in `Contracts` -> contract, in the order of deployment
 _MINED_WITHIN = 120.0
+_COUNTS = ("fee", "epoch", "thaw", "thaw_blocks", "unbond", "delay", "halving")
+DEVELOPMENT = 31337
+"""The id of development chains, as the contracts know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,12 @@ async def deploy(
     Raises ChainError for an unreachable or wrong chain, ConfigError if `record` tells of something else.
     """
     async with await Chain.connect(url, chain_id) as chain:
+        if not numbers.fixed.delay and chain.chain_id != DEVELOPMENT:
+            raise ConfigError(
+                "A deployment needs a timelock",
+                why=f"the delay is 0 and chain {chain.chain_id} is no development chain: changes would count at once",
+                next_step="choose a delay, e.g. two days, in the numbers",
+            )
         plan = await _plan(chain, deployer, numbers, record)
         contracts = plan.contracts
         for index, (name, contract) in enumerate(_FIELDS.items()):
@@ -183,7 +192,7 @@ def _numbers(table: dict[str, Any]) -> Numbers:
             raise ValueError(f"{address!r} is not a checksummed address")
     return Numbers(
         fixed=Fixed(
-            **{name: int(fixed[name]) for name in ("fee", "epoch", "thaw", "unbond", "delay", "halving")},  # type: ignore[arg-type]
+            **{name: int(fixed[name]) for name in _COUNTS},  # type: ignore[arg-type]
             **{name: parse_credits(str(fixed[name])) for name in ("min_stake", "cap", "bootstrap")},
         ),
         settings=values,

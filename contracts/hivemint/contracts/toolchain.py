@@ -4,7 +4,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from hivemint.contracts.errors import ConfigError
+from hivemint.protocol.errors import ConfigError
 
 
 def hardhat_project() -> Path:

@@ -52,7 +52,7 @@ enum ClaimSkip {
 enum Status {
     /// Nothing is claimed.
     Nothing,
-    /// Claimed; mintable from two epochs after the claimed one.
+    /// Claimed; mintable from two epochs after the claimed one, unless a pause runs.
     Waiting,
     /// `mint` would pay it now.
     Mintable,
@@ -71,8 +71,8 @@ interface IEmission {
     /// @notice `node` got its share of `epoch`.
     event Minted(address indexed node, uint256 indexed epoch, address indexed payout, uint256 amount);
 
-    /// @notice `claim` is paused.
-    error ClaimsPaused();
+    /// @notice `mint` is paused; claiming never is.
+    error MintsPaused();
     /// @notice Only the node's operator or owner may claim.
     error NotOperatorOrOwner(address node, address caller);
     /// @notice Claims for an epoch are taken during the next one only.

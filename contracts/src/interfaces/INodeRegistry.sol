@@ -35,6 +35,10 @@ interface INodeRegistry {
     event PeerChanged(address indexed node, bytes32 peerIdHash);
     /// @notice `node` is paid to another address.
     event PayoutChanged(address indexed node, address payout);
+    /// @notice The owner of `node` would hand it to `to`; zero takes an offer back.
+    event OwnershipOffered(address indexed node, address indexed to);
+    /// @notice `node` with all its stake belongs to `owner` now; its payout stays until the new owner changes it.
+    event OwnerChanged(address indexed node, address indexed owner);
     /// @notice `amount` of stake came in; `bonded` is the new sum.
     event Bonded(address indexed node, uint256 amount, uint256 bonded);
     /// @notice All stake leaves, and may be withdrawn after `unbondEnd`.
@@ -58,6 +62,8 @@ interface INodeRegistry {
     error ZeroAddress();
     /// @notice Only the node's owner may do this.
     error NotOwner(address node, address caller);
+    /// @notice The node is not offered to the caller.
+    error NotOffered(address node, address caller);
     /// @notice Only the contract of disputes may do this.
     error NotDisputes(address caller);
     /// @notice The operator key is retired.
@@ -94,6 +100,16 @@ interface INodeRegistry {
 
     /// @notice Takes out what has left, after UNBOND. Only the owner.
     function withdrawStake(address node, address to) external;
+
+    /// @notice Offers `node`, its stake and its pay to `to`, who takes it by `acceptOwnership`; zero takes an offer back.
+    /// Only the owner.
+    function offerOwnership(address node, address to) external;
+
+    /// @notice Becomes the owner of a node that was offered to the caller.
+    function acceptOwnership(address node) external;
+
+    /// @notice To whom `node` is offered; zero for nobody.
+    function offeredTo(address node) external view returns (address);
 
     /// @notice Takes out the caller's shares of slashes.
     function pullReward(address to) external;

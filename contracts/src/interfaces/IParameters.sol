@@ -9,6 +9,8 @@ struct Fixed {
     uint32 epoch;
     /// How long an account thaws, and how long a voucher outlives its key.
     uint32 thaw;
+    /// The blocks that a thaw lasts at least: a chain that stood still for all of it gives nodes time to settle.
+    uint32 thawBlocks;
     /// How long stake stays slashable after `unbond`.
     uint32 unbond;
     /// The timelock: a change counts for epochs that begin after it.
@@ -49,8 +51,10 @@ interface IParameters {
     event RateScheduled(bytes32 indexed modelId, uint64 rate, uint256 epoch);
     /// @notice `auditor` is one, or is none any more, from `epoch` on.
     event AuditorScheduled(address indexed auditor, bool active, uint256 epoch);
-    /// @notice `fund` and `claim` were stopped or let go on.
-    event PauseSet(bool paused);
+    /// @notice `fund` and `mint` are stopped until then.
+    event Paused(uint256 until);
+    /// @notice They go on before that.
+    event Unpaused();
 
     /// @notice A fixed number is out of its range; `name` says which.
     error BadFixed(bytes32 name);
@@ -58,6 +62,8 @@ interface IParameters {
     error BadSetting(Setting setting, uint256 value, uint256 low, uint256 high);
     /// @notice Two lists that must be equally long are not.
     error LengthMismatch(uint256 left, uint256 right);
+    /// @notice A pause runs, or ended less than 7 days ago; the next may begin at `free`.
+    error PausedLately(uint256 free);
 
     /// @notice Changes `setting` for epochs that begin after the delay. Only the owner.
     function schedule(Setting setting, uint256 value) external;
@@ -68,11 +74,18 @@ interface IParameters {
     /// @notice Adds or removes an auditor, for epochs that begin after the delay. Only the owner.
     function scheduleAuditor(address auditor, bool active) external;
 
-    /// @notice Stops `Settlement.fund` and `Emission.claim`, or lets them go on; at once. Only the owner.
-    function setPause(bool paused_) external;
+    /// @notice Stops `Settlement.fund` and `Emission.mint`, at once and for 7 days at most; for as long after its end
+    /// there is no other pause. Neither has a time that could be missed. Only the owner.
+    function pause() external;
 
-    /// @notice True while `fund` and `claim` are stopped.
+    /// @notice Ends a pause. Only the owner.
+    function unpause() external;
+
+    /// @notice True while `fund` and `mint` are stopped.
     function paused() external view returns (bool);
+
+    /// @notice When the newest pause ends, or ended (seconds); 0 if there was none.
+    function pausedUntil() external view returns (uint256);
 
     /// @notice The epoch of the block's time.
     function currentEpoch() external view returns (uint256);

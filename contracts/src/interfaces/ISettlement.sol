@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
+import {Signature} from "../Signed.sol";
+
 /// @notice The escrow of one (client, node) pair; one storage slot.
 struct Account {
     /// Credits in escrow (wei).
@@ -26,6 +28,8 @@ struct AccountView {
     uint64 thawEnd;
     /// The key's end; the largest value for the client's own key, 0 for a key that was never set.
     uint64 keyValidUntil;
+    /// The key was revoked before it was ever set: no `Delegation` for it counts, wherever it is shown.
+    bool keyRevoked;
 }
 
 /// @notice One client's newest receipt and voucher at a node; 320 bytes of calldata.
@@ -49,6 +53,24 @@ struct Permit {
     uint8 v;
     bytes32 r;
     bytes32 s;
+}
+
+/// @notice The operator key's word that all up to `total` is settled and the rest of the account may go at once.
+struct Release {
+    /// What the node has collected, or collects by the items that come with it.
+    uint96 total;
+    /// The last second in which it can be used; at most an hour ahead.
+    uint64 deadline;
+    Signature signature;
+}
+
+/// @notice What a wallet may order by its signature, beside `Fund`.
+enum Order {
+    Thaw,
+    CancelThaw,
+    Withdraw,
+    Revoke,
+    Close
 }
 
 /// @notice Why an item of a settlement was skipped.
@@ -95,8 +117,10 @@ interface ISettlement {
         uint256 minted,
         uint256 total
     );
-    /// @notice Item `index` of the call did nothing.
-    event Skipped(address indexed node, uint256 index, Skip reason);
+    /// @notice Item `index` of the call, of `client`, did nothing.
+    event Skipped(address indexed node, address indexed client, uint256 index, Skip reason);
+    /// @notice Both sides agreed to close the account, settled up to `total`; what was left is in `Withdrawn`.
+    event Closed(address indexed client, address indexed node, uint96 total);
 
     /// @notice `fund` is paused; settling and leaving never are.
     error FundingPaused();
@@ -112,13 +136,25 @@ interface ISettlement {
     error NotThawing();
     /// @notice The thaw has not ended.
     error StillThawing(uint64 thawEnd);
+    /// @notice Too few blocks came since the thaw began.
+    error TooFewBlocks(uint256 firstBlock);
+    /// @notice The order's time is over.
+    error OrderOver(uint64 deadline);
+    /// @notice The client has not signed this order with its next nonce, which is `nonce`.
+    error BadOrder(address client, uint256 nonce);
+    /// @notice The release's time is over, or lies too far ahead.
+    error ReleaseOver(uint64 deadline, uint256 latest);
+    /// @notice The release is not signed by the node, for this client.
+    error BadRelease(address node);
+    /// @notice The node has not collected what it released the rest for.
+    error NotSettled(uint96 collected, uint96 total);
     /// @notice The key is zero or the client itself.
     error BadKey(address key);
     /// @notice The key was set or revoked before; a key is set once.
     error KeyKnown(address key);
     /// @notice `validUntil` is not in the next 90 days.
     error BadValidity(uint64 validUntil, uint256 latest);
-    /// @notice The delegation is not signed by the client.
+    /// @notice The delegation is not signed by the client, or not for paid work.
     error BadDelegation(address client);
     /// @notice No such node.
     error NotRegistered(address node);
@@ -130,24 +166,62 @@ interface ISettlement {
     function fund(address client, address[] calldata nodes, uint96[] calldata amounts, Permit calldata permit)
         external;
 
-    /// @notice Closes the caller's account at `node` for new work; it may be withdrawn after THAW.
+    /// @notice Deposits the client's own credits into its own accounts, by its signature over `Fund`, sent by anyone.
+    /// Here as in the other calls by signature: it carries the client's next nonce, is good until `deadline`, and is 64
+    /// bytes (r, vs) or 65 (r, s, v) of an externally owned account, or what the client's ERC-1271 takes.
+    function fundBySig(
+        address client,
+        address[] calldata nodes,
+        uint96[] calldata amounts,
+        Permit calldata permit,
+        uint64 deadline,
+        bytes calldata signature
+    ) external;
+
+    /// @notice Closes the caller's account at `node` for new work; it may be withdrawn after THAW and THAW_BLOCKS.
     function thaw(address node) external;
+
+    /// @notice The same by the client's signature over `Thaw`.
+    function thawBySig(address client, address node, uint64 deadline, bytes calldata signature) external;
 
     /// @notice Opens the caller's account at `node` again.
     function cancelThaw(address node) external;
 
+    /// @notice The same by the client's signature over `CancelThaw`.
+    function cancelThawBySig(address client, address node, uint64 deadline, bytes calldata signature) external;
+
     /// @notice Pays all that is left at `node` back to the caller, after the thaw.
     function withdraw(address node) external;
+
+    /// @notice The same, to the client, by its signature over `Withdraw`.
+    function withdrawBySig(address client, address node, uint64 deadline, bytes calldata signature) external;
+
+    /// @notice Settles `items`, and pays all that is left in the caller's account at `node` back at once, if the node
+    /// has released it and has collected what it asks for. Ends a thaw.
+    /// @param items those that the node has not settled yet; none if it has
+    function close(address node, Release calldata release, Item[] calldata items) external;
+
+    /// @notice The same by the client's signature over `Close`.
+    function closeBySig(
+        address client,
+        address node,
+        Release calldata release,
+        Item[] calldata items,
+        uint64 deadline,
+        bytes calldata signature
+    ) external;
 
     /// @notice Lets `key` sign sessions and vouchers for the caller, at most 90 days ahead. Once per key.
     function authorize(address key, uint64 validUntil) external;
 
-    /// @notice The same by the client's signature over `Delegation`, sent by anyone.
-    /// @param signature 64 bytes (r, vs) of an externally owned account, or what the client's ERC-1271 takes
+    /// @notice The same by the client's signature over a `Delegation` for paid work, sent by anyone.
     function authorizeBySig(address client, address key, uint64 validUntil, bytes calldata signature) external;
 
     /// @notice Ends `key` now, for one not yet known too. What it signed stays collectable for THAW.
     function revoke(address key) external;
+
+    /// @notice The same by the client's signature over `Revoke`.
+    function revokeBySig(address client, address key, uint64 deadline, bytes calldata signature) external;
 
     /// @notice Burns what the vouchers owe, as far as the escrow reaches, and mints it less the fee to the node's
     /// payout address. By anyone; bad items are skipped with a reason.
@@ -157,6 +231,9 @@ interface ISettlement {
 
     /// @notice One account.
     function account(address client, address node) external view returns (Account memory);
+
+    /// @notice The first block in which an account that thaws may be withdrawn, if its time is over too; 0 for others.
+    function thawEndBlock(address client, address node) external view returns (uint256);
 
     /// @notice What a node asks about many clients in one call; `keys[i]` is the key that signs for `clients[i]`.
     function accounts(address node, address[] calldata clients, address[] calldata keys)
@@ -177,8 +254,32 @@ interface ISettlement {
     /// @notice The epoch of the block's time.
     function currentEpoch() external view returns (uint256);
 
-    /// @notice The digest of `Delegation(client, key, validUntil)`.
-    function delegationDigest(address client, address key, uint64 validUntil) external view returns (bytes32);
+    /// @notice The digest of `Delegation(client, key, validUntil, paid)`.
+    function delegationDigest(address client, address key, uint64 validUntil, bool paid)
+        external
+        view
+        returns (bytes32);
+
+    /// @notice The digest of `Thaw`, `CancelThaw`, `Withdraw`, `Close` (of the node `subject`) or `Revoke` (of the key).
+    function orderDigest(Order order, address client, address subject, uint256 nonce, uint64 deadline)
+        external
+        view
+        returns (bytes32);
+
+    /// @notice The digest of `Fund(client, nodes, amounts, nonce, deadline)`.
+    function fundDigest(
+        address client,
+        address[] calldata nodes,
+        uint96[] calldata amounts,
+        uint256 nonce,
+        uint64 deadline
+    ) external view returns (bytes32);
+
+    /// @notice The digest of `Release(node, client, total, deadline)`.
+    function releaseDigest(address node, address client, uint96 total, uint64 deadline)
+        external
+        view
+        returns (bytes32);
 
     /// @notice The digest of `Receipt(node, client, sessionId, step, tokens, head)`.
     function receiptDigest(

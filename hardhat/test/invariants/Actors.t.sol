@@ -2,15 +2,15 @@
 pragma solidity 0.8.37;
 
 import {ClaimItem, ClaimRecord} from "../../src/interfaces/IEmission.sol";
-import {Statement} from "../../src/interfaces/IDisputes.sol";
 import {Node} from "../../src/interfaces/INodeRegistry.sol";
-import {Item} from "../../src/interfaces/ISettlement.sol";
+import {Setting} from "../../src/interfaces/IParameters.sol";
+import {Item, Permit, Release} from "../../src/interfaces/ISettlement.sol";
 import {Session} from "../../src/Signed.sol";
-import {World} from "./World.sol";
+import {Officers} from "./Officers.sol";
 
 /// @dev What actors do, in any order. Each move is predicted by the model and compared at once; the invariants of
 /// Invariants.t.sol are compared after each.
-contract Actors is World {
+contract Actors is Officers {
     Item[] private _items;
     mapping(address node => mapping(uint256 epoch => ClaimItem[])) private _work;
     mapping(bytes32 sessionId => bool) private _counted;
@@ -18,71 +18,168 @@ contract Actors is World {
     mapping(uint256 epoch => uint256) public mintedOf;
     uint256[] private _epochs;
     uint256 private _nonce;
-    uint256 public coinIn;
-    uint256 public coinOut;
-
-    function setUp() public override {
-        super.setUp();
-        coinIn = address(registry).balance;
-    }
-
     // ---- lane A
 
-    function fund(uint256 c, uint256 n, uint96 amount, uint256 payer) external {
+    /// @dev By a call or, where the payer has a key, by its signature and permit alone.
+    function fund(uint256 c, uint256 n, uint96 amount, uint256 payer, bool bySig) external {
         (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
         amount = uint96(within(amount, 1, 1e24));
         address from = clients[payer % CLIENTS];
+        bySig = bySig && ownKey(payer % CLIENTS) != 0;
+        if (bySig) client_ = from;
         give(from, amount);
         given += amount;
-        fundFrom(from, client_, node_, amount);
+        (address[] memory nodes_, uint96[] memory amounts) = (new address[](1), new uint96[](1));
+        (nodes_[0], amounts[0]) = (node_, amount);
+        if (bySig) {
+            act(clients[1], address(settlement), _fundBySig(payer % CLIENTS, nodes_, amounts), !isPaused(), "fundBySig");
+            if (!isPaused()) ++orders[client_];
+        } else {
+            vm.prank(from);
+            token.approve(address(settlement), amount);
+            bytes memory data = abi.encodeCall(settlement.fund, (client_, nodes_, amounts, noPermit()));
+            act(from, address(settlement), data, !isPaused(), "fund");
+        }
+        if (isPaused()) return;
         book[client_][node_].balance += amount;
         book[client_][node_].deposits += amount;
     }
 
-    function thaw(uint256 c, uint256 n) external {
-        (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
-        bool allowed = book[client_][node_].thawEnd == 0;
-        act(client_, address(settlement), abi.encodeCall(settlement.thaw, (node_)), allowed, "thaw");
-        if (allowed) book[client_][node_].thawEnd = vm.getBlockTimestamp() + THAW;
+    function _fundBySig(uint256 c, address[] memory nodes_, uint96[] memory amounts) private view returns (bytes memory) {
+        (address client_, uint64 end) = (clients[c], uint64(vm.getBlockTimestamp() + 1));
+        bytes memory order = packed(sign(ownKey(c), fundDigest(client_, nodes_, amounts, orders[client_], end)));
+        Permit memory p = _permit(c, amounts[0]);
+        return abi.encodeCall(settlement.fundBySig, (client_, nodes_, amounts, p, end, order));
     }
 
-    function cancelThaw(uint256 c, uint256 n) external {
+    function _permit(uint256 c, uint256 value) private view returns (Permit memory p) {
+        (p.value, p.deadline) = (value, vm.getBlockTimestamp());
+        bytes32 typeHash =
+            keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
+        uint256 nonce = token.nonces(clients[c]);
+        bytes32 inner = keccak256(abi.encode(typeHash, clients[c], address(settlement), value, nonce, p.deadline));
+        bytes32 hash = keccak256(abi.encodePacked(hex"1901", token.DOMAIN_SEPARATOR(), inner));
+        (p.v, p.r, p.s) = vm.sign(ownKey(c), hash);
+    }
+
+    function thaw(uint256 c, uint256 n, bool bySig) external {
         (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
-        bool allowed = book[client_][node_].thawEnd != 0;
-        act(client_, address(settlement), abi.encodeCall(settlement.cancelThaw, (node_)), allowed, "cancelThaw");
+        ModelAccount storage a = book[client_][node_];
+        bool allowed = a.thawEnd == 0;
+        _order(c % CLIENTS, "thaw", "Thaw", node_, bySig, allowed);
+        if (!allowed) return;
+        (a.thawEnd, a.thawBlock) = (vm.getBlockTimestamp() + THAW, vm.getBlockNumber() + THAW_BLOCKS);
+    }
+
+    function cancelThaw(uint256 c, uint256 n, bool bySig) external {
+        (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
+        _order(c % CLIENTS, "cancelThaw", "CancelThaw", node_, bySig, book[client_][node_].thawEnd != 0);
         book[client_][node_].thawEnd = 0;
     }
 
-    /// @dev P6: a withdrawal works exactly when a thaw has ended. Often tried in its last second or just after it.
-    function withdraw(uint256 c, uint256 n, uint256 when) external {
+    /// @dev P6: a withdrawal works exactly when a thaw has ended, in time and blocks. Often tried in its last second or
+    /// just after it, in its last block or the next.
+    function withdraw(uint256 c, uint256 n, uint256 when, bool bySig) external {
         (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
-        uint256 end = book[client_][node_].thawEnd;
-        if (when % 3 != 0 && end > vm.getBlockTimestamp()) vm.warp(end + when % 3 - 1);
-        bool allowed = end != 0 && vm.getBlockTimestamp() > end;
+        ModelAccount storage a = book[client_][node_];
+        if (when % 3 != 0 && a.thawEnd > vm.getBlockTimestamp()) vm.warp(a.thawEnd + when % 3 - 1);
+        if (when / 3 % 4 != 0 && a.thawBlock > vm.getBlockNumber()) vm.roll(a.thawBlock - (when / 3 % 4 == 1 ? 1 : 0));
+        bool over = vm.getBlockTimestamp() > a.thawEnd && vm.getBlockNumber() >= a.thawBlock;
+        bool allowed = a.thawEnd != 0 && over;
         uint256 before = token.balanceOf(client_);
-        act(client_, address(settlement), abi.encodeCall(settlement.withdraw, (node_)), allowed, "P6: withdraw");
-        if (!allowed) return;
-        uint256 amount = book[client_][node_].balance;
-        eq(token.balanceOf(client_) - before, amount, "P3: all that is left, no more");
-        book[client_][node_].withdrawals += amount;
-        (book[client_][node_].balance, book[client_][node_].thawEnd) = (0, 0);
+        _order(c % CLIENTS, "withdraw", "Withdraw", node_, bySig, allowed);
+        if (allowed) _left(client_, node_, before);
     }
 
-    function authorize(uint256 c, uint256 k, uint256 life) external {
-        address client_ = clients[c % CLIENTS];
+    /// @dev P6: with the node's release, at once; what it has not collected by then must come along.
+    function close(uint256 c, uint256 n, uint96 total, uint256 what) external {
+        (address client_, address node_) = (clients[c % CLIENTS], nodes[n % NODES]);
+        ModelAccount storage a = book[client_][node_];
+        total = uint96(within(total, 0, a.collected + a.balance + what % 2));
+        Item[] memory items = new Item[](0);
+        uint256 reached = a.collected;
+        if (ownKey(c % CLIENTS) != 0 && what % 3 != 0) {
+            items = one(item(NODE_KEY + n % NODES, client_, ownKey(c % CLIENTS), total));
+            if (total > reached) reached = total;
+            if (reached > a.collected + a.balance) reached = a.collected + a.balance;
+        }
+        bool allowed = what % 5 != 0 && reached >= total;
+        (uint256 before, uint256 supply) = (token.balanceOf(client_), token.totalSupply());
+        Release memory r = _release(client_, n % NODES, total, what);
+        act(client_, address(settlement), abi.encodeCall(settlement.close, (node_, r, items)), allowed, "close");
+        if (!allowed) return;
+        uint256 minted_ = _collect(a, reached, supply);
+        if (registry.payoutOf(node_) == client_) before += minted_;
+        _left(client_, node_, before);
+    }
+
+    /// @dev One in five is signed by somebody else.
+    function _release(address client_, uint256 n, uint96 total, uint256 what) private view returns (Release memory) {
+        uint64 end = uint64(vm.getBlockTimestamp() + what % 3600);
+        uint256 key = what % 5 != 0 ? NODE_KEY + n : WALLET_KEY;
+        return Release(total, end, sign(key, releaseDigest(nodes[n], client_, total, end)));
+    }
+
+    /// @dev A close has settled up to `reached`.
+    function _collect(ModelAccount storage a, uint256 reached, uint256 supply) private returns (uint256 minted_) {
+        uint256 burned_ = reached - a.collected;
+        minted_ = m(reached) - m(a.collected);
+        eq(supply - token.totalSupply(), burned_ - minted_, "P2: the fee is lost");
+        if (burned_ != 0 && reached > a.highestVoucher) a.highestVoucher = reached;
+        (a.balance, a.collected, a.minted) = (a.balance - burned_, reached, a.minted + minted_);
+        (burned, settledMints) = (burned + burned_, settledMints + minted_);
+        lostIn[today()] += burned_ - minted_;
+    }
+
+    function _left(address client_, address node_, uint256 before) private {
+        ModelAccount storage a = book[client_][node_];
+        eq(token.balanceOf(client_) - before, a.balance, "P3: all that is left, no more");
+        a.withdrawals += a.balance;
+        (a.balance, a.thawEnd) = (0, 0);
+    }
+
+    /// @dev Every other one is sent by a stranger, for wallets that can sign.
+    function _order(uint256 c, string memory call_, string memory name, address subject, bool bySig, bool allowed)
+        private
+    {
+        if (!bySig || ownKey(c) == 0) {
+            bytes memory plain = abi.encodeWithSignature(string.concat(call_, "(address)"), subject);
+            return act(clients[c], address(settlement), plain, allowed, call_);
+        }
+        uint64 end = uint64(vm.getBlockTimestamp());
+        bytes32 hash = orderDigest(name, clients[c], subject, orders[clients[c]], end);
+        bytes memory data = abi.encodeWithSignature(
+            string.concat(call_, "BySig(address,address,uint64,bytes)"), clients[c], subject, end, packed(sign(ownKey(c), hash))
+        );
+        act(clients[4], address(settlement), data, allowed, string.concat(call_, "BySig"));
+        if (!allowed) return;
+        ++orders[clients[c]];
+        act(clients[4], address(settlement), data, false, "an order is good once");
+    }
+
+    function authorize(uint256 c, uint256 k, uint256 life, bool bySig, bool paid) external {
+        c = c % CLIENTS;
+        address client_ = clients[c];
         address key = vm.addr(sessionKeyOf(k % CLIENTS));
         uint64 end = uint64(vm.getBlockTimestamp() + within(life, 1, 90 days));
         ModelKey storage record = keyBook[client_][key];
         bool allowed = !record.known;
-        act(client_, address(settlement), abi.encodeCall(settlement.authorize, (key, end)), allowed, "authorize");
+        bytes memory data = abi.encodeCall(settlement.authorize, (key, end));
+        if (bySig && ownKey(c) != 0) {
+            bytes memory signature = packed(sign(ownKey(c), delegationDigest(client_, key, end, paid)));
+            data = abi.encodeCall(settlement.authorizeBySig, (client_, key, end, signature));
+            allowed = allowed && paid;
+            act(clients[4], address(settlement), data, allowed, "authorizeBySig");
+        } else {
+            act(client_, address(settlement), data, allowed, "authorize");
+        }
         if (allowed) (record.validUntil, record.set, record.known) = (end, true, true);
     }
 
-    function revoke(uint256 c, uint256 k) external {
+    function revoke(uint256 c, uint256 k, bool bySig) external {
         address client_ = clients[c % CLIENTS];
         address key = vm.addr(sessionKeyOf(k % CLIENTS));
-        vm.prank(client_);
-        settlement.revoke(key);
+        _order(c % CLIENTS, "revoke", "Revoke", key, bySig, true);
         ModelKey storage record = keyBook[client_][key];
         uint256 time = vm.getBlockTimestamp();
         if (!record.known || record.validUntil > time) record.validUntil = time;
@@ -119,6 +216,7 @@ contract Actors is World {
         }
         uint256 supply = token.totalSupply();
         (uint256 b_, uint256 minted_) = settlement.settle(nodes[n], items);
+        count("settle", b_ != 0);
         eq(b_, expectedBurn, "burned as the model says");
         eq(minted_, expectedMint, "minted as the model says");
         atMost(token.totalSupply(), supply, "P2: lane A never makes credits");
@@ -187,7 +285,7 @@ contract Actors is World {
         _note(epoch);
         ClaimRecord memory record = emission.claimOf(node_, epoch);
         eq(record.units, unitsOf[node_][epoch], "P7: units as the model says");
-        uint256 most = registry.stakeFor(node_, epoch) * UNITS_PER_COIN / 1e18;
+        uint256 most = registry.stakeFor(node_, epoch) * planned(Setting.UnitsPerCoin, epoch) / 1e18;
         eq(record.weight, record.units < most ? record.units : most, "P7: weight bounded by stake");
     }
 
@@ -212,15 +310,15 @@ contract Actors is World {
         if (patient && today() < epoch + 2) toEpoch(epoch + 2);
         ClaimRecord memory record = emission.claimOf(node_, epoch);
         Node memory state = registry.nodeOf(node_);
-        bool allowed = today() >= epoch + 2 && record.weight != 0 && !record.minted
-            && (state.slashedEpoch == 0 || state.slashedEpoch < epoch) && !disputes.struck(node_, epoch);
+        bool allowed = !isPaused() && today() >= epoch + 2 && record.weight != 0 && !record.minted
+            && (state.slashedEpoch == 0 || state.slashedEpoch < epoch) && !isStruck(node_, epoch);
         uint256 before = token.totalSupply();
-        act(clients[0], address(emission), abi.encodeCall(emission.mint, (node_, epoch)), allowed, "P7: mint");
+        act(clients[0], address(emission), abi.encodeCall(emission.mint, (node_, epoch)), allowed, "mint");
         if (!allowed) return;
         uint256 amount = token.totalSupply() - before;
         emitted += amount;
         mintedOf[epoch] += amount;
-        atMost(amount, MAX_PER_UNIT * record.weight / 1e18, "P7: a node's mint is bounded");
+        atMost(amount, planned(Setting.MaxPerUnit, epoch) * record.weight / 1e18, "P7: a node's mint is bounded");
     }
 
     function _note(uint256 epoch) private {
@@ -231,88 +329,16 @@ contract Actors is World {
         return _epochs;
     }
 
-    // ---- stake and disputes
-
-    function bond(uint256 n, uint96 amount) external {
-        (address node_, address owner_) = (nodes[n % NODES], owners[n % NODES]);
-        amount = uint96(within(amount, 1, 100 ether));
-        Node memory state = registry.nodeOf(node_);
-        bool allowed = !state.retired && state.unbonding == 0 && state.bonded + amount >= MIN_STAKE;
-        vm.deal(owner_, amount);
-        vm.prank(owner_);
-        (bool done,) = address(registry).call{value: amount}(abi.encodeCall(registry.bond, (node_)));
-        ok(done == allowed, "bond");
-        if (allowed) coinIn += amount;
-    }
-
-    function unbond(uint256 n) external {
-        (address node_, address owner_) = (nodes[n % NODES], owners[n % NODES]);
-        bool allowed = registry.nodeOf(node_).bonded != 0;
-        act(owner_, address(registry), abi.encodeCall(registry.unbond, (node_)), allowed, "unbond");
-        eq(registry.stakeFor(node_, today()), 0, "P8: no weight while it leaves");
-    }
-
-    function withdrawStake(uint256 n, bool toHostile, uint256 when) external {
-        (address node_, address owner_) = (nodes[n % NODES], owners[n % NODES]);
-        address to = toHostile ? clients[4] : clients[0];
-        Node memory state = registry.nodeOf(node_);
-        if (when % 3 != 0 && state.unbondEnd > vm.getBlockTimestamp()) vm.warp(state.unbondEnd + when % 3 - 1);
-        bool allowed = state.unbonding != 0 && vm.getBlockTimestamp() > state.unbondEnd && !toHostile;
-        bytes memory call_ = abi.encodeCall(registry.withdrawStake, (node_, to));
-        act(owner_, address(registry), call_, allowed, "P8: stake leaves when its time is over");
-        if (allowed) coinOut += state.unbonding;
-    }
-
-    function strike(uint256 n, bool last, uint256 rarely) external {
-        if (rarely % 2 != 0) return;
-        (address node_, uint256 epoch) = (nodes[n % NODES], last ? today() - 1 : today());
-        bool allowed = disputes.strikeOf(node_, epoch).evidence == 0;
-        bytes32 hash = strikeDigest(node_, uint64(epoch), PEER, admin);
-        bytes memory data =
-            abi.encodeCall(disputes.strike, (node_, epoch, PEER, admin, signAll(three(0, 1, 2), hash)));
-        act(clients[0], address(disputes), data, allowed, "strike");
-    }
-
-    function pardon(uint256 n) external {
-        (address node_, uint256 epoch) = (nodes[n % NODES], today());
-        bytes32 hash = pardonDigest(node_, uint64(epoch), PEER);
-        bool allowed = disputes.struck(node_, epoch);
-        bytes memory data = abi.encodeCall(disputes.pardon, (node_, epoch, PEER, signAll(three(2, 3, 4), hash)));
-        act(clients[0], address(disputes), data, allowed, "pardon");
-    }
-
-    /// @dev P8: a slash reaches bonded and unbonding stake alike.
-    function equivocate(uint256 n, uint64 step, uint256 rarely) external {
-        if (rarely % 3 != 0) return;
-        uint256 key = NODE_KEY + n % NODES;
-        address node_ = nodes[n % NODES];
-        Statement memory a = statement(key, PEER, step, client, 1, PEER);
-        Statement memory b = statement(key, PEER, step, client, 2, PEER);
-        Node memory before = registry.nodeOf(node_);
-        bytes memory data = abi.encodeCall(disputes.proveEquivocation, (node_, PEER, step, a, b));
-        act(clients[1], address(disputes), data, !before.retired, "an operator key is slashed once");
-        if (before.retired) return;
-        Node memory later = registry.nodeOf(node_);
-        eq(later.bonded, before.bonded - before.bonded / 2, "P8: half of the bonded stake");
-        eq(later.unbonding, before.unbonding - before.unbonding / 2, "P8: half of the unbonding stake");
-    }
-
-    function pullReward() external {
-        uint256 amount = registry.rewardOf(clients[1]);
-        if (amount == 0) return;
-        vm.prank(clients[1]);
-        registry.pullReward(clients[1]);
-        coinOut += amount;
-    }
-
     // ---- the world
 
     function wait(uint256 time) external {
         vm.warp(vm.getBlockTimestamp() + within(time, 1, 20 hours));
+        vm.roll(vm.getBlockNumber() + time % 30);
     }
 
     function waitLong(uint256 time) external {
         vm.warp(vm.getBlockTimestamp() + within(time, 1 days, 5 days));
+        vm.roll(vm.getBlockNumber() + time % 60);
     }
 
     function rest() external view returns (address, address, address, address) {

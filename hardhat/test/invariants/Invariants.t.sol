@@ -9,6 +9,7 @@ import {Node} from "../../src/interfaces/INodeRegistry.sol";
 import {Account} from "../../src/interfaces/ISettlement.sol";
 import {Check} from "../support/Check.sol";
 import {Actors} from "./Actors.t.sol";
+import {Officers} from "./Officers.sol";
 import {World} from "./World.sol";
 
 /// @dev The promises that hold after any sequence of moves.
@@ -38,7 +39,7 @@ contract InvariantsTest is Check {
 
     /// @dev Frequent moves stand in the list more than once.
     function targetSelectors() external view returns (FuzzSelector[] memory list) {
-        bytes4[] memory s = new bytes4[](29);
+        bytes4[] memory s = new bytes4[](45);
         s[0] = s[1] = Actors.fund.selector;
         s[2] = s[3] = s[4] = Actors.settle.selector;
         s[5] = s[6] = Actors.replay.selector;
@@ -51,15 +52,26 @@ contract InvariantsTest is Check {
         s[14] = s[15] = Actors.claim.selector;
         s[16] = s[26] = Actors.mintShare.selector;
         s[27] = s[28] = Actors.donate.selector;
-        s[17] = Actors.bond.selector;
-        s[18] = Actors.unbond.selector;
-        s[19] = Actors.withdrawStake.selector;
-        s[20] = Actors.strike.selector;
-        s[21] = Actors.pardon.selector;
-        s[22] = Actors.equivocate.selector;
-        s[23] = Actors.pullReward.selector;
+        s[17] = Officers.bond.selector;
+        s[18] = Officers.unbond.selector;
+        s[19] = Officers.withdrawStake.selector;
+        s[20] = Officers.strike.selector;
+        s[21] = Officers.pardon.selector;
+        s[22] = Officers.equivocate.selector;
+        s[23] = Officers.pullReward.selector;
         s[24] = Actors.wait.selector;
         s[25] = Actors.waitLong.selector;
+        s[29] = s[30] = Officers.slashStruck.selector;
+        s[31] = s[32] = Officers.strikeOften.selector;
+        s[33] = Officers.setPayout.selector;
+        s[34] = Officers.setPeer.selector;
+        s[35] = Officers.handOver.selector;
+        s[36] = Officers.schedule.selector;
+        s[37] = Officers.pause.selector;
+        s[38] = Officers.unpause.selector;
+        s[39] = s[40] = s[41] = Actors.close.selector;
+        s[42] = s[43] = Officers.condemn.selector;
+        s[44] = Officers.strikeAndPardon.selector;
         list = new FuzzSelector[](1);
         list[0] = FuzzSelector(address(actors), s);
     }

@@ -10,6 +10,7 @@ abstract contract World is Kit {
         uint256 balance;
         uint256 collected;
         uint256 thawEnd;
+        uint256 thawBlock;
         uint256 highestVoucher;
         uint256 deposits;
         uint256 withdrawals;
@@ -34,6 +35,14 @@ abstract contract World is Kit {
 
     mapping(address client => mapping(address node => ModelAccount)) internal book;
     mapping(address client => mapping(address key => ModelKey)) internal keyBook;
+
+    /// @dev The orders that each client has signed and that were obeyed.
+    mapping(address client => uint256) internal orders;
+    uint256 internal pausedUntil;
+
+    /// @dev How often each move has worked and how often the contracts have refused it, by its name.
+    mapping(string move => uint256) public worked;
+    mapping(string move => uint256) public refused;
 
     uint256 public given;
     uint256 public burned;
@@ -78,10 +87,20 @@ abstract contract World is Kit {
         return k.set && vm.getBlockTimestamp() <= k.validUntil + THAW;
     }
 
+    function isPaused() internal view returns (bool) {
+        return vm.getBlockTimestamp() < pausedUntil;
+    }
+
     /// @dev Calls as `sender` and demands that it works exactly if `allowed`.
     function act(address sender, address target, bytes memory data, bool allowed, string memory what) internal {
         vm.prank(sender);
         (bool done,) = target.call(data);
         ok(done == allowed, what);
+        count(what, done);
+    }
+
+    function count(string memory what, bool done) internal {
+        if (done) ++worked[what];
+        else ++refused[what];
     }
 }

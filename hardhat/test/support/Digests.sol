@@ -55,9 +55,67 @@ abstract contract Digests is Check {
         return digest(keccak256(abi.encode(keccak256("Voucher(bytes32 receipt,uint96 total)"), receipt, total)));
     }
 
+    /// @dev For paid work.
     function delegationDigest(address client_, address key, uint64 validUntil) internal view returns (bytes32) {
-        bytes32 typeHash = keccak256("Delegation(address client,address sessionKey,uint64 validUntil)");
-        return digest(keccak256(abi.encode(typeHash, client_, key, validUntil)));
+        return delegationDigest(client_, key, validUntil, true);
+    }
+
+    function delegationDigest(address client_, address key, uint64 validUntil, bool paid)
+        internal
+        view
+        returns (bytes32)
+    {
+        bytes32 typeHash = keccak256("Delegation(address client,address sessionKey,uint64 validUntil,bool paid)");
+        return digest(keccak256(abi.encode(typeHash, client_, key, validUntil, paid)));
+    }
+
+    /// @dev Thaw, CancelThaw, Withdraw and Close name a node; Revoke a session key.
+    function orderDigest(string memory order, address client_, address subject, uint256 nonce, uint64 deadline)
+        internal
+        view
+        returns (bytes32)
+    {
+        bool ofKey = keccak256(bytes(order)) == keccak256("Revoke");
+        bytes32 typeHash = keccak256(
+            bytes.concat(
+                bytes(order),
+                "(address client,address ",
+                ofKey ? bytes("sessionKey") : bytes("node"),
+                ",uint256 nonce,uint64 deadline)"
+            )
+        );
+        return digest(keccak256(abi.encode(typeHash, client_, subject, nonce, deadline)));
+    }
+
+    function fundDigest(
+        address client_,
+        address[] memory nodes,
+        uint96[] memory amounts,
+        uint256 nonce,
+        uint64 deadline
+    ) internal view returns (bytes32) {
+        bytes memory nodeWords;
+        bytes memory amountWords;
+        for (uint256 i; i < nodes.length; ++i) {
+            nodeWords = bytes.concat(nodeWords, abi.encode(nodes[i]));
+        }
+        for (uint256 i; i < amounts.length; ++i) {
+            amountWords = bytes.concat(amountWords, abi.encode(amounts[i]));
+        }
+        bytes32 typeHash =
+            keccak256("Fund(address client,address[] nodes,uint96[] amounts,uint256 nonce,uint64 deadline)");
+        return digest(
+            keccak256(abi.encode(typeHash, client_, keccak256(nodeWords), keccak256(amountWords), nonce, deadline))
+        );
+    }
+
+    function releaseDigest(address node_, address client_, uint96 total, uint64 deadline)
+        internal
+        view
+        returns (bytes32)
+    {
+        bytes32 typeHash = keccak256("Release(address node,address client,uint96 total,uint64 deadline)");
+        return digest(keccak256(abi.encode(typeHash, node_, client_, total, deadline)));
     }
 
     function operatorDigest(address owner_, address operator, bytes32 peer) internal view returns (bytes32) {

@@ -18,6 +18,7 @@ import {Digests} from "./Digests.sol";
 abstract contract Kit is Digests {
     uint256 internal constant EPOCH = 1 days;
     uint256 internal constant THAW = 3 days;
+    uint256 internal constant THAW_BLOCKS = 40;
     uint256 internal constant UNBOND = 14 days;
     uint256 internal constant DELAY = 2 days;
     uint256 internal constant HALVING = 10;
@@ -63,6 +64,7 @@ abstract contract Kit is Digests {
             fee: 500,
             epoch: uint32(EPOCH),
             thaw: uint32(THAW),
+            thawBlocks: uint32(THAW_BLOCKS),
             unbond: uint32(UNBOND),
             delay: uint32(DELAY),
             halving: uint32(HALVING),
@@ -106,6 +108,12 @@ abstract contract Kit is Digests {
 
     function today() internal view returns (uint256) {
         return vm.getBlockTimestamp() / EPOCH;
+    }
+
+    /// @dev Time goes by, and as many blocks as a thaw asks for.
+    function pass(uint256 time) internal {
+        vm.warp(vm.getBlockTimestamp() + time);
+        vm.roll(vm.getBlockNumber() + THAW_BLOCKS);
     }
 
     function toEpoch(uint256 epoch) internal {

@@ -8,13 +8,13 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hivemint.contracts.errors import ConfigError
-from hivemint.contracts.ids import ONE_CREDIT
-from hivemint.node.scheduler import Lane
+from hivemint.node.engine.scheduler import Lane
+from hivemint.protocol.errors import ConfigError
+from hivemint.protocol.ids import ONE_CREDIT
 
 if TYPE_CHECKING:
-    from hivemint.node.assembly import Running
-    from hivemint.node.engine import Gauge
+    from hivemint.node.engine.gauge import Gauge
+    from hivemint.node.running import Running
 
 
 SCRAPE = 5.0
@@ -36,7 +36,7 @@ class NodeCollector(Collector):
 
     def _metrics(self) -> Iterator[Metric]:
         node, totals = self._running.node, self._running.journal.totals
-        gauge, store = node.engine.gauge, node.engine.room.store
+        gauge, capacity = node.engine.gauge, node.engine.capacity()
         rows = CounterMetricFamily("hivemint_node_tokens", "Token positions computed.", labels=["lane"])
         waits = GaugeMetricFamily("hivemint_node_wait_seconds", "Wait of a step before it starts.", labels=["lane"])
         queued = GaugeMetricFamily("hivemint_node_queued_tokens", "Token positions that wait.", labels=["lane"])
@@ -45,9 +45,10 @@ class NodeCollector(Collector):
         for lane in Lane:
             rows.add_metric([lane.value], gauge.rows_done[lane])
             waits.add_metric([lane.value], gauge.wait_s[lane])
-            queued.add_metric([lane.value], node.engine.scheduler.waiting(lane))
-            sessions.add_metric([lane.value], node.lobby.count(lane))
-            held.add_metric([lane.value], node.engine.room.used(lane))
+            load = node.engine.load(lane)
+            queued.add_metric([lane.value], load.queued)
+            sessions.add_metric([lane.value], node.registry.count(lane))
+            held.add_metric([lane.value], load.held)
         yield from (rows, waits, queued, sessions, held)
         refusals = CounterMetricFamily("hivemint_node_refusals", "Requests refused.", labels=["code"])
         for code, count in sorted((node.counts.refusals + self._running.host.refusals).items()):
@@ -57,20 +58,22 @@ class NodeCollector(Collector):
         for to, count in node.counts.outputs.items():
             outputs.add_metric([to], count)
         yield outputs
-        yield _sizes(gauge, node.engine.scheduler.whole)
+        yield _sizes(gauge, capacity.step_rows)
         yield CounterMetricFamily("hivemint_node_batches", "Batches computed.", value=gauge.batches)
         yield CounterMetricFamily("hivemint_node_compute_seconds", "Time that the device computed.", value=gauge.busy_s)
         yield GaugeMetricFamily("hivemint_node_batch_tokens", "Token positions a batch, smoothed.", gauge.batch_rows)
-        budget = node.engine.scheduler.budget
+        budget = capacity.batch_rows
         yield GaugeMetricFamily("hivemint_node_batch_budget_tokens", "Token positions that a batch may hold.", budget)
         yield GaugeMetricFamily("hivemint_node_tokens_per_second", "While computing, smoothed.", gauge.rows_per_s)
-        yield GaugeMetricFamily("hivemint_node_kv_free_tokens", "Tokens in pages that nobody has.", store.tokens_free)
-        yield GaugeMetricFamily("hivemint_node_kv_total_tokens", "Tokens that the K/V store holds.", store.tokens_total)
+        yield GaugeMetricFamily("hivemint_node_kv_free_tokens", "Tokens in pages that nobody has.", capacity.kv_free)
+        yield GaugeMetricFamily("hivemint_node_kv_total_tokens", "Tokens that the K/V store holds.", capacity.kv_total)
         stages = GaugeMetricFamily("hivemint_node_credits", "Credits by stage (HMC).", labels=["stage"])
         flow = {
-            "signed": totals.paid.signed, "countersigned": totals.paid.countersigned, "settled": totals.settled,
+            "signed": totals.paid.signed,
+            "countersigned": totals.paid.countersigned,
+            "settled": totals.settled,
             "minted": totals.minted + self._running.settler.donated_minted,
-        }  # fmt: skip
+        }
         for stage, amount in flow.items():
             stages.add_metric([stage], amount / ONE_CREDIT)
         yield stages
@@ -99,9 +102,10 @@ class MetricsServer:
             self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self._registry)
         except OSError as error:
             raise ConfigError(
-                f"The metrics port {port} can't be used", why=error.strerror or str(error),
+                f"The metrics port {port} can't be used",
+                why=error.strerror or str(error),
                 next_step="choose another one",
-            ) from None  # fmt: skip
+            ) from None
         self.url = f"http://127.0.0.1:{self._server.server_port}/metrics"
 
     def show(self, running: "Running") -> None:

@@ -3,47 +3,55 @@
 import asyncio
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 
-from hivemint.contracts.errors import HivemintError, SwarmError
-from hivemint.contracts.ids import Credits, ModelId, PeerId
-from hivemint.contracts.network import Network
-from hivemint.contracts.signature import Signer
-from hivemint.ledger.journal import Journal
-from hivemint.node.admission import Admission, Chain, Offer
-from hivemint.node.backward import NOTHING, Need, measure
-from hivemint.node.company import Processors
-from hivemint.node.control import Parts, Talk
-from hivemint.node.engine import Engine
-from hivemint.node.kv_cache import free_share
-from hivemint.node.lobby import Lobby, LobbyLimits
-from hivemint.node.metering import Meter, ReceiptMeter
-from hivemint.node.push import Inbox, Outlets
-from hivemint.node.room import Room
-from hivemint.node.scheduler import Lane, Scheduler
+from hivemint.ledger.books.journal import Journal
+from hivemint.node.engine.engine import Engine
+from hivemint.node.engine.gathering import Processors
+from hivemint.node.engine.scheduler import Lane, Scheduler
+from hivemint.node.engine.seats import Seats
+from hivemint.node.engine.threads import Worker
+from hivemint.node.engine.watchdog import Patience, watch
+from hivemint.node.kv.cache import free_share
+from hivemint.node.sessions.admission import Admission, FundsReader
+from hivemint.node.sessions.conversation import Conversation
+from hivemint.node.sessions.leaving import Leaving
+from hivemint.node.sessions.metering import Meter, ReceiptMeter
+from hivemint.node.sessions.neighbours import Inbox, NeighbourLinks, Outlets
+from hivemint.node.sessions.offer import Offer
+from hivemint.node.sessions.registry import SessionLimits, SessionRegistry
+from hivemint.node.sessions.services import Services
 from hivemint.node.settings import NodeSettings
-from hivemint.node.span import Span
-from hivemint.node.steps import Shop
-from hivemint.node.threads import Worker
-from hivemint.node.watchdog import Patience, watch
+from hivemint.node.span.backward import NOTHING, Need, measure
+from hivemint.node.span.span import Span
+from hivemint.node.supervise import Supervisor
+from hivemint.protocol import evidence
+from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, SwarmError
+from hivemint.protocol.ids import Credits, ModelId, PeerId
+from hivemint.protocol.network import Network
+from hivemint.protocol.receipt import SignedReceipt
+from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import CONTROL, PUSH, Host
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import Code
+from hivemint.swarm.messages import Code, Limits
 from hivemint.swarm.records import LIFETIME, NodeRecord, sign_record
 
 log = structlog.get_logger(__name__)
 PUBLISH_EVERY = 20.0
+RECORD = "record"
 LOOK_EVERY = 2.0
 """Seconds between looks whether the published figures have changed much."""
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What a node is made of. `meter`: None = receipts signed by `signer`."""
+    """What a node is made of. `meter`: None = receipts signed by `signer`. `evidence`: the folder for what proves that
+    a neighbour has signed two receipts of one step.
+    """
 
     network: Network
     model_id: ModelId
@@ -51,8 +59,9 @@ class Kit:
     signer: Signer
     host: Host
     journal: Journal
-    chain: Chain
+    chain: FundsReader
     meter: Meter | None = None
+    evidence: Path | None = None
 
 
 class Counts:
@@ -79,64 +88,84 @@ class Node:
         self.offer = _offer(kit, settings, need)
         self._worker = Worker("receipts")
         self._hop_worker = Worker("checks")
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.supervisor = Supervisor()
         self._broke: HivemintError | None = None
         self._published: tuple[float, ...] = ()
-        self._tasks: list[asyncio.Task[None]] = []
-        store = kit.span.new_store(settings.kv_bytes or None)
-        room = Room(store, free_share=settings.free_share, max_seats=settings.max_sessions)
+        self._store = store = kit.span.new_store(settings.kv_bytes or None)
+        room = Seats(store, free_share=settings.free_share, idle=settings.idle, max_seats=settings.max_sessions)
         scheduler = Scheduler(settings.batch_rows, settings.free_share, whole=settings.max_rows)
         patience = Processors().patience if kit.span.device.type == "cpu" else lambda: 0.0
         self.engine = Engine(kit.span, scheduler, room, need or NOTHING, patience)
-        limits = LobbyLimits(
-            settings.max_sessions, settings.max_free_sessions, settings.max_free_a_peer, settings.free_wait
+        limits = SessionLimits(
+            sessions=settings.max_sessions,
+            of_client=settings.max_sessions_a_client,
+            of_prefix=settings.max_sessions_a_prefix,
+            free=settings.max_free_sessions,
+            free_of_prefix=settings.max_free_a_prefix,
+            free_wait_s=settings.free_wait,
+            idle_s=settings.idle,
         )
-        self.lobby = Lobby(self.engine, kit.chain, kit.journal.book, limits, self._broken)
-        self.inbox = Inbox(settings.ahead)
-        self.outlets = Outlets(lambda peer, addresses: kit.host.dial(peer, addresses, PUSH))
+        self.registry = SessionRegistry(self.engine, kit.chain, kit.journal, limits, self.supervisor.broken)
+        self.inbox = Inbox(settings.ahead, self._differ)
+        neighbours = NeighbourLinks(lambda block: kit.host.find(kit.model_id, range(block, block + 1)))
+        self.outlets = Outlets(neighbours, lambda peer, addresses: kit.host.dial(peer, addresses, PUSH))
         domain = kit.network.domain
         meter = kit.meter or ReceiptMeter(domain, kit.signer, self._worker)
-        shop = Shop(
-            self.offer, self.engine, meter, kit.journal, self.inbox, self.outlets, kit.span.hidden_size,
-            kit.span.dtype, self.counts,
-        )  # fmt: skip
-        admission = Admission(self.offer, domain, kit.chain, self._hop_worker, kit.journal, self.lobby.account)
-        self._parts = Parts(admission, self.lobby, shop, kit.span.new_adapters(settings.max_adapter, settings.max_rank))
+        admission = Admission(self.offer, domain, kit.chain, self._hop_worker, self.registry.account)
+        leaving = Leaving(domain, kit.signer, admission.nonces, kit.chain, self._hop_worker, kit.journal, self.registry)
+        self._services = Services(
+            offer=self.offer,
+            admission=admission,
+            registry=self.registry,
+            leaving=leaving,
+            engine=self.engine,
+            adapters=kit.span.new_adapters(settings.max_adapter, settings.max_rank),
+            hidden_size=kit.span.hidden_size,
+            dtype=kit.span.dtype,
+            meter=meter,
+            journal=kit.journal,
+            inbox=self.inbox,
+            outlets=self.outlets,
+            stats=self.counts,
+            prefix_of=kit.host.prefix_of,
+        )
 
     @classmethod
     async def start(cls, kit: Kit, settings: NodeSettings) -> "Node":
         """Warm up, open the doors, publish. The host must have started."""
         node = cls(kit, settings, await asyncio.to_thread(_need, kit.span) if settings.max_backward else None)
-        await asyncio.to_thread(kit.span.prepare, node.engine.room.store, settings.batch_rows)
-        await node.engine.warm_up(kit.span.hidden_size, kit.span.dtype)
-        node._tasks = [
-            asyncio.create_task(work, name=name)
-            for name, work in (
-                ("engine", node.engine.run()),
-                ("watchdog", watch(node.engine, Patience(settings.hung_times, settings.hung_least))),
-                ("sessions", node.lobby.watch()),
-                ("record", node._keep_published()),
-                ("host", node._watch_host()),
-            )
-        ]
-        await kit.host.serve(PUSH, node.inbox.receive)
-        await kit.host.serve(CONTROL, node._control)
-        await node._publish()
+        try:
+            await node._begin()
+        except BaseException:
+            await node.close()
+            raise
         return node
+
+    async def _begin(self) -> None:
+        await asyncio.to_thread(self.kit.span.prepare, self._store, self.settings.batch_rows)
+        await self.engine.warm_up(self.kit.span.hidden_size, self.kit.span.dtype)
+        supervisor = self.supervisor
+        supervisor.essential("engine", self.engine.run())
+        patience = Patience(self.settings.hung_times, self.settings.hung_least)
+        supervisor.essential("watchdog", watch(self.engine, patience))
+        supervisor.essential("host", self._watch_host())
+        supervisor.keep_up("sessions", self.registry.watch)
+        await self.kit.host.serve(PUSH, self.inbox.receive)
+        await self.kit.host.serve(CONTROL, self._control)
+        await self._publish()
+        supervisor.keep_up(RECORD, self._keep_published)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. Raises what broke the node: its daemon died, its journal failed, its device hangs."""
         stopped: asyncio.Future[Any] = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopped, self._failure, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopped, self.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
+        if not self.supervisor.failure.done():
+            return
         try:
-            for ended in (self._failure, *self._tasks):
-                if ended.done():
-                    ended.result()
-        except Exception as error:
-            self._broke = (
-                error if isinstance(error, HivemintError) else HivemintError("The node failed", why=str(error))
-            )
+            self.supervisor.failure.result()
+        except HivemintError as error:
+            self._broke = error
             log.error("the node cannot go on", reason=str(error))
             raise
 
@@ -146,18 +175,14 @@ class Node:
         A broken node finishes nothing: each session is told what broke.
         """
         if self._broke is None:
-            await self.lobby.drain(self.settings.drain, Code.DRAINING, "the node is going down")
+            await self.registry.drain(self.settings.drain, Code.DRAINING, "the node is going down")
         else:
             self.engine.fail(self._broke)
-            await self.lobby.drain(self.settings.drain, Code.FAILED, f"{self._broke.what}: {self._broke.why}")
+            await self.registry.drain(self.settings.drain, Code.FAILED, self._broke.what)
         await self.outlets.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.supervisor.close()
         self._worker.stop()
         self._hop_worker.stop()
-        if not self._failure.done():
-            self._failure.cancel()
 
     def record(self) -> NodeRecord:
         """What the DHT is told now."""
@@ -171,42 +196,59 @@ class Node:
             operator=offer.operator,
             numerics=offer.numerics,
             ask=offer.ask,
-            ahead=offer.ahead,
-            max_rows=offer.max_rows,
+            ahead=offer.limits.ahead,
+            max_rows=offer.limits.rows,
             addresses=self.kit.host.addresses[:16],
             wait_paid_s=gauge.wait_s[Lane.PAID],
             wait_free_s=max(gauge.wait_s[Lane.FREE], self.engine.free_wait()),
             tokens_per_s=gauge.rows_per_s,
-            free_tokens=self.engine.room.store.tokens_free,
+            free_tokens=self.engine.capacity().kv_free,
             expires=time.time() + LIFETIME,
         )
 
     async def _control(self, link: Link) -> None:
-        await Talk(self._parts, link).run()
+        await Conversation(self._services, link).run()
 
     async def _publish(self) -> None:
+        """A record that cannot be stored is told, and stored at one of the next looks."""
         record = self.record()
         self._published = _figures(record)
-        await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+        try:
+            await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+        except SwarmError as error:
+            self.supervisor.tell(RECORD, str(error))
+        else:
+            self.supervisor.well(RECORD)
 
     async def _keep_published(self) -> None:
-        """Every 20 s, and at once when the figures have changed much."""
+        """Every 20 s, and at once when the figures have changed much; at each look while it does not succeed."""
         at = time.monotonic()
-        while not self.lobby.draining:
+        while not self.registry.draining:
             await asyncio.sleep(LOOK_EVERY)
-            if time.monotonic() - at < PUBLISH_EVERY and not _changed_much(self._published, _figures(self.record())):
+            due = time.monotonic() - at >= PUBLISH_EVERY or RECORD in self.supervisor.trouble
+            if not due and not _changed_much(self._published, _figures(self.record())):
                 continue
             at = time.monotonic()
-            with suppress(SwarmError):  # the next look tries again
-                await self._publish()
+            await self._publish()
 
     async def _watch_host(self) -> None:
         reason = await self.kit.host.wait_ended()
         raise SwarmError("The node's place in the swarm is lost", why=reason, next_step="start the node again")
 
-    def _broken(self, error: BaseException) -> None:
-        if not self._failure.done():
-            self._failure.set_exception(error if isinstance(error, HivemintError) else HivemintError(str(error)))
+    def _differ(self, one: SignedReceipt, other: SignedReceipt) -> None:
+        """A neighbour has sent two receipts of one step. What both signatures prove is kept: it is slashed for it."""
+        try:
+            proof = evidence.prove(self.kit.network.domain, one, other)
+        except ProofError:  # anybody can forge one
+            return
+        kept = None
+        if self.kit.evidence is not None:
+            try:
+                kept = evidence.keep(self.kit.evidence, proof)
+            except (ConfigError, OSError) as error:
+                log.error("evidence cannot be kept", reason=str(error))
+        told = {} if kept is None else {"evidence": str(kept), "next": f"hivemint node report {kept}"}
+        log.error("a node signed two receipts of one step", node=proof.node, step=one.receipt.step, **told)
 
 
 def _need(span: Span) -> Need | None:
@@ -223,10 +265,22 @@ def _offer(kit: Kit, settings: NodeSettings, need: Need | None) -> Offer:
     most = min(settings.max_tokens or span.max_positions, span.max_positions)
     backward = 0 if need is None else need.most_rows(free_share(span.device), min(settings.max_backward, most))
     return Offer(
-        kit.signer.address, PeerId(kit.host.peer_id), kit.model_id, span.first, span.end,
-        (numerics(span, settings.wire),), Credits(settings.ask), most, min(settings.max_rows, most), settings.ahead,
-        backward, settings.max_adapter, settings.max_rank,
-    )  # fmt: skip
+        operator=kit.signer.address,
+        peer=PeerId(kit.host.peer_id),
+        model_id=kit.model_id,
+        first=span.first,
+        end=span.end,
+        numerics=(numerics(span, settings.wire),),
+        ask=Credits(settings.ask),
+        limits=Limits(
+            tokens=most,
+            rows=min(settings.max_rows, most),
+            ahead=settings.ahead,
+            backward_rows=backward,
+            adapter_bytes=settings.max_adapter,
+            adapter_rank=settings.max_rank,
+        ),
+    )
 
 
 def numerics(span: Span, wire: str) -> str:

@@ -1,14 +1,18 @@
 """Settings of a node: flags > `HIVEMINT_*` in the environment > these defaults."""
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from hivemint.contracts.credits import parse_credits
-from hivemint.contracts.errors import BadInput, ConfigError
-from hivemint.contracts.ids import ONE_CREDIT
+from hivemint.protocol.credits import parse_credits
+from hivemint.protocol.errors import BadInput, ConfigError
+from hivemint.protocol.ids import ONE_CREDIT, Credits
+
+if TYPE_CHECKING:
+    from hivemint.contracts.fees import FeeCeiling
+    from hivemint.ledger.settlement.worth import SettlerSettings
 
 _PLAIN = "fp32|bf16|fp16"
 
@@ -63,12 +67,32 @@ class NodeSettings(BaseSettings):
     kv_bytes: Annotated[int, Field(ge=0)] = 0
     """Bytes for keys and values; 0 = half of the free memory."""
     max_sessions: Count = 256
+    """Seats: sessions at once, in both lanes."""
+    max_sessions_a_client: Count = 64
+    """Of one wallet, whatever peers it comes from."""
+    max_sessions_a_prefix: Count = 128
+    """From one network (/24, /56), whatever wallets and peers; on loopback and behind relays of one peer."""
     max_free_sessions: Count = 64
-    max_free_a_peer: Count = 16
+    max_free_a_prefix: Count = 16
+    """Of one network, as above."""
+    idle: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds without a step after which a session loses its seat and its room when another needs them."""
     free_wait: Annotated[float, Field(gt=0)] = 30.0
     """Longest queue of the free lane before the answer is `busy`."""
     settle_min: Amount = ONE_CREDIT
+    """Settle as soon as so much has come together."""
     settle_every: Annotated[float, Field(gt=0)] = 6 * 3600.0
+    """Seconds after which smaller sums are settled too, if each account's is more than `dust`."""
+    dust: Amount = ONE_CREDIT // 1000
+    """No account is settled for less, not even before it is lost."""
+    credit_price: Amount = 0
+    """Coin that one credit is worth to the operator; 0 = unknown. With it a settlement must bring what it costs."""
+    max_fee: Annotated[float, Field(gt=0, lt=1e9)] = 100.0
+    """Gwei per gas that own transactions offer at most; they wait while the chain asks for more."""
+    max_tip: Annotated[float, Field(gt=0, lt=1e9)] = 3.0
+    """Of it the most that is tip."""
+    coin_a_day: Amount = 10**17
+    """Coin that own transactions may risk on one day (UTC)."""
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """Prometheus on loopback; 0 = any free port, none = off."""
     drain: Annotated[float, Field(ge=0)] = 20.0
@@ -78,6 +102,23 @@ class NodeSettings(BaseSettings):
     hung_least: Annotated[float, Field(gt=0)] = 30.0
     """But not before so many seconds: a busy machine or a kernel's first compilation is no hang. Clients wait 60."""
 
+    @property
+    def fees(self) -> "FeeCeiling":
+        from hivemint.contracts.fees import FeeCeiling
+
+        return FeeCeiling.gwei(self.max_fee, self.max_tip)
+
+    @property
+    def settling(self) -> "SettlerSettings":
+        from hivemint.ledger.settlement.worth import SettlerSettings
+
+        return SettlerSettings(
+            settle_min=Credits(self.settle_min),
+            settle_every=self.settle_every,
+            dust=Credits(self.dust),
+            credit_price=self.credit_price,
+        )
+
 
 def node_settings(**flags: Any) -> NodeSettings:
     """Settings from flags (None = not given) and the environment. Raises ConfigError that names the setting."""
@@ -86,10 +127,12 @@ def node_settings(**flags: Any) -> NodeSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "?"
+        told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
         raise ConfigError(
-            f"The setting {name} can't be used", why=f"{first['msg']}, got {str(first['input'])[:80]!r}",
+            f"The setting {name} can't be used",
+            why=f"{told}, got {str(first['input'])[:80]!r}",
             next_step=f"change --{name.replace('_', '-')} or HIVEMINT_{name.upper()}",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def free_cores() -> int:

@@ -1,1 +1,1 @@
-"""What node and client share on the wire: messages, DHT records, the libp2p adapter, model anatomy."""
+"""What node and client share on the wire: messages, DHT records, the libp2p adapter."""

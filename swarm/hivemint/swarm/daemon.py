@@ -7,30 +7,37 @@ joins it through `P2P.replicate`.
 
 import asyncio
 import contextlib
-import fcntl
+import errno
 import importlib
 import importlib.util
 import os
 import shutil
 import socket
 import sys
-import tempfile
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from hivemint.contracts.errors import ConfigError, ProtocolError, SwarmError
-from hivemint.contracts.ids import PeerId
+from hivemint.protocol.errors import ConfigError, ProtocolError, SwarmError
+from hivemint.protocol.ids import PeerId
+from hivemint.swarm import run_folder
 from hivemint.swarm.identity import PeerKey, parse_peer, peer_text
 
 START_LIMIT = 15.0
 STOP_LIMIT = 3.0
-MAX_SOCKET_PATH = 60
-STALE_AFTER = 60.0
-StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+MAX_MESSAGE = 1024 * 1024
+"""Of the DHT's requests and answers. The daemon cuts a peer off that sends more, before we see it."""
+StreamHandler = Callable[[PeerId, str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Peer id, the address that its connection comes from, and the stream."""
+
+
+class RequestHandler(Protocol):
+    """What stands before the DHT: every request of another peer comes here unread (`dht.desk`)."""
+
+    async def answer(self, peer: PeerId, raw: bytes, kind: Any, handler: Callable[[Any], Awaitable[Any]]) -> bytes:
+        """The answer to one request of the protobuf type `kind`. Raises SwarmError, which the asker gets to read."""
 
 
 class Daemon:
@@ -40,6 +47,8 @@ class Daemon:
         self.folder, self._lock = folder, lock
         self.child = child
         self.p2p: Any = None
+        self.desk: RequestHandler | None = None
+        self._control: Any = None
         self._last_lines: deque[str] = deque(maxlen=4)
         self._log = asyncio.create_task(self._read_log(), name="p2pd log")
         self._ready = asyncio.Event()
@@ -49,7 +58,7 @@ class Daemon:
         """Start the child and wait until it answers, at most 15 s. Raises SwarmError; ConfigError for a taken port."""
         _check_free(listen)
         await asyncio.to_thread(_load_hivemind)
-        folder, lock = _private_folder()
+        folder, lock = run_folder.make()
         key.save(folder / "peer.key")
         control = f"/unix{folder}/control.sock"
         try:
@@ -64,11 +73,7 @@ class Daemon:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-            raise SwarmError(
-                "The libp2p daemon did not start",
-                why=str(error),
-                next_step=f"reinstall hivemind for this machine ({sys.platform})",
-            ) from None
+            raise _not_started(error) from None
         daemon = cls(folder, lock, child)
         try:
             async with asyncio.timeout(START_LIMIT):
@@ -92,11 +97,30 @@ class Daemon:
         if not self._ready.is_set():
             await self._log
             raise SwarmError("The libp2p daemon did not start", why=" ".join(self._last_lines)[:400])
-        from hivemind.p2p import P2P
+        from hivemind.p2p import P2P, P2PContext
         from hivemind.utils.multiaddr import Multiaddr
 
-        private: Any = type("PrivateP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/"})
+        async def behind_the_desk(
+            p2p: Any, name: str, handler: Callable[[Any, Any], Awaitable[Any]], kind: Any, balanced: bool = False
+        ) -> None:
+            """In place of P2P's own, which parses whatever comes."""
+
+            async def unary(raw: bytes, remote: Any) -> bytes:
+                if self.desk is None:
+                    raise SwarmError("This peer answers no requests")
+                context = P2PContext(name, p2p.peer_id, remote)
+                peer = PeerId(remote.to_bytes())
+                return await self.desk.answer(peer, raw, kind, lambda request: handler(request, context))
+
+            await p2p._client.add_unary_handler(name, unary, balanced=balanced)
+
+        own = {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/", "_add_protobuf_unary_handler": behind_the_desk}
+        private: Any = type("PrivateP2P", (P2P,), own)
         self.p2p = await private.replicate(Multiaddr(control))
+        self._control = self.p2p._client.control
+        self._control.persistent_conn_max_msg_size = MAX_MESSAGE
+        for task in (self._control._read_task, self._control._write_task):
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # `wait` tells of the end
         self.folder.joinpath("peer.key").unlink(missing_ok=True)  # read; the lasting copy is the node's own
 
     async def addresses(self) -> tuple[str, ...]:
@@ -104,6 +128,12 @@ class Daemon:
         with _translated():
             _, visible = await self.p2p._client.identify()
         return tuple(str(address) for address in visible)
+
+    async def connections(self) -> dict[PeerId, str]:
+        """The address of each connected peer's connection."""
+        with _translated():
+            found = await self.p2p._client.list_peers()
+        return {PeerId(info.peer_id.to_bytes()): str(info.addrs[0]) for info in found if info.addrs}
 
     async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A connection to `peer`: by the addresses given, else by libp2p's own look-up."""
@@ -124,17 +154,41 @@ class Daemon:
         """Call `handler` for every stream that a peer opens. The peer id is authenticated by libp2p."""
 
         async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await handler(PeerId(info.peer_id.to_bytes()), reader, writer)
+            await handler(PeerId(info.peer_id.to_bytes()), str(info.addr), reader, writer)
 
         with _translated():
             await self.p2p.add_binary_stream_handler(protocol, accept)
 
+    def tidy(self) -> None:
+        """The library keeps every request that its asker has cancelled."""
+        tasks = self._control._handler_tasks
+        for call in [call for call, task in tasks.items() if task.done()]:
+            del tasks[call]
+
     async def wait(self) -> str:
-        """Until the child has ended; why."""
-        code = await self.child.wait()
+        """Until the child has ended, or hears us no more; why. Calls that wait for it fail with SwarmError."""
+        ended, deaf = asyncio.create_task(self.child.wait()), self._control._read_task
+        try:
+            await asyncio.wait({ended, deaf}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended}, timeout=0.5)  # a dying child closes its sockets first
+        finally:
+            ended.cancel()
+        self._fail_calls()
+        if self.child.returncode is None:
+            return "its control connection broke"
+        code = self.child.returncode
         await asyncio.wait({self._log}, timeout=0.5)
-        lines = [line for line in self._last_lines if not line.startswith(("Peer ID:", "Control socket:"))]
+        lines = [
+            line for line in self._last_lines if not line.startswith(("Peer ID:", "Peer Addrs:", "Control socket:"))
+        ]
         return f"exit status {code}" + (f": {' '.join(lines)[:400]}" if lines else "")
+
+    def _fail_calls(self) -> None:
+        from hivemind.p2p import P2PDaemonError
+
+        for call in self._control._pending_calls.values():
+            if not call.done():
+                call.set_exception(P2PDaemonError("the libp2p daemon has ended"))
 
     async def stop(self) -> None:
         """End the child, if it lives, and remove its folder."""
@@ -187,27 +241,6 @@ def _load_hivemind() -> None:
     importlib.import_module("hivemind.utils.logging").use_hivemind_log_handler("nowhere")  # the program's own decides
 
 
-def _private_folder() -> tuple[Path, int]:
-    """A new 0700 folder and the lock that this process holds on it; those that killed processes left are removed."""
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > MAX_SOCKET_PATH:
-        base = Path("/tmp")  # noqa: S108 - mkdtemp's folders are 0700
-    for lock in base.glob("hivemint-*/lock"):
-        with contextlib.suppress(OSError):
-            if lock.stat().st_uid != os.getuid() or time.time() - lock.stat().st_mtime < STALE_AFTER:
-                continue
-            handle = os.open(lock, os.O_RDWR)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
-                shutil.rmtree(lock.parent, ignore_errors=True)
-            finally:
-                os.close(handle)
-    folder = Path(tempfile.mkdtemp(prefix="hivemint-", dir=base))
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    return folder, handle
-
-
 def split_address(text: str) -> tuple[PeerId, str]:
     """`/ip4/../tcp/../p2p/ID` -> (ID, the rest). Raises ProtocolError."""
     address, found, peer = text.rpartition("/p2p/")
@@ -240,6 +273,17 @@ def _multiaddrs(peer: PeerId, addresses: Sequence[str]) -> list[Any]:
     return usable
 
 
+def _not_started(error: OSError) -> SwarmError:
+    missing = isinstance(error, FileNotFoundError | PermissionError) or error.errno == errno.ENOEXEC
+    return SwarmError(
+        "The libp2p daemon did not start",
+        why=str(error),
+        next_step=f"reinstall hivemind for this machine ({sys.platform})"
+        if missing
+        else "allow this user more open files (ulimit -n) and processes (ulimit -u)",
+    )
+
+
 def _arguments(key: Path, control: str, listen: Sequence[str], announce: Sequence[str]) -> list[str]:
     public = any(not _is_loopback(address) for address in listen)
     arguments = [
@@ -252,6 +296,7 @@ def _arguments(key: Path, control: str, listen: Sequence[str], announce: Sequenc
         "-connManager=1",
         "-connHi=4096",  # its trimming looks at no open stream, so it must not begin early
         "-connLo=3072",
+        f"-persistentConnMaxMsgSize={MAX_MESSAGE}",
         "-idleTimeout=30s",  # ends a daemon that we did not live to join
         "-dhtServer" if listen else "-dhtClient",
         f"-hostAddrs={','.join(listen)}" if listen else "-noListenAddrs",
@@ -263,7 +308,7 @@ def _check_free(listen: Sequence[str]) -> None:
     """libp2p listens with SO_REUSEPORT: it would share a taken port without a word, and half of the dials get lost."""
     for address in listen:
         match address.split("/"):
-            case ["", "ip4" | "ip6" as family, host, "tcp", port] if port.isdigit() and int(port):
+            case ["", "ip4" | "ip6" as family, host, "tcp", port] if port.isdecimal() and int(port):
                 pass
             case _:
                 continue

@@ -1,16 +1,18 @@
 """Frames on a stream: u32 length (big endian, of what follows), u8 type, body.
 
-The length is checked against the type's limit as soon as these five bytes are there, so that no peer can make
-this process hold more than one frame's greatest size.
+The length is checked as soon as these five bytes are there, against what this peer may send now: a type that its
+turn does not allow has no room at all.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from hivemint.contracts.errors import ProtocolError
-from hivemint.swarm.messages import AnyMessage, decode, encode, limit_of
+from hivemint.protocol.errors import ProtocolError
+from hivemint.swarm.messages import AnyMessage, Load, StepReceipt, Tensor, decode, encode, limit_of
 
 HEAD = 5
 _LENGTH = 4
+STRANGER: Mapping[int, int] = {Tensor.NUMBER: 0, Load.NUMBER: 0, StepReceipt.NUMBER: 0}
+"""What narrows the types' own limits for a peer that nothing is known of: no frame that could be large."""
 
 
 def pack(messages: Iterable[AnyMessage]) -> list[bytes | memoryview]:
@@ -28,27 +30,43 @@ def pack(messages: Iterable[AnyMessage]) -> list[bytes | memoryview]:
     return parts
 
 
-def body_size(head: bytes | memoryview) -> tuple[int, int]:
-    """Type and body size that five bytes announce. Raises ProtocolError if that is more than the type's limit."""
+def body_size(head: bytes | memoryview, narrowed: Mapping[int, int] | None = None) -> tuple[int, int]:
+    """Type and body size that five bytes announce.
+
+    Raises ProtocolError if that is more than the type's limit, or than `narrowed` (type to bytes) says.
+    """
     size, number = int.from_bytes(head[:_LENGTH], "big") - 1, head[_LENGTH]
-    if not 0 <= size <= limit_of(number):
+    most = limit_of(number)
+    if narrowed is not None:
+        most = min(most, narrowed.get(number, most))
+    if not 0 <= size <= most:
         raise ProtocolError(
-            "A peer announced a frame of an impossible size",
-            why=f"type {number}, {size} bytes, at most {limit_of(number)}",
+            "A peer announced a frame of an impossible size", why=f"type {number}, {size} bytes, at most {most} now"
         )
     return number, size
 
 
 class FrameReader:
-    """Cuts a byte stream into messages. Keeps at most one unfinished frame, `held` bytes of it so far."""
+    """Cuts a byte stream into messages. Keeps at most one unfinished frame, `held` bytes of it so far.
+
+    `narrowed`: type to bytes, below the types' own limits; it counts for frames that begin later. `whole` counts the
+    frames that were complete.
+    """
 
     def __init__(self) -> None:
+        self.narrowed: dict[int, int] = {}
+        self.whole = 0
         self._rest = bytearray()
         self._need = HEAD
 
     @property
     def held(self) -> int:
         return len(self._rest)
+
+    @property
+    def awaited(self) -> int:
+        """Bytes of the unfinished frame, as far as it has told."""
+        return self._need
 
     def feed(self, data: bytes) -> Iterator[tuple[AnyMessage, int]]:
         """Messages that `data` completes, each with its size on the wire; read all of them before the next call.
@@ -67,10 +85,11 @@ class FrameReader:
         at, end = 0, len(view)
         self._need = HEAD
         while end - at >= HEAD:
-            number, size = body_size(view[at : at + HEAD])
+            number, size = body_size(view[at : at + HEAD], self.narrowed)
             if end - at < HEAD + size:
                 self._need = HEAD + size
                 break
+            self.whole += 1
             yield decode(number, view[at + HEAD : at + HEAD + size]), HEAD + size
             at += HEAD + size
         if at < end:

@@ -12,21 +12,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hivemint.contracts.errors import BadInput, HivemintError, ProtocolError, Refusal, SwarmError
-from hivemint.contracts.ids import ModelId, PeerId
+import structlog
+
+from hivemint.protocol.errors import BadInput, HivemintError, ProtocolError, Refusal, SwarmError
+from hivemint.protocol.ids import ModelId, PeerId
+from hivemint.swarm.addresses import is_anywhere, is_name, is_public, prefix_of, within_reach
 from hivemint.swarm.daemon import Daemon, full_address, split_address
-from hivemint.swarm.directory import Directory, Keys
-from hivemint.swarm.handshake import HELLO_LIMIT, Badge, answer, greet, read_hello
+from hivemint.swarm.dht.desk import Desk
+from hivemint.swarm.dht.directory import Directory
+from hivemint.swarm.dht.keys import Keys
+from hivemint.swarm.dht.known import KnownPeers
+from hivemint.swarm.dht.standing import OperatorRegistry, Standing
+from hivemint.swarm.frames import STRANGER
+from hivemint.swarm.held import Held
+from hivemint.swarm.hello import HELLO_LIMIT, Badge, answer, greet, read_hello
 from hivemint.swarm.identity import PeerKey, peer_text
-from hivemint.swarm.limits import Gate, Limits
-from hivemint.swarm.link import Held, Link
+from hivemint.swarm.limits import Gate, PeerLimits
+from hivemint.swarm.link import Link
 from hivemint.swarm.messages import Code, Hello, Refused
 from hivemint.swarm.records import CheckedRecord, SignedRecord
 
+log = structlog.get_logger(__name__)
 CONTROL = "hivemint/control/1"
 PUSH = "hivemint/push/1"
 BEAT = 0.25
 HOUSEKEEPING = 10.0
+LOOK_EVERY = 1.0
+"""Seconds between looks at the daemon's connections, where strangers ask whose network is not known."""
 MIN_SWARM_KEY = 16
 Handler = Callable[[Link], Awaitable[None]]
 
@@ -37,6 +49,8 @@ class HostSettings:
 
     `listen`: multiaddresses, () = a client that nobody can dial. `announce`: what to tell others instead, e.g. a
     proxy's port. `bootstrap`: full multiaddresses, /ip4/../tcp/../p2p/ID. `swarm_key`: at least 16 secret bytes.
+    `known`: file of peers that were met before, tried when the bootstrap peers are away. `private`: whether loopback
+    and private addresses are dialled; None = if the bootstrap peers, or else this host, have no public one.
     """
 
     network: str
@@ -45,7 +59,9 @@ class HostSettings:
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     swarm_key: bytes | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: PeerLimits = field(default_factory=PeerLimits)
+    known: Path | None = None
+    private: bool | None = None
 
     def __post_init__(self) -> None:
         size = MIN_SWARM_KEY if self.swarm_key is None else len(self.swarm_key)
@@ -56,6 +72,13 @@ class HostSettings:
                 split_address(address)
             except ProtocolError as error:
                 raise BadInput(f"Bootstrap peer {address[:120]!r}", why=error.what, next_step=error.next_step) from None
+
+    @property
+    def is_private(self) -> bool:
+        if self.private is not None:
+            return self.private
+        places = self.bootstrap or (*self.announce, *self.listen)
+        return not any(is_public(place) or is_name(place) or is_anywhere(place) for place in places)
 
 
 class Host:
@@ -73,8 +96,11 @@ class Host:
         self._settings, self._daemon = settings, daemon
         self._badge = Badge(settings.network, key.peer_id, settings.swarm_key)
         self._gate = Gate(settings.limits)
-        self._links: set[Link] = set()
+        self._links: dict[Link, str | None] = {}
+        self._prefixes: dict[PeerId, str] = {}
+        self._looked_at = float("-inf")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._standing = Standing()
         self._directory: Directory | None = None
         self._ended = asyncio.Event()
         self._reason = ""
@@ -89,11 +115,17 @@ class Host:
             host.addresses = tuple(full_address(place, key.peer_id) for place in places)
             host._spawn(host._watch(), "p2pd watch")
             keys = Keys(settings.network, settings.swarm_key)
+            desk, known = Desk(keys, host._standing, host._prefix_soon), KnownPeers(settings.known)
             host._directory = await Directory.join(
-                host._daemon, keys, settings.bootstrap, client_only=not settings.listen
+                host._daemon,
+                keys,
+                settings.bootstrap,
+                desk,
+                known,
+                client_only=not settings.listen,
             )
-            host._spawn(host._directory.keep_joined(), "bootstrap")
-            host._spawn(host._beat(), "heartbeat")
+            host._spawn(host._keep_joined(host._directory), "bootstrap")
+            host._spawn(host._beat(), "heartbeat").add_done_callback(host._lost)
         except BaseException:
             await host.close()
             raise
@@ -103,8 +135,12 @@ class Host:
         """Call `handler` with each link that a peer opens, once Hello is done; the link ends when it returns."""
         self._check_alive()
 
-        async def accept(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = self._spawn(self._accept(peer, reader, writer, handler), f"{protocol} {peer_text(peer)[-8:]}")
+        async def accept(
+            peer: PeerId, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            prefix = self._seen(peer, address)
+            work = self._accept(peer, prefix, reader, writer, handler)
+            task = self._spawn(work, f"{protocol} {peer_text(peer)[-8:]}")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
 
@@ -113,13 +149,17 @@ class Host:
     async def dial(self, peer: PeerId, addresses: Sequence[str], protocol: str, *, timeout: float = 5.0) -> Link:
         """A new link, Hello done. Raises Refusal (another network, rate), LinkClosed, SwarmError within `timeout` s.
 
-        Without addresses libp2p looks the peer up, which takes long if it is dead.
+        Without addresses libp2p looks the peer up, which takes long if it is dead. Loopback and private addresses
+        are left out, but for a network of such.
         """
         self._check_alive()
+        usable = within_reach(addresses, private=self._settings.is_private)
+        if addresses and not usable:
+            raise SwarmError(f"Peer {peer_text(peer)} has no usable address", why=f"got {', '.join(addresses)[:200]}")
         link: Link | None = None
         try:
             async with asyncio.timeout(timeout):
-                await self._daemon.connect(peer, addresses)
+                await self._daemon.connect(peer, usable)
                 _, writer = await self._daemon.open(peer, protocol)
                 link = self._link(peer, writer, self._gate.enter(peer, self._now()))
                 await greet(link, self._badge)
@@ -145,6 +185,26 @@ class Host:
         self._check_alive()
         return await self._directory_of().find(model_id, blocks)
 
+    def rank_by(self, registry: OperatorRegistry) -> None:
+        """From now on records count by their operators' stake, and those without share what is left over."""
+        self._standing.registry = registry
+
+    @property
+    def ranks(self) -> bool:
+        """Whether a registry tells who is registered."""
+        return self._standing.registry is not None
+
+    def is_registered(self, one: CheckedRecord) -> bool:
+        """As far as the registry was asked; nobody is without `rank_by`."""
+        return self._standing.stake(one.record) > 0
+
+    def prefix_of(self, peer: PeerId) -> str | PeerId:
+        """The network that a connected peer comes from (`203.0.113.0/24`); the peer itself where none is known.
+
+        Whoever shares out seats or compute counts by this: a peer id costs nothing to make.
+        """
+        return self._prefixes.get(peer, peer)
+
     async def wait_ended(self) -> str:
         """Until the host is closed or its daemon has died; why."""
         await self._ended.wait()
@@ -165,23 +225,32 @@ class Host:
     # ---- inside
 
     async def _accept(
-        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler
+        self,
+        peer: PeerId,
+        prefix: str | None,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        handler: Handler,
     ) -> None:
-        """From a stream to a link: Hello first (bounded in size and time), then the limits, then the network."""
-        held = self._gate.enter(peer, self._now())
+        """From a stream to a link: Hello first (bounded in size and time), then the limits, then the network.
+
+        The handler says what else the peer may send (`Link.allow`): until then nothing that could be large.
+        """
+        held = self._gate.enter(peer, self._now(), prefix)
         hello: Hello | None = None
         with contextlib.suppress(TimeoutError, EOFError, OSError, ProtocolError):
-            if not self._gate.flooded(peer):
+            if not self._gate.flooded(peer, prefix):
                 async with asyncio.timeout(HELLO_LIMIT):
                     hello = await read_hello(reader)
         if hello is None:
-            self._gate.leave(peer)
+            self._gate.leave(peer, prefix)
             writer.transport.abort()
             return
-        link = self._link(peer, writer, held)
+        link = self._link(peer, writer, held, prefix)
+        link.narrow(STRANGER)
         reason = ""
         try:
-            self._gate.check(peer, self._now())
+            self._gate.check(peer, self._now(), prefix)
             async with asyncio.timeout(HELLO_LIMIT):
                 await answer(link, self._badge, hello)
             await handler(link)
@@ -192,21 +261,47 @@ class Host:
                 await link.send(_refused(error))
         except TimeoutError:
             reason = "no proof in time"
-        except HivemintError as error:
+        except SwarmError as error:
             reason = str(error)
+        except HivemintError as error:  # of the chain, of a file: its text may hold an address or a path of ours
+            reason = "this side failed at the link"
+            log.error("a link's handler failed", reason=type(error).__name__)
         finally:
             await link.close(reason)
 
-    def _link(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held) -> Link:
+    def _link(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held, prefix: str | None = None) -> Link:
         link = Link(peer, writer, held)
         link.on_closed = self._forget
-        self._links.add(link)
+        self._links[link] = prefix
         return link
 
     def _forget(self, link: Link) -> None:
         if link in self._links:
-            self._links.discard(link)
-            self._gate.leave(link.peer)
+            self._gate.leave(link.peer, self._links.pop(link))
+
+    def _seen(self, peer: PeerId, address: str) -> str | None:
+        """The prefix of a peer's connection, kept for `prefix_of` while the peer is connected."""
+        prefix = prefix_of(address, loopback=self._settings.limits.loopback)
+        if prefix is not None:
+            self._prefixes[peer] = prefix
+        return prefix
+
+    def _prefix_soon(self, peer: PeerId) -> str | PeerId:
+        """As `prefix_of`, for a peer that may have opened no stream yet: then where it comes from is looked up."""
+        now = self._now()
+        if peer not in self._prefixes and now - self._looked_at > LOOK_EVERY:
+            self._looked_at = now
+            self._spawn(self._look_around(), "prefixes")
+        return self.prefix_of(peer)
+
+    async def _look_around(self) -> None:
+        """Which prefix every connected peer comes from; the others are forgotten."""
+        with contextlib.suppress(SwarmError, TimeoutError):
+            async with asyncio.timeout(BEAT * 8):
+                connections = await self._daemon.connections()
+            self._prefixes.clear()
+            for peer, address in connections.items():
+                self._seen(peer, address)
 
     async def _beat(self) -> None:
         housekeeping = self._now()
@@ -218,6 +313,21 @@ class Host:
             if now - housekeeping > HOUSEKEEPING:
                 housekeeping = now
                 self._gate.forget_idle(now)
+                self._daemon.tidy()
+                self._spawn(self._look_around(), "prefixes")
+
+    async def _keep_joined(self, directory: Directory) -> None:
+        while True:
+            try:
+                await directory.keep_joined()
+            except Exception:  # whatever it is: told, and begun again, after the pause that it begins with
+                log.exception("looking after the bootstrap peers failed")
+
+    def _lost(self, task: "asyncio.Task[None]") -> None:
+        """Without its heartbeat a host would take dead links for living ones: it has ended."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the heartbeat failed", exc_info=error)
+            self._end(f"its heartbeat failed: {type(error).__name__}: {error}")
 
     async def _watch(self) -> None:
         reason = f"this host's libp2p daemon has died: {await self._daemon.wait()}"
@@ -251,6 +361,4 @@ class Host:
 
 
 def _refused(error: Refusal) -> Refused:
-    return Refused(
-        Code(error.code), error.what[:400], error.why[:400], error.next_step[:400], retry_after=error.retry_after
-    )
+    return Refused.of(error, Code(error.code), retry_after=error.retry_after)

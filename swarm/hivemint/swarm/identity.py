@@ -11,9 +11,9 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from hivemint.contracts.errors import ConfigError, ProofError, ProtocolError
-from hivemint.contracts.home import write_private
-from hivemint.contracts.ids import PeerId
+from hivemint.protocol.errors import ConfigError, ProofError, ProtocolError
+from hivemint.protocol.home import write_private
+from hivemint.protocol.ids import PeerId
 
 _FILE_HEAD = b"\x08\x01\x12\x40"  # type = Ed25519, data = 64 bytes
 _ID_HEAD = b"\x00\x24\x08\x01\x12\x20"  # identity multihash of 36 bytes: type = Ed25519, data = 32 bytes
@@ -40,9 +40,12 @@ class PeerKey:
         except FileNotFoundError:
             if not create:
                 raise ConfigError(f"There is no peer key at {path}", next_step="start the node once") from None
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             key = cls.generate()
-            key.save(path)
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                key.save(path)
+            except OSError as error:
+                raise ConfigError(f"The peer key {path} cannot be written", why=error.strerror or str(error)) from None
             return key
         except OSError as error:
             raise ConfigError(f"The peer key {path} cannot be read", why=error.strerror or str(error)) from None

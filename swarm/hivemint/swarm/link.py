@@ -12,15 +12,16 @@ nothing for 2 s is gone.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, cast
 
-from hivemint.contracts.errors import LinkClosed, ProtocolError
-from hivemint.contracts.ids import PeerId
+from hivemint.protocol.errors import LinkClosed, ProtocolError
+from hivemint.protocol.ids import PeerId
+from hivemint.swarm.budget import Budget
 from hivemint.swarm.frames import FrameReader, pack
+from hivemint.swarm.held import Held
 from hivemint.swarm.identity import peer_text
-from hivemint.swarm.messages import AnyMessage, Bye, Ping
+from hivemint.swarm.messages import AnyMessage, Bye, Cancel, Load, Message, Neighbours, Ping, Tensor
 
 PING_AFTER = 0.5
 SILENCE_LIMIT = 2.0
@@ -30,23 +31,19 @@ INBOX_BYTES, INBOX_MESSAGES = 8 * 1024 * 1024, 1024
 """Reading pauses above either, and goes on below half of it."""
 OUTBOX_BYTES = 1024 * 1024
 """`send` waits while more than this is not yet taken by the stream."""
-
-
-@dataclass
-class Held:
-    """Bytes that one peer (or all of them) make this process keep: unread messages and unfinished frames."""
-
-    limit: int
-    bytes: int = 0
-    parent: "Held | None" = None
-
-    def add(self, count: int) -> None:
-        """Raises ProtocolError above the limit; the count is kept either way."""
-        self.bytes += count
-        if self.parent is not None:
-            self.parent.add(count)
-        if count > 0 and self.bytes > self.limit:
-            raise ProtocolError("A peer's messages take too much room", why=f"{self.bytes} bytes, limit {self.limit}")
+MESSAGE_COST = 256
+"""Bytes that a message is counted with beside those of its frame: what Python makes of it."""
+FRAME_TIME, FRAME_RATE = 30.0, 256 * 1024
+"""A frame that has begun is whole within so many seconds, and one more for each so many bytes. What `send` waits for is
+taken by the peer within the same time.
+"""
+RATES: Mapping[type, tuple[float, float]] = {
+    Ping: (10.0, 50.0),
+    Cancel: (20.0, 100.0),
+    Neighbours: (4.0, 32.0),
+    Load: (1.0, 4.0),
+}
+"""Messages a second, and at once, of the types that cost their sender nothing."""
 
 
 class Link(asyncio.Protocol):
@@ -63,16 +60,20 @@ class Link(asyncio.Protocol):
         self._transport = transport = cast(asyncio.Transport, writer.transport)
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
-        self._held, self._partial = held, 0
+        self.held, self._partial = held, 0
+        self._budgets: dict[type, Budget] = {}
         self._inbox: deque[tuple[AnyMessage, int]] = deque()
         self._inbox_bytes = 0
         self._reading, self._deaf = True, False
         self._arrival: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._full_at: float | None = None
+        self._full_bytes = 0
         self._gone = self._loop.create_future()
-        self._sent_at = self._heard_at = self._beat_at = self._loop.time()
+        self._sent_at = self._heard_at = self._beat_at = self._frame_at = self._loop.time()
         self.on_closed: Callable[[Link], None] | None = None
+        held.cuts.add(self._cut_off)
         transport.set_write_buffer_limits(high=OUTBOX_BYTES)
         transport.set_protocol(self)
         transport.resume_reading()
@@ -80,14 +81,29 @@ class Link(asyncio.Protocol):
     def __repr__(self) -> str:
         return f"<Link {peer_text(self.peer)[-8:]} {'closed: ' + self.reason if self.closed else 'open'}>"
 
+    def allow(self, kind: type[Message] | type[Tensor], size: int) -> None:
+        """From the next frame on the peer may send messages of `kind` up to `size` bytes; 0: none at all.
+
+        Never more than the type's own limit. A larger frame ends the link at its head.
+        """
+        self._frames.narrowed[kind.NUMBER] = size
+
+    def narrow(self, limits: Mapping[int, int]) -> None:
+        """The same for several types, by their numbers."""
+        self._frames.narrowed.update(limits)
+
     # ---- the two verbs
 
     async def send(self, *messages: AnyMessage) -> None:
-        """Write all messages at once, then wait while the stream is full. Raises LinkClosed.
+        """Write all messages at once, and wait while the stream is full, before and after: above what the stream may
+        hold lies what one sender has to say. Raises LinkClosed, in time also for a peer that takes nothing.
 
         Buffers of a Tensor are handed over: they must not change afterwards.
         """
         self._check_open()
+        while not self._writable.is_set():
+            await self._writable.wait()
+            self._check_open()
         self._write(messages)
         if not self._writable.is_set():
             await self._writable.wait()
@@ -108,7 +124,7 @@ class Link(asyncio.Protocol):
         self._inbox_bytes -= size
         if self.closed:
             return message  # the end has released all that this link held
-        self._held.add(-size)
+        self.held.add(-size)
         if not self._reading and not self._full(0.5):
             self._reading = True
             self._heard_at = self._loop.time()  # silence counts only while we listen
@@ -133,6 +149,19 @@ class Link(asyncio.Protocol):
         self._end(reason)
         self._transport.abort()
 
+    async def while_open(self, work: Coroutine[Any, Any, None]) -> None:
+        """`work` for this link's peer alone; it is given up when the link ends. Raises LinkClosed then."""
+        doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(self.wait_closed())
+        try:
+            await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise LinkClosed("The peer has left", why=self.reason)
+            doing.result()
+        finally:
+            for task in (doing, gone):
+                task.cancel()
+            await asyncio.gather(doing, gone, return_exceptions=True)
+
     async def wait_closed(self) -> str:
         """Until the stream has ended; the reason."""
         await asyncio.shield(self._gone)
@@ -148,8 +177,16 @@ class Link(asyncio.Protocol):
             return
         if slept > 0:
             self._heard_at = min(now, self._heard_at + slept)
+            self._frame_at = min(now, self._frame_at + slept)
+            self._full_at = None if self._full_at is None else min(now, self._full_at + slept)
+        if self._full_at is not None and now - self._full_at > FRAME_TIME + self._full_bytes / FRAME_RATE:
+            self.abort(f"the peer did not take what was sent for {now - self._full_at:.0f} s")
+            return
         if not self._reading:
-            self._heard_at = now
+            self._heard_at = self._frame_at = now
+        elif self._frames.held and now - self._frame_at > FRAME_TIME + self._frames.awaited / FRAME_RATE:
+            self._hang_up(f"a frame was not whole after {now - self._frame_at:.0f} s")
+            return
         elif now - self._heard_at > SILENCE_LIMIT:
             self.abort(f"the peer was silent for {SILENCE_LIMIT:.0f} s")
             return
@@ -162,23 +199,27 @@ class Link(asyncio.Protocol):
         self._heard_at = self._loop.time()
         if self._deaf:
             return
+        whole, waited = self._frames.whole, self._frames.held
         try:
             for message, size in self._frames.feed(data):
                 if isinstance(message, Bye):
                     self._end(message.reason or "the peer said goodbye")
                     self._transport.close()
                     return
+                self._spend(message)
                 if not self.closed and not isinstance(message, Ping):
-                    self._inbox.append((message, size))
-                    self._inbox_bytes += size
-                    self._held.add(size)
+                    self._inbox.append((message, size + MESSAGE_COST))
+                    self._inbox_bytes += size + MESSAGE_COST
+                    self.held.add(size + MESSAGE_COST)
+            if whole != self._frames.whole or not waited:
+                self._frame_at = self._heard_at
             if not self.closed:
                 grown, self._partial = self._frames.held - self._partial, self._frames.held
-                self._held.add(grown)
+                self.held.add(grown)
         except ProtocolError as error:
             self._hang_up(str(error))
             return
-        if self._reading and self._full(1.0):
+        if not self.closed and self._reading and self._full(1.0):
             self._reading = False
             self._transport.pause_reading()
         self._wake()
@@ -193,9 +234,11 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        self._full_at, self._full_bytes = self._loop.time(), self._transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         self._writable.set()
+        self._full_at = None
 
     # ---- inside
 
@@ -203,6 +246,19 @@ class Link(asyncio.Protocol):
         parts = pack(messages)
         self._transport.writelines(parts)
         self._sent_at = self._loop.time()
+
+    def _spend(self, message: AnyMessage) -> None:
+        """Raises ProtocolError for more of a free message than its type's budget."""
+        kind = type(message)
+        if (rate := RATES.get(kind)) is None:
+            return
+        budget = self._budgets.setdefault(kind, Budget(*rate, self._heard_at))
+        if not budget.take(self._heard_at):
+            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {rate[0]:g} a second")
+
+    def _cut_off(self, reason: str) -> None:
+        """Others need the room."""
+        self._hang_up(f"A peer's messages take too much room: {reason}")
 
     def _hang_up(self, reason: str) -> None:
         """The peer broke the protocol: tell it, hear no more, and cut it off if it does not leave by itself.
@@ -230,7 +286,8 @@ class Link(asyncio.Protocol):
         if self.closed:
             return
         self.closed, self.reason = True, reason
-        self._held.add(-self._partial - self._inbox_bytes)
+        self.held.cuts.discard(self._cut_off)
+        self.held.add(-self._partial - self._inbox_bytes)
         self._writable.set()
         self._wake()
         if self.on_closed is not None:

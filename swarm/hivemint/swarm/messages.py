@@ -7,11 +7,15 @@ A **control link** carries one session: client -> node. Order of talk:
 
     both    Hello (Prove, in a private swarm)
     node    Terms
-    client  Open, Route            node  Opened, Routed             | Refused, and the link closes
+    client  Open, Neighbours       node  Opened, Routed             | Refused, and the link closes
     client  Load                   node  Loaded                     | Refused
     client  Step [Tensor] ...      node  [Tensor] StepReceipt ...   | Refused(step)
     client  Cancel                 node  Cancelled
     client  Close                  node  Closed
+
+Instead of a session the wallet itself may ask to be let go, once its sessions are over:
+
+    client  Leave                  node  Left                      | Refused, and the link closes
 
 A **push link** carries outputs of many sessions from one node to the next: Tensor, HopReceipt, in pairs.
 Ping keeps either alive; Bye gives the reason of an end.
@@ -19,14 +23,15 @@ Ping keeps either alive; Bye gives the reason of an end.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
-from hivemint.contracts.errors import ProtocolError
-from hivemint.contracts.ids import Address, Credits, Step
-from hivemint.contracts.receipt import Leaf, SignedReceipt, SignedVoucher
-from hivemint.contracts.signed import Bytes32, Delegation, Session, SignatureBytes, Uint63
+from hivemint.protocol import eip712
+from hivemint.protocol.eip712 import Bytes32, Delegation, Session, SignatureBytes, Uint63
+from hivemint.protocol.errors import HivemintError, ProtocolError
+from hivemint.protocol.ids import Address, Credits, Step
+from hivemint.protocol.receipt import Leaf, SignedReceipt, SignedVoucher
 
 PROTOCOL_VERSION = 1
 KIB, MIB = 1024, 1024 * 1024
@@ -58,6 +63,7 @@ class Code(StrEnum):
     KEY = "key"  # signature, session key, delegation
     FUNDS = "funds"  # the account does not cover it
     THAWING = "thawing"
+    RELEASED = "released"  # the node has signed a release that is still good; retry_after says when it is over
     REVOKED = "revoked"
     VOUCHER = "voucher"  # does not cover the step, binds too old a receipt, forged
     STEP = "step"  # out of order
@@ -94,6 +100,29 @@ class Prove(Message, frozen=True):
     mac: Bytes32
 
 
+class Limits(Message, frozen=True):
+    """What a node takes of one session, at most."""
+
+    NUMBER: ClassVar[int] = 0  # never a frame of its own
+    tokens: int
+    """Of K/V room."""
+    rows: int
+    """Token positions a step."""
+    ahead: int
+    """Requests in flight."""
+    backward_rows: int = 0
+    """Token positions a backward step; 0: none are served."""
+    adapter_bytes: int = 0
+    """Of a LoRA adapter; 0: none are taken."""
+    adapter_rank: int = 0
+    """Of one of its pairs."""
+
+    @property
+    def widest(self) -> int:
+        """Rows that a step's input may have in states: a backward step's are a state and a gradient each."""
+        return max(self.rows, 2 * self.backward_rows)
+
+
 class Terms(Message, frozen=True):
     """A node's offer. `ask` is per token and block. `nonce` is good for one session within 60 s."""
 
@@ -105,12 +134,7 @@ class Terms(Message, frozen=True):
     end_block: int
     numerics: tuple[ShortText, ...]
     ask: Credits
-    max_tokens: int  # K/V room of one session
-    max_rows: int  # token positions a step
-    ahead: int  # requests in flight
-    max_backward: int = 0  # token positions a backward step; 0: none are served
-    max_adapter: int = 0  # bytes of a LoRA adapter; 0: none are taken
-    max_rank: int = 0  # of one of its pairs
+    limits: Limits
 
 
 class SignedDelegation(Message, frozen=True):
@@ -156,7 +180,7 @@ class Previous(Message, frozen=True):
     session: Bytes32
 
 
-class Route(Message, frozen=True):
+class Neighbours(Message, frozen=True):
     """The session's neighbours. The node dials `next` at once and answers `Routed` when that link stands."""
 
     NUMBER: ClassVar[int] = 6
@@ -176,7 +200,7 @@ class StepRequest(Message, frozen=True):
 
     A backward step (`kind` 1) is a whole sequence from `start` 0. Its rows are the input's state followed by the
     output's gradient, twice as wide; its output is the gradient of the input. The client relays it from node to node.
-    `push`: the output goes to `Route.next` too. The voucher covers this step and binds a receipt not older than
+    `push`: the output goes to `Neighbours.next` too. The voucher covers this step and binds a receipt not older than
     `step - ahead`.
 
     A fork (`kind` 2) is a session's first step or none: it takes over the K/V of positions `0 .. count - 1` from
@@ -197,14 +221,12 @@ class StepRequest(Message, frozen=True):
 
 
 class StepReceipt(Message, frozen=True):
-    """The signed receipt of a step, the row hashes of its output (32 bytes each), and the account's standing."""
+    """The signed receipt of a step, and the row hashes of its output (32 bytes each)."""
 
     NUMBER: ClassVar[int] = 9
     LIMIT: ClassVar[int] = MIB
     receipt: SignedReceipt
     rows: bytes
-    highest: Credits
-    owed: Credits
 
 
 class HopReceipt(Message, frozen=True):
@@ -246,7 +268,12 @@ class Closed(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """A request that was not done. `step` 0 is the handshake's. Nothing was computed, nothing is owed for it."""
+    """A request that was not done. `step` 0 is the handshake's. Nothing was computed, nothing is owed for it.
+
+    `owed` is the node's word alone. Where it says more than the client knows of, `proof` must show it: the highest
+    voucher of this client that the chain would still pay. `evidence`: where a neighbour's tensor or receipt disagree
+    (`input`), what that neighbour has signed, so that the client can compare it with what it was shown itself.
+    """
 
     NUMBER: ClassVar[int] = 15
     code: Code
@@ -256,8 +283,14 @@ class Refused(Message, frozen=True):
     step: StepNumber = Step(0)
     retry_after: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
     cached: int = 0  # tokens in the K/V cache, for `gap`
-    highest: Credits = Credits(0)
     owed: Credits = Credits(0)
+    proof: SignedVoucher | None = None
+    evidence: SignedReceipt | None = None
+
+    @classmethod
+    def of(cls, error: HivemintError, code: Code, **fields: Any) -> Self:
+        """An error's words, as long as they may be."""
+        return cls(code, error.what[:400], error.why[:400], error.next_step[:400], **fields)
 
 
 class Ping(Message, frozen=True):
@@ -283,7 +316,7 @@ class TensorHead(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """A LoRA adapter (`swarm.adapters`) for all steps of this session; before its first step, once."""
+    """A LoRA adapter (`swarm.lora`) for all steps of this session; before its first step, once."""
 
     NUMBER: ClassVar[int] = 19
     LIMIT: ClassVar[int] = MAX_TENSOR
@@ -295,6 +328,27 @@ class Loaded(Message, frozen=True):
 
     NUMBER: ClassVar[int] = 20
     digest: Bytes32
+
+
+class Leave(Message, frozen=True):
+    """The client wants to close its account, and all that is left back. Signed by the wallet, by no session key."""
+
+    NUMBER: ClassVar[int] = 21
+    leave: eip712.Leave
+    signature: SignatureBytes
+
+
+class Left(Message, frozen=True):
+    """The node is settled up to `release.total`: its signature, and the newest receipt and voucher that carry so much.
+
+    Both are None where nothing was ever earned.
+    """
+
+    NUMBER: ClassVar[int] = 22
+    release: eip712.Release
+    signature: SignatureBytes
+    receipt: SignedReceipt | None = None
+    voucher: SignedVoucher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,10 +367,34 @@ AnyMessage = Message | Tensor
 _BODIES: dict[int, type[Message]] = {
     kind.NUMBER: kind
     for kind in (
-        Hello, Prove, Terms, Open, Opened, Route, Routed, StepRequest, StepReceipt, HopReceipt, Cancel, Cancelled,
-        Close, Closed, Refused, Ping, Bye, Load, Loaded,
+        Hello,
+        Prove,
+        Terms,
+        Open,
+        Opened,
+        Neighbours,
+        Routed,
+        StepRequest,
+        StepReceipt,
+        HopReceipt,
+        Cancel,
+        Cancelled,
+        Close,
+        Closed,
+        Refused,
+        Ping,
+        Bye,
+        Load,
+        Loaded,
+        Leave,
+        Left,
     )
-}  # fmt: skip
+}
+
+
+def tensor_body(rows: int) -> int:
+    """Greatest body of a tensor's frame with so many bytes of rows."""
+    return min(MAX_TENSOR, 2 + TensorHead.LIMIT + rows)
 
 
 def limit_of(number: int) -> int:

@@ -6,19 +6,20 @@ nothing hangs on how a reader would encode it again. The operator's prefix begin
 """
 
 import math
+import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated
 
 import msgspec
 from eth_utils.address import is_checksum_address
 
-from hivemint.contracts.errors import ProofError
-from hivemint.contracts.ids import Address, Credits, Digest, ModelId, PeerId
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.signature import Signer, recover
-from hivemint.contracts.signed import Bytes32, SignatureBytes, Uint32
+from hivemint.protocol.eip712 import Bytes32, SignatureBytes, Uint32
+from hivemint.protocol.errors import ProofError
+from hivemint.protocol.ids import Address, Credits, Digest, ModelId, PeerId
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.signing import Signer, recover
 from hivemint.swarm.identity import PeerKey, peer_text, verify
 from hivemint.swarm.messages import AddressText, PeerIdBytes, ShortText, from_wire_amount, to_wire_amount
 
@@ -29,6 +30,10 @@ MAX_LIFETIME = 300.0
 """A record that claims to last longer is refused: the node would long be gone."""
 MAX_BLOCKS = 1024
 MAX_RECORD = 4096
+CHECKED_BYTES = 16 * 1024 * 1024
+"""Memory for records that were found good."""
+_COST = 4
+"""Bytes in memory for one of a record: itself, its payload, its fields."""
 _PREFIX = b"\x19Hivemint node record 1\n"
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -111,20 +116,51 @@ def check_record(data: bytes, *, now: float | None = None) -> CheckedRecord:
 
     Raises ProofError with what is wrong. Network, model and span are the caller's to compare.
     """
-    if len(data) > MAX_RECORD + 256:
-        raise ProofError("A node record is too large", why=f"{len(data)} bytes")
     checked = _check_signatures(bytes(data))
-    left = checked.record.expires - (time.time() if now is None else now)
+    check_life(checked.record, now)
+    return checked
+
+
+def check_life(record: NodeRecord, now: float | None = None) -> None:
+    """Raises ProofError for a record that has expired, or claims to last longer than any node publishes."""
+    left = record.expires - (time.time() if now is None else now)
     if left <= 0:
         raise ProofError("A node record has expired", why=f"{-left:.0f} s ago")
     if left > MAX_LIFETIME:
         raise ProofError("A node record claims too long a life", why=f"{left:.0f} s, at most {MAX_LIFETIME:.0f}")
-    return checked
 
 
-@lru_cache(maxsize=1024)
-def _check_signatures(data: bytes) -> CheckedRecord:
-    """Cached, as one record lies under every block of its span."""
+class _Checked:
+    """Records whose signatures hold, as one record lies under every block of its span; the least used leave.
+
+    Bounded in bytes: how large a record is, and how many there are, is a stranger's choice.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._records: OrderedDict[bytes, CheckedRecord] = OrderedDict()
+        self._lock = threading.Lock()  # records are checked in threads
+
+    def get(self, data: bytes) -> CheckedRecord | None:
+        with self._lock:
+            found = self._records.get(data)
+            if found is not None:
+                self._records.move_to_end(data)
+            return found
+
+    def put(self, data: bytes, checked: CheckedRecord) -> None:
+        with self._lock:
+            if data not in self._records:
+                self._records[data] = checked
+                self._bytes += _COST * len(data)
+            while self._bytes > self._limit:
+                self._bytes -= _COST * len(self._records.popitem(last=False)[0])
+
+
+def read_record(data: bytes) -> tuple[NodeRecord, SignedRecord]:
+    """What a record says, with nothing proved. Raises ProofError for a wrong form, size or version."""
+    if len(data) > MAX_RECORD + 256:
+        raise ProofError("A node record is too large", why=f"{len(data)} bytes")
     try:
         signed = _decode_signed.decode(data)
         record = _decode_record.decode(signed.payload)
@@ -132,6 +168,19 @@ def _check_signatures(data: bytes) -> CheckedRecord:
         raise ProofError("A node record is malformed", why=str(error)) from None
     if record.version != RECORD_VERSION:
         raise ProofError("A node record has another version", why=f"expected {RECORD_VERSION}, got {record.version}")
+    return record, signed
+
+
+def is_checked(data: bytes) -> bool:
+    """Whether its signatures were found good before: `check_record` costs nothing then."""
+    return _checked.get(data) is not None
+
+
+def _check_signatures(data: bytes) -> CheckedRecord:
+    known = _checked.get(data)
+    if known is not None:
+        return known
+    record, signed = read_record(data)
     verify(PeerId(record.peer), _PREFIX + signed.payload, signed.peer_signature)
     signer = recover(_digest(signed.payload), signed.operator_signature)
     if signer != record.operator:
@@ -139,7 +188,9 @@ def _check_signatures(data: bytes) -> CheckedRecord:
             f"The node record of {peer_text(PeerId(record.peer))} is forged",
             why=f"expected the signature of {record.operator}, got {signer}",
         )
-    return CheckedRecord(record, signed)
+    checked = CheckedRecord(record, signed)
+    _checked.put(data, checked)
+    return checked
 
 
 def _digest(payload: bytes) -> Digest:
@@ -149,3 +200,4 @@ def _digest(payload: bytes) -> Digest:
 _encoder = msgspec.msgpack.Encoder(enc_hook=to_wire_amount)
 _decode_signed = msgspec.msgpack.Decoder(SignedRecord)
 _decode_record = msgspec.msgpack.Decoder(NodeRecord, dec_hook=from_wire_amount)
+_checked = _Checked(CHECKED_BYTES)

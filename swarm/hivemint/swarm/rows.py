@@ -3,15 +3,16 @@
 One row is one token position: `hidden` numbers, little endian, in the wire form that `numerics` names
 (`weights/compute/wire`). Both ends of a link hash these same bytes, whatever they compute in:
 
-    hash of a tensor = B(B(row_0) || B(row_1) || ...),   B = BLAKE2b-256          (protocol.md, section 1)
+    hash of a tensor = B(B(row_0) || B(row_1) || ...),   B = BLAKE2b-256          (docs/protocol.md, section 1)
 """
 
+import math
 import sys
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from hivemint.contracts.errors import ProtocolError
-from hivemint.contracts.ids import TensorHash
+from hivemint.protocol.errors import ProtocolError
+from hivemint.protocol.ids import TensorHash
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +30,16 @@ def row_bytes(hidden: int, wire: str) -> int:
     return hidden * _number_bytes(wire)
 
 
-def to_wire(tensor: "torch.Tensor", wire: str) -> bytes:
-    """Rows of `tensor` [..., hidden], in order, any dtype and device. Raises ProtocolError for an unknown form."""
+def to_wire(tensor: "torch.Tensor", wire: str, *, finite: bool = False) -> bytes:
+    """Rows of `tensor` [..., hidden], in order, any dtype and device. Raises ProtocolError for an unknown form.
+
+    `finite`: also for NaN or infinity among the numbers as they would travel.
+    """
     import torch
 
     rows = tensor.detach().to(device="cpu", dtype=_dtype(wire)).contiguous()
+    if finite:
+        check_finite(rows)
     return bytes(rows.view(-1).view(torch.uint8).numpy())
 
 
@@ -50,6 +56,15 @@ def from_wire(
         )
     numbers = torch.frombuffer(bytearray(data), dtype=_dtype(wire))  # a copy: aligned, writable, and nobody else's
     return numbers.view(count, hidden).to(dtype)
+
+
+def check_finite(numbers: "torch.Tensor") -> None:
+    """Raises ProtocolError if one of them is NaN or infinite. One pass over them, which makes nothing."""
+    import torch
+
+    low, high = torch.aminmax(numbers)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ProtocolError("A tensor holds NaN or infinity", why=f"its numbers lie from {low:g} to {high:g}")
 
 
 def row_hashes(data: "bytes | bytearray | memoryview", row_bytes: int) -> bytes:

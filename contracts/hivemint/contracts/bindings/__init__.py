@@ -7,10 +7,13 @@ Reading methods take `block` (a number or "latest"); writing ones take the `Sign
 block holds the transaction, and raise `chain.Reverted` with the contract's reason.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from hivemint.contracts.bindings.base import Binding
+from web3.types import LogReceipt
+
+from hivemint.contracts.bindings.base import Binding, decoding
 from hivemint.contracts.bindings.disputes import Disputes
 from hivemint.contracts.bindings.emission import Claim, ClaimRecord, ClaimSkip, Donation, Emission, Pending, Status
 from hivemint.contracts.bindings.events import Event, decode_logs
@@ -28,9 +31,11 @@ from hivemint.contracts.bindings.settlement import (
 )
 from hivemint.contracts.bindings.token import Permit, Token
 from hivemint.contracts.chain import Chain
-from hivemint.contracts.errors import ChainError
-from hivemint.contracts.ids import Address
-from hivemint.contracts.network import Contracts, Network
+from hivemint.contracts.fees import DailyBudget, FeeCeiling
+from hivemint.contracts.logs import logs_of_block, read_logs
+from hivemint.protocol.errors import ChainError
+from hivemint.protocol.ids import Address
+from hivemint.protocol.network import Contracts, Network
 
 __all__ = [
     "Account",
@@ -74,17 +79,18 @@ class Bindings:
     disputes: Disputes
 
     @classmethod
-    async def connect(cls, network: Network, *, second: bool = False) -> Self:
-        """Connect to the network's chain (`second`: to its second RPC address) and check that the contracts are there.
+    async def connect(
+        cls, network: Network, *, fees: FeeCeiling | None = None, budget: DailyBudget | None = None
+    ) -> Self:
+        """Connect to the network's chain, by all its endpoints, and check that the contracts are there.
 
-        Raises ChainError.
+        fees, budget: what own transactions may cost (`Chain.connect`). Raises ChainError.
         """
-        url = (network.second_rpc_url or network.rpc_url) if second else network.rpc_url
-        chain = await Chain.connect(url, network.chain_id)
+        chain = await Chain.connect(network.rpc_urls, network.chain_id, fees=fees, budget=budget)
         try:
             if not await chain.code(network.contracts.settlement):
                 raise ChainError(
-                    f"The network {network.name} has no contracts at {url}",
+                    f"The network {network.name} has no contracts at {chain.shown}",
                     why=f"there is no code at {network.contracts.settlement}",
                     next_step="a development chain forgets them on a restart: `hivemint testnet up` deploys again",
                 )
@@ -107,18 +113,25 @@ class Bindings:
             disputes=Disputes(chain, contracts.disputes),
         )
 
+    def each(self) -> list[Self]:
+        """The same through each endpoint alone, for what several must agree on."""
+        if self.chain.each == (self.chain,):
+            return [self]
+        contracts = Contracts(**{name: getattr(self, name).address for name in Contracts.__dataclass_fields__})
+        return [self.over(chain, contracts) for chain in self.chain.each]
+
     async def events(self, first_block: int, last_block: int) -> list[Event]:
         """All contracts' events of these blocks (both included), in the chain's order. Raises ChainError."""
-        bindings = self.by_address
-        async with self.chain.explained("Reading the contracts' events"):
-            logs = await self.chain.w3.eth.get_logs(
-                {
-                    "address": [binding.contract.address for binding in bindings.values()],
-                    "fromBlock": first_block,
-                    "toBlock": last_block,
-                }
-            )
-        return decode_logs(bindings, logs)
+        addresses = list(self.by_address)
+        return self._decoded(await read_logs(self.chain, addresses, first_block, last_block))
+
+    async def events_of(self, block_hash: bytes) -> list[Event]:
+        """All contracts' events of one block. Raises ChainError, also if no endpoint knows the block."""
+        return self._decoded(await logs_of_block(self.chain, list(self.by_address), block_hash))
+
+    def _decoded(self, logs: Sequence[LogReceipt]) -> list[Event]:
+        with decoding(self.chain, "Reading the contracts' events"):
+            return decode_logs(self.by_address, logs)
 
     @property
     def by_address(self) -> dict[Address, Binding]:

@@ -8,13 +8,13 @@ from typing import Any
 from web3.contract.async_contract import AsyncContractFunction
 from web3.types import BlockIdentifier
 
-from hivemint.contracts.bindings.base import Binding, halves
+from hivemint.contracts.bindings.base import Binding, decoding, halves
 from hivemint.contracts.chain import Mined
-from hivemint.contracts.errors import ProofError
-from hivemint.contracts.ids import Address, Credits, SessionId
-from hivemint.contracts.receipt import Countersigned
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Session
+from hivemint.protocol.eip712 import Session
+from hivemint.protocol.errors import ProofError
+from hivemint.protocol.ids import Address, Credits, SessionId
+from hivemint.protocol.receipt import Countersigned
+from hivemint.protocol.signing import Signer
 
 
 class ClaimSkip(IntEnum):
@@ -102,21 +102,23 @@ class Emission(Binding):
 
     def claimed(self, mined: Mined, donations: Sequence[Donation]) -> Claim:
         """What a mined claim of these donations did."""
-        ordered, claimed = _rising(donations), self.events_in(mined, "Claimed")[0]
-        skipped = {
-            ordered[event["index"]].session_id: ClaimSkip(event["reason"])
-            for event in self.events_in(mined, "ClaimSkipped")
-        }
+        ordered, claimed = _rising(donations), self.event_in(mined, "Claimed")
+        skips = self.events_in(mined, "ClaimSkipped")
+        with decoding(self.chain, "Reading what a claim did"):
+            if any(event["index"] >= len(ordered) for event in skips):
+                raise ValueError("a skipped session that was not claimed")
+            skipped = {ordered[event["index"]].session_id: ClaimSkip(event["reason"]) for event in skips}
         return Claim(mined, claimed["counted"], claimed["units"], claimed["weight"], skipped)
 
     async def mint(self, sender: Signer, node: Address, epoch: int) -> Credits:
         """Mint the node's share to its payout address, once, from epoch + 2 on. Returns the wei minted."""
         mined = await self.chain.send(sender, self.function("mint", node, epoch), doing="Minting for donated work")
-        return Credits(self.events_in(mined, "Minted")[0]["amount"])
+        return Credits(self.event_in(mined, "Minted")["amount"])
 
     async def pending(self, node: Address, epoch: int, block: BlockIdentifier = "latest") -> Pending:
         amount, status = await self.read("pending", node, epoch, block=block)
-        return Pending(Credits(amount), Status(status))
+        with decoding(self.chain, "Reading the share"):
+            return Pending(Credits(amount), Status(status))
 
     async def claim_of(self, node: Address, epoch: int, block: BlockIdentifier = "latest") -> ClaimRecord:
         last, units, weight, minted = await self.read("claimOf", node, epoch, block=block)

@@ -10,7 +10,7 @@ from web3.types import LogReceipt
 
 from hivemint.contracts.artifacts import load
 from hivemint.contracts.bindings.base import Binding
-from hivemint.contracts.ids import Address
+from hivemint.protocol.ids import Address
 
 
 @dataclass(frozen=True, slots=True)

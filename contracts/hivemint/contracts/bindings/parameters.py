@@ -1,13 +1,13 @@
 """The numbers of a deployment: the fixed ones, and the changeable ones by epoch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
 from web3.types import BlockIdentifier
 
 from hivemint.contracts.bindings.base import Binding
-from hivemint.contracts.ids import Address, Credits, ModelId
+from hivemint.protocol.ids import Address, Credits, ModelId
 
 
 class Setting(IntEnum):
@@ -24,11 +24,12 @@ class Setting(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Fixed:
     """Fixed at deployment, in the order of the contract's struct. `fee` in 1/10,000, times in seconds, `halving` in
-    epochs, `min_stake` in wei of coin, `cap` and `bootstrap` in wei of credits."""
+    epochs, `thaw_blocks` in blocks, `min_stake` in wei of coin, `cap` and `bootstrap` in wei of credits."""
 
     fee: int
     epoch: int
     thaw: int
+    thaw_blocks: int
     unbond: int
     delay: int
     halving: int
@@ -41,6 +42,7 @@ class Fixed:
             self.fee,
             self.epoch,
             self.thaw,
+            self.thaw_blocks,
             self.unbond,
             self.delay,
             self.halving,
@@ -54,9 +56,8 @@ class Parameters(Binding):
     NAME = "Parameters"
 
     async def fixed(self) -> Fixed:
-        *numbers, cap, bootstrap = await self.read("fixedNumbers")
-        fee, epoch, thaw, unbond, delay, halving, min_stake = numbers
-        return Fixed(fee, epoch, thaw, unbond, delay, halving, min_stake, Credits(cap), Credits(bootstrap))
+        read = Fixed(*await self.read("fixedNumbers"))
+        return replace(read, cap=Credits(read.cap), bootstrap=Credits(read.bootstrap))
 
     async def value(self, setting: Setting, epoch: int, block: BlockIdentifier = "latest") -> int:
         """A setting as it counts in `epoch`."""
@@ -70,8 +71,12 @@ class Parameters(Binding):
         return bool(await self.read("isAuditor", auditor, epoch))
 
     async def paused(self) -> bool:
-        """Whether `fund` and `claim` are stopped."""
+        """Whether `fund` and `mint` are stopped."""
         return bool(await self.read("paused"))
+
+    async def paused_until(self) -> int:
+        """When the newest pause ends, or ended, in seconds since 1970; 0 if there was none."""
+        return int(await self.read("pausedUntil"))
 
     async def genesis(self) -> int:
         """The epoch of the deployment."""

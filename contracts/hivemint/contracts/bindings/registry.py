@@ -8,9 +8,9 @@ from web3.types import BlockIdentifier
 
 from hivemint.contracts.bindings.base import Binding, halves
 from hivemint.contracts.chain import Mined
-from hivemint.contracts.ids import Address, Digest, PeerId, Signature
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Domain, Operator, peer_id_hash
+from hivemint.protocol.eip712 import Domain, Operator, peer_id_hash
+from hivemint.protocol.ids import Address, Digest, PeerId, Signature
+from hivemint.protocol.signing import Signer
 
 _NOBODY = "0x" + "00" * 20
 
@@ -86,6 +86,20 @@ class Registry(Binding):
     async def set_payout(self, owner: Signer, node: Address, payout: Address) -> Mined:
         return await self.chain.send(owner, self.function("setPayout", node, payout), doing="Changing the payout")
 
+    async def offer_ownership(self, owner: Signer, node: Address, to: Address | None) -> Mined:
+        """Offer the node, its stake and its pay to `to`; None takes an offer back."""
+        call = self.function("offerOwnership", node, to or _NOBODY)
+        return await self.chain.send(owner, call, doing="Offering the node")
+
+    async def accept_ownership(self, new_owner: Signer, node: Address) -> Mined:
+        """Become the owner of a node that was offered; its payout stays until it is changed."""
+        return await self.chain.send(new_owner, self.function("acceptOwnership", node), doing="Taking over the node")
+
+    async def offered_to(self, node: Address) -> Address | None:
+        """Who may take the node over; None if nobody was offered it."""
+        to = await self.read("offeredTo", node)
+        return None if to == _NOBODY else Address(to)
+
     async def bond(self, owner: Signer, node: Address, stake: int) -> Mined:
         """Add `stake` wei of coin; it counts for lane B from the next epoch on."""
         return await self.chain.send(owner, self.function("bond", node), doing="Bonding stake", value=stake)
@@ -98,6 +112,14 @@ class Registry(Binding):
         call = self.function("withdrawStake", node, to or owner.address)
         return await self.chain.send(owner, call, doing="Withdrawing the stake")
 
+    async def reward_of(self, reporter: Address) -> int:
+        """Wei of coin that reports have earned and nobody has pulled yet."""
+        return int(await self.read("rewardOf", reporter))
+
+    async def pull_reward(self, reporter: Signer, to: Address | None = None) -> Mined:
+        call = self.function("pullReward", to or reporter.address)
+        return await self.chain.send(reporter, call, doing="Taking the reward")
+
     async def node(self, node: Address, block: BlockIdentifier = "latest") -> NodeInfo | None:
         """A node's record; None if there is none."""
         return NodeInfo.of(node, await self.read("nodeOf", node, block=block))
@@ -105,6 +127,8 @@ class Registry(Binding):
     async def nodes(self, nodes: Sequence[Address], block: BlockIdentifier = "latest") -> list[NodeInfo | None]:
         """Many records in one call, in the same order."""
         raw = await self.read("nodesOf", list(nodes), block=block) if nodes else []
+        if len(raw) != len(nodes):
+            raise self.chain.odd("Reading the nodes", f"{len(raw)} records, asked were {len(nodes)}")
         return [NodeInfo.of(node, one) for node, one in zip(nodes, raw, strict=True)]
 
     async def stake_for(self, node: Address, epoch: int) -> int:

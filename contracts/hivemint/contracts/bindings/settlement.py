@@ -8,15 +8,17 @@ from typing import Any
 from web3.contract.async_contract import AsyncContractFunction
 from web3.types import BlockIdentifier
 
-from hivemint.contracts.bindings.base import Binding, halves
+from hivemint.contracts.bindings.base import decoding, halves
+from hivemint.contracts.bindings.orders import Orders
 from hivemint.contracts.bindings.token import NO_PERMIT, Token
 from hivemint.contracts.chain import Chain, Mined
-from hivemint.contracts.credits import format_credits
-from hivemint.contracts.errors import BadInput
-from hivemint.contracts.ids import Address, Credits, Digest, SessionId, Signature
-from hivemint.contracts.receipt import Countersigned
-from hivemint.contracts.signature import Signer
-from hivemint.contracts.signed import Delegation, Receipt, Voucher
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.eip712 import MAX_UINT96, Delegation, Receipt, Release, Voucher
+from hivemint.protocol.errors import BadInput
+from hivemint.protocol.ids import Address, Credits, Digest, SessionId, Signature
+from hivemint.protocol.orders import Close
+from hivemint.protocol.receipt import Countersigned
+from hivemint.protocol.signing import Signer
 
 
 class Skip(IntEnum):
@@ -48,9 +50,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class AccountView(Account):
-    """What a node asks about a client. `key_valid_until`: 0 = never set, 2^64-1 = the client's own key."""
+    """What a node asks about a client. `key_valid_until`: 0 = never set, 2^64-1 = the client's own key.
+
+    key_revoked: the key was revoked before it was ever set, so no delegation for it counts.
+    """
 
     key_valid_until: int
+    key_revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class SettledItem:
 class SkippedItem:
     """`index` in the call's items."""
 
+    client: Address
     index: int
     reason: Skip
 
@@ -103,7 +110,7 @@ class SettlementResult:
         return Credits(sum(item.minted for item in self.settled))
 
 
-class Settlement(Binding):
+class Settlement(Orders):
     NAME = "Settlement"
 
     def __init__(self, chain: Chain, address: Address, token: Token) -> None:
@@ -148,8 +155,10 @@ class Settlement(Binding):
         """Let `key` sign for the client, at most 90 days ahead (seconds since 1970, chain time). Once per key."""
         return await self.chain.send(client, self.function("authorize", key, valid_until), doing="Authorizing the key")
 
-    async def authorize_by_sig(self, sender: Signer, delegation: Delegation, signature: Signature) -> Mined:
-        """The same by the client's signature; `sender` pays the gas."""
+    async def authorize_by_sig(self, sender: Signer, delegation: Delegation, signature: bytes) -> Mined:
+        """The same by the client's signature (64 or 65 bytes, or a contract wallet's) over a delegation for paid work;
+        `sender` pays the gas.
+        """
         call = self.function(
             "authorizeBySig", delegation.client, delegation.session_key, delegation.valid_until, signature
         )
@@ -158,6 +167,27 @@ class Settlement(Binding):
     async def revoke(self, client: Signer, key: Address) -> Mined:
         """End `key` now. What it signed stays collectable for THAW."""
         return await self.chain.send(client, self.function("revoke", key), doing="Revoking the key")
+
+    async def close(
+        self, client: Signer, release: Release, signature: Signature, items: Sequence[Countersigned] = ()
+    ) -> Mined:
+        """Settle `items`, and pay all that is left at the node back at once. `signature`: the node's release."""
+        call = self.function("close", release.node, _released(release, signature), [_item(one) for one in items])
+        return await self.chain.send(client, call, doing="Closing the account")
+
+    async def close_by_sig(
+        self,
+        sender: Signer,
+        order: Close,
+        consent: bytes,
+        release: Release,
+        signature: Signature,
+        items: Sequence[Countersigned] = (),
+    ) -> Mined:
+        """The same with the client's `consent`, its signature over `order`; `sender` pays the gas."""
+        released, given = _released(release, signature), [_item(one) for one in items]
+        call = self.function("closeBySig", order.client, order.node, released, given, order.deadline, consent)
+        return await self.chain.send(sender, call, doing="Closing the account")
 
     def settle_call(self, node: Address, items: Sequence[Countersigned]) -> AsyncContractFunction:
         """For a worker that submits and replaces transactions itself; see `result`."""
@@ -169,6 +199,10 @@ class Settlement(Binding):
 
     def result(self, mined: Mined) -> SettlementResult:
         """What a mined settlement did."""
+        with decoding(self.chain, "Reading what a settlement did"):
+            return self._result(mined)
+
+    def _result(self, mined: Mined) -> SettlementResult:
         settled = tuple(
             SettledItem(
                 client=Address(event["client"]),
@@ -182,7 +216,8 @@ class Settlement(Binding):
             for event in self.events_in(mined, "Settled")
         )
         skipped = tuple(
-            SkippedItem(event["index"], Skip(event["reason"])) for event in self.events_in(mined, "Skipped")
+            SkippedItem(Address(event["client"]), event["index"], Skip(event["reason"]))
+            for event in self.events_in(mined, "Skipped")
         )
         return SettlementResult(mined, settled, skipped)
 
@@ -198,7 +233,11 @@ class Settlement(Binding):
             return []
         clients, keys = zip(*pairs, strict=True)
         views = await self.read_long("accounts", node, list(clients), list(keys), block=block)
-        return [AccountView(Credits(one[0]), Credits(one[1]), one[2], one[3]) for one in views]
+        if len(views) != len(pairs):
+            raise self.chain.odd("Reading the accounts", f"{len(views)} accounts, asked were {len(pairs)}")
+        if any(one[0] + one[1] > MAX_UINT96 for one in views):
+            raise self.chain.odd("Reading the accounts", "more credits in one account than can exist")
+        return [AccountView(Credits(one[0]), Credits(one[1]), *one[2:]) for one in views]
 
     async def session_key(self, client: Address, key: Address, block: BlockIdentifier = "latest") -> SessionKey:
         valid_until, authorized = await self.read("sessionKey", client, key, block=block)
@@ -211,6 +250,10 @@ class Settlement(Binding):
     async def thaw_seconds(self) -> int:
         """THAW: how long an account thaws and how long vouchers outlive their key."""
         return int(await self.read("THAW"))
+
+    async def thaw_end_block(self, client: Address, node: Address) -> int:
+        """The first block in which a thawing account may be withdrawn, its time being over; 0 for one that is open."""
+        return int(await self.read("thawEndBlock", client, node))
 
     async def fees_burned(self, epoch: int, block: BlockIdentifier = "latest") -> Credits:
         return Credits(await self.read("feesBurned", epoch, block=block))
@@ -225,6 +268,9 @@ class Settlement(Binding):
     async def delegation_digest(self, delegation: Delegation) -> Digest:
         return Digest(bytes(await self.read("delegationDigest", *_values(delegation))))
 
+    async def release_digest(self, release: Release) -> Digest:
+        return Digest(bytes(await self.read("releaseDigest", *_values(release))))
+
     async def receipt_digest(self, receipt: Receipt) -> Digest:
         return Digest(bytes(await self.read("receiptDigest", *_values(receipt))))
 
@@ -232,7 +278,11 @@ class Settlement(Binding):
         return Digest(bytes(await self.read("voucherDigest", *_values(voucher))))
 
 
-def _values(struct: Delegation | Receipt | Voucher) -> list[Any]:
+def _released(release: Release, signature: Signature) -> tuple[Any, ...]:
+    return int(release.total), release.deadline, halves(signature)
+
+
+def _values(struct: Delegation | Receipt | Release | Voucher) -> list[Any]:
     return list(struct.message().values())
 
 

@@ -7,9 +7,9 @@ from web3.types import BlockIdentifier
 
 from hivemint.contracts.bindings.base import Binding
 from hivemint.contracts.chain import Mined
-from hivemint.contracts.ids import Address, Credits, Digest
-from hivemint.contracts.keccak import keccak
-from hivemint.contracts.signature import Signer
+from hivemint.protocol.ids import Address, Credits, Digest
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.signing import Signer
 
 _PERMIT = {
     "Permit": [

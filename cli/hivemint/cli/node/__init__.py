@@ -1,0 +1,1 @@
+"""A node: registering its operator, serving, reporting equivocation."""

@@ -1,0 +1,123 @@
+"""What the verbs of an operator share: its wallet and owner, its standing on the chain, and how that is told."""
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hivemint.cli.console import emit, need, table
+from hivemint.cli.transact import load_network
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.errors import ConfigError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Address
+from hivemint.protocol.keystore import Keystores, read_password
+from hivemint.protocol.signing import Signer
+
+if TYPE_CHECKING:
+    from hivemint.contracts.bindings import Bindings
+
+ONE_COIN = 10**18
+
+NameOption = Annotated[str | None, typer.Option("--name", help="Folder of this node in the home; default: the wallet.")]
+OwnerOption = Annotated[
+    str | None, typer.Option("--owner", help="Wallet that holds the stake; default: the operator's own.")
+]
+OwnerPasswordOption = Annotated[
+    Path | None, typer.Option("--owner-password-file", help="Password of --owner, if it has one of its own.")
+]
+
+
+def operator_wallet(name: str | None) -> str:
+    return str(need(name, "No wallet is named", "pass --wallet NAME (see `hivemint wallet list`)"))
+
+
+def unlock(home: Home, wallet: str, password_file: Path | None) -> Signer:
+    keystores = Keystores(home.keystores)
+    keystores.find(wallet)
+    return keystores.unlock(wallet, read_password(wallet, file=password_file))
+
+
+def operator_and_owner(
+    home: Home, wallet: str, owner: str | None, password_file: Path | None
+) -> tuple[Address, Signer]:
+    """The operator needs no key here; the owner signs."""
+    operator = Keystores(home.keystores).find(wallet).address
+    return operator, unlock(home, owner or wallet, password_file)
+
+
+async def with_contracts(
+    network: Path | None, work: Callable[["Bindings"], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    from hivemint.contracts.bindings import Bindings
+
+    async with await Bindings.connect(load_network(network)) as contracts:
+        return await work(contracts)
+
+
+async def standing(contracts: "Bindings", operator: Address) -> dict[str, Any]:
+    """The registry's record and the shares of the last epochs."""
+    known = await contracts.registry.node(operator)
+    if known is None:
+        return {"operator": operator, "registered": False}
+    offered = await contracts.registry.offered_to(operator)
+    now = await contracts.emission.current_epoch()
+    shares = {}
+    for epoch in range(max(0, now - 3), now + 1):
+        pending = await contracts.emission.pending(operator, epoch)
+        shares[str(epoch)] = {"wei": int(pending.amount), "status": pending.status.name.lower()}
+    return {
+        "operator": operator,
+        "registered": True,
+        "owner": known.owner,
+        "payout": known.payout,
+        "bonded_wei": int(known.bonded),
+        "unbonding_wei": int(known.unbonding),
+        "unbond_end": known.unbond_end,
+        "retired": known.retired,
+        "peer_id_hash": known.peer_id_hash,
+        "epoch": now,
+        "shares": shares,
+    } | ({"offered_to": offered} if offered else {})
+
+
+def last_seen(path: Path) -> dict[str, Any]:
+    """What the node wrote of itself. Raises ConfigError for a damaged file."""
+    try:
+        told = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged", why=str(error), next_step="remove it: a node that runs writes it anew"
+        ) from None
+    if not isinstance(told, dict) or not told.keys() >= {"model", "blocks", "credits", "reasons"}:
+        raise ConfigError(f"{path} is not a node's status", next_step="remove it: a node that runs writes it anew")
+    return told
+
+
+def report(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit(told)
+        return
+    rows: list[tuple[str, ...]] = []
+    for key, value in told.items():
+        if key == "shares":
+            shares = ", ".join(f"{epoch}: {format_credits(s['wei'])} {s['status']}" for epoch, s in value.items())
+            rows.append(("shares by epoch", shares))
+        elif key == "last_seen":
+            rows.append(("blocks", f"{value['model']} {value['blocks']}"))
+            rows += [(stage, format_credits(amount)) for stage, amount in value["credits"].items()]
+            rows += [(f"why {stage}", text) for stage, text in value["reasons"].items()]
+        elif key == "reasons":
+            rows += [(f"why {stage}", text) for stage, text in value.items() if text]
+        elif key in ("bonded_wei", "unbonding_wei"):
+            rows.append((key.removesuffix("_wei"), f"{value / ONE_COIN:,.4f} coins"))
+        elif key == "unbond_end":
+            rows.append(("unbonded", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value)) if value else "-"))
+        elif key.endswith("_wei"):
+            rows.append((key.removesuffix("_wei").replace("_", " "), format_credits(value)))
+        else:
+            rows.append((key.replace("_", " "), "0x" + value.hex() if isinstance(value, bytes) else str(value)))
+    table("node", "", "", rows=rows)

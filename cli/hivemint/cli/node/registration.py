@@ -1,0 +1,190 @@
+"""`hivemint node register | status | offer | accept | unbond | withdraw`: a node's record in the registry."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, run_async
+from hivemint.cli.node.operators import (
+    NameOption,
+    OwnerOption,
+    OwnerPasswordOption,
+    last_seen,
+    operator_and_owner,
+    operator_wallet,
+    report,
+    standing,
+    unlock,
+    with_contracts,
+)
+from hivemint.cli.transact import NodeArgument, check_address, load_network
+from hivemint.protocol.credits import parse_coins
+from hivemint.protocol.errors import BadInput
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Address
+from hivemint.protocol.keystore import Keystores
+from hivemint.protocol.signing import Signer
+
+if TYPE_CHECKING:
+    from hivemint.contracts.bindings import Bindings, Registry
+
+Act = Callable[["Registry", Signer, Address], Awaitable[object]]
+
+
+def register(
+    wallet: WalletOption = None,
+    owner: OwnerOption = None,
+    network: NetworkOption = None,
+    password_file: PasswordFileOption = None,
+    owner_password_file: OwnerPasswordOption = None,
+    name: NameOption = None,
+    stake: Annotated[str | None, typer.Option(help="Coins to bond; default: the minimum.", metavar="AMOUNT")] = None,
+    payout: Annotated[str | None, typer.Option(help="Address that credits are minted to; default: the owner.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Register the operator key with its peer id, and bond a stake; later: bond more, renew the peer id."""
+    from hivemint.swarm.identity import PeerKey
+
+    coins = None if stake is None else parse_coins(stake)
+    paid_to = check_address(payout) if payout else None
+    wallet = operator_wallet(wallet)
+    home = Home.open()
+    operator = unlock(home, wallet, password_file)
+    holder = unlock(home, owner, owner_password_file or password_file) if owner else operator
+    peer = PeerKey.load(home.node(name or wallet) / "peer.key").peer_id
+
+    async def work(contracts: "Bindings") -> dict[str, Any]:
+        from hivemint.protocol.eip712 import peer_id_hash
+
+        registry = contracts.registry
+        known = await registry.node(operator.address)
+        wei = await registry.minimum_stake() if coins is None and known is None else coins or 0
+        if known is None:
+            await registry.register(holder, operator, peer, load_network(network).domain, payout=paid_to, stake=wei)
+        else:
+            if known.peer_id_hash != peer_id_hash(peer):
+                await registry.set_peer(holder, operator, peer, load_network(network).domain)
+            if paid_to and known.payout != paid_to:
+                await registry.set_payout(holder, operator.address, paid_to)
+            if wei:
+                await registry.bond(holder, operator.address, wei)
+        return await standing(contracts, operator.address)
+
+    report(run_async(with_contracts(network, work)), as_json)
+
+
+def status(
+    wallet: WalletOption = None, network: NetworkOption = None, name: NameOption = None, as_json: JsonFlag = False
+) -> None:
+    """The node's standing on the chain, and what it said of itself last."""
+    wallet = operator_wallet(wallet)
+    home = Home.open()
+    operator = Keystores(home.keystores).find(wallet).address
+
+    async def work(contracts: "Bindings") -> dict[str, Any]:
+        return await standing(contracts, operator)
+
+    told = run_async(with_contracts(network, work))
+    path = home.node(name or wallet) / "status.json"
+    if path.is_file():
+        told["last_seen"] = last_seen(path)
+    report(told, as_json)
+
+
+def offer(
+    to: Annotated[str | None, typer.Argument(help="Address of the new owner.", metavar="ADDRESS")] = None,
+    take_back: Annotated[bool, typer.Option("--take-back", help="Nobody is offered the node any more.")] = False,
+    wallet: WalletOption = None,
+    owner: OwnerOption = None,
+    network: NetworkOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Offer the node to another owner, with its stake and its pay; nothing changes before that one accepts."""
+    if (to is None) == (not take_back):
+        raise BadInput("Who shall own the node?", next_step="name an address, or pass --take-back")
+    heir = None if to is None else check_address(to)
+    _as_owner(
+        wallet,
+        owner,
+        network,
+        password_file,
+        as_json,
+        lambda registry, holder, operator: registry.offer_ownership(holder, operator, heir),
+    )
+
+
+def accept(
+    node: NodeArgument,
+    wallet: WalletOption = None,
+    network: NetworkOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take over a node that was offered to this wallet; its pay goes where it went until you change that."""
+    operator = check_address(node)
+    heir = unlock(Home.open(), operator_wallet(wallet), password_file)
+
+    async def work(contracts: "Bindings") -> dict[str, Any]:
+        offered = await contracts.registry.offered_to(operator)
+        if offered != heir.address:
+            raise BadInput(
+                "This node was not offered to this wallet",
+                why=f"{operator} is offered to {offered or 'nobody'}, this wallet is {heir.address}",
+                next_step=f"its owner runs `hivemint node offer {heir.address}`",
+            )
+        await contracts.registry.accept_ownership(heir, operator)
+        return await standing(contracts, operator)
+
+    report(run_async(with_contracts(network, work)), as_json)
+
+
+def unbond(
+    wallet: WalletOption = None,
+    owner: OwnerOption = None,
+    network: NetworkOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Begin to leave: the stake carries no donated work from now on, and can be withdrawn when UNBOND is over."""
+    _as_owner(
+        wallet,
+        owner,
+        network,
+        password_file,
+        as_json,
+        lambda registry, holder, operator: registry.unbond(holder, operator),
+    )
+
+
+def withdraw(
+    wallet: WalletOption = None,
+    owner: OwnerOption = None,
+    network: NetworkOption = None,
+    password_file: PasswordFileOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take the stake back after UNBOND."""
+    _as_owner(
+        wallet,
+        owner,
+        network,
+        password_file,
+        as_json,
+        lambda registry, holder, operator: registry.withdraw_stake(holder, operator),
+    )
+
+
+def _as_owner(
+    wallet: str | None, owner: str | None, network: Path | None, password_file: Path | None, as_json: bool, act: Act
+) -> None:
+    """What the owner of a node's record does with it, and how the record stands then."""
+    operator, holder = operator_and_owner(Home.open(), operator_wallet(wallet), owner, password_file)
+
+    async def work(contracts: "Bindings") -> dict[str, Any]:
+        await act(contracts.registry, holder, operator)
+        return await standing(contracts, operator)
+
+    report(run_async(with_contracts(network, work)), as_json)

@@ -1,0 +1,220 @@
+"""`hivemint node start`: serve a span of blocks, until somebody ends it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hivemint.cli.console import NetworkOption, PasswordFileOption, WalletOption, log_to, out, run_async, show_error
+from hivemint.cli.node.operators import NameOption, operator_wallet, unlock
+from hivemint.cli.transact import load_network
+from hivemint.protocol.home import Home
+
+if TYPE_CHECKING:
+    from hivemint.node.running import Running, ServePlan
+
+LOOK_EVERY = 1.0
+
+
+def start(
+    model: Annotated[str, typer.Argument(help="A pulled model, or a Hugging Face folder.")],
+    blocks: Annotated[str, typer.Option(help="Blocks to serve, FIRST:END, e.g. 0:15.")],
+    wallet: WalletOption = None,
+    network: NetworkOption = None,
+    password_file: PasswordFileOption = None,
+    name: NameOption = None,
+    ask: Annotated[str | None, typer.Option(help="Price per token and block, e.g. 0.0000001 or '5 wei'.")] = None,
+    listen: Annotated[list[str] | None, typer.Option(help="Multiaddress to listen on.")] = None,
+    announce: Annotated[list[str] | None, typer.Option(help="Multiaddress to tell others instead.")] = None,
+    bootstrap: Annotated[list[str] | None, typer.Option(help="More bootstrap peers.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads; 0 = the cores that are free.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of weights: fp32, bf16, fp16, int8, nf4; or with the computation's, nf4/fp16.")
+    ] = None,
+    wire: Annotated[
+        str | None, typer.Option(help="Of rows between hops: fp32, bf16, fp16; default: as computed.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus on 127.0.0.1; 0 = any free port.")] = None,
+    new_books: Annotated[
+        bool, typer.Option("--new-books", help="Begin new books where the old ones are of a chain that began anew.")
+    ] = False,
+    settle_min: Annotated[
+        str | None, typer.Option(help="Settle as soon as so many credits have come together.", metavar="AMOUNT")
+    ] = None,
+    dust: Annotated[
+        str | None, typer.Option(help="Never settle an account for less, not even before it is lost.", metavar="AMOUNT")
+    ] = None,
+    credit_price: Annotated[
+        str | None,
+        typer.Option(help="Coin that a credit is worth to you: a settlement then must bring what it costs."),
+    ] = None,
+    max_fee: Annotated[
+        float | None, typer.Option(help="Gwei per gas that own transactions offer at most (100).")
+    ] = None,
+    max_tip: Annotated[float | None, typer.Option(help="Gwei per gas of it that is tip at most (3).")] = None,
+    coin_a_day: Annotated[
+        str | None, typer.Option(help="Coin that own transactions may risk on one day (0.1).", metavar="AMOUNT")
+    ] = None,
+) -> None:
+    """Serve blocks of a model until Ctrl-C, which drains: steps under way are finished, sessions told.
+
+    A Ctrl-C while the node is still starting ends it at once.
+    """
+    from hivemint.node.running import ServePlan
+    from hivemint.node.settings import node_settings
+    from hivemint.node.start import find_model, parse_blocks
+
+    first, end = parse_blocks(blocks)
+    settings = node_settings(
+        ask=ask,
+        listen=tuple(listen) if listen else None,
+        announce=tuple(announce) if announce else None,
+        bootstrap=tuple(bootstrap) if bootstrap else None,
+        threads=threads,
+        precision=precision,
+        wire=wire,
+        device=device,
+        metrics_port=metrics_port,
+        settle_min=settle_min,
+        dust=dust,
+        credit_price=credit_price,
+        max_fee=max_fee,
+        max_tip=max_tip,
+        coin_a_day=coin_a_day,
+    )
+    where = load_network(network)
+    wallet = operator_wallet(wallet)
+    home = Home.open()
+    found = find_model(where, model, first, end, home)
+    signer = unlock(home, wallet, password_file)
+    plan = ServePlan(where, found, first, end, name or wallet, signer, settings, home, new_books)
+    from hivemint.node.engine.watchdog import DeviceHung
+
+    try:
+        run_async(_serve(plan))
+    except DeviceHung as error:
+        show_error(error)
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End the process although the device is at work, or stuck: the interpreter would wait for its thread for ever.
+
+    Sessions, swarm and journal have been closed by now.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _serve(plan: "ServePlan") -> None:
+    from hivemint.node.start import running
+
+    stopping = _Stopping()
+    live = sys.stdout.isatty()
+    log_to(sys.stderr, for_people=live)
+    starting = _Starting(live)
+    try:
+        async with running(plan, starting.tell) as up:
+            starting.done()
+            stopping.serving = True
+            await (_show(up, stopping.asked) if live else _tell(up, stopping.asked))
+    except asyncio.CancelledError:
+        # All has been closed. asyncio's own end would wait for threads that load weights or compute.
+        starting.done()
+        _leave(128 + stopping.signal)
+    finally:
+        starting.done()
+
+
+class _Stopping:
+    """SIGINT and SIGTERM: the first one drains a node that serves, and ends one that starts; a second does not wait."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.serving = False
+        self.signal = signal.SIGINT
+        self._main = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._heard, number)
+
+    def _heard(self, number: signal.Signals) -> None:
+        if self._main is not None and (self.asked.is_set() or not self.serving):
+            self.signal = number
+            self._main.cancel()
+        self.asked.set()
+
+
+class _Starting:
+    """Progress of the start: a bar at a terminal, nothing elsewhere."""
+
+    def __init__(self, live: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(TextColumn("{task.description:>8}"), BarColumn(), transient=True) if live else None
+        self._task = self._bar.add_task("start", total=None) if self._bar else None
+        if self._bar:
+            self._bar.start()
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=stage, completed=done, total=total or None)
+
+    def done(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+async def _show(up: "Running", stop: asyncio.Event) -> None:
+    """The live view, until `stop`."""
+    from rich.live import Live
+
+    from hivemint.node.status import Watcher, view
+
+    watcher = Watcher(up)
+    with Live(view(watcher.look()), console=out, refresh_per_second=4) as live:
+        await _serving(up, stop, lambda snapshot: live.update(view(snapshot)), watcher)
+        live.console.print("draining ...")
+
+
+async def _tell(up: "Running", stop: asyncio.Event) -> None:
+    """One machine-readable `ready` line, then log lines; what was logged before it went to stderr."""
+    from hivemint.node.status import Watcher
+
+    watcher = Watcher(up)
+    now = watcher.look()
+    ready = {
+        "event": "ready",
+        "peer": now.peer,
+        "addresses": now.addresses,
+        "operator": now.operator,
+        "model": now.model,
+        "blocks": now.blocks,
+        "metrics": up.metrics_url,
+    }
+    typer.echo(json.dumps(ready))
+    sys.stdout.flush()
+    log_to(sys.stdout, for_people=False)
+    await _serving(up, stop, lambda _: None, watcher)
+    typer.echo(json.dumps({"event": "draining"}))
+
+
+async def _serving(up: "Running", stop: asyncio.Event, show: Callable[[Any], None], watcher: Any) -> None:
+    from hivemint.node.status import write_status
+
+    serving = asyncio.create_task(up.node.run(stop))
+    while not serving.done():
+        snapshot = watcher.look()
+        show(snapshot)
+        if trouble := await asyncio.to_thread(write_status, up.plan.folder, snapshot):
+            up.node.supervisor.tell("status", trouble)
+        else:
+            up.node.supervisor.well("status")
+        await asyncio.wait({serving}, timeout=LOOK_EVERY)
+    serving.result()

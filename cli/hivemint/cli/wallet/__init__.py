@@ -1,0 +1,1 @@
+"""A wallet: its keystores, session keys, escrow accounts, orders and closing."""

@@ -1,0 +1,1 @@
+"""Generation and tuning with a model whose blocks are elsewhere: what runs on the client machine itself."""

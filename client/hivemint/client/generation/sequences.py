@@ -1,0 +1,349 @@
+"""The sequences of one `generate` call: a pipeline each, no padding sent, none for a sequence that has ended.
+
+What several texts of a call begin with is computed once; and what a text begins with that an earlier call of the same
+conversation had, not at all.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hivemint.client.generation.ends import Ends
+from hivemint.client.generation.loop import LoopThread
+from hivemint.client.pipeline import Pipeline, SessionLimit, Swarm
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.errors import BadInput, HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.ids import Credits
+
+GOODBYE = 5.0
+"""Seconds that closing or cancelling may take: what a node does not hear now it learns from the ended stream."""
+
+REPLACED = 4
+"""Nodes that fail or are slow on the way of one text, each replaced by another, before it ends."""
+SHARED = 16
+"""Tokens that texts must begin with alike to share them: a fork waits for a message to every node and back."""
+
+
+@dataclass(slots=True)
+class Bill:
+    """What calls of `generate` have cost by their own steps, in wei, whatever other processes of the wallet pay."""
+
+    wei: int = 0
+
+
+class Sequence:
+    """One text on its way through the swarm; where a session ends or a node fails, it goes on in a new one.
+
+    It signs no more than its plan times the swarm's `replay_margin`: the plan is the price of all its tokens at the
+    first route that is paid.
+    """
+
+    def __init__(self, swarm: Swarm, ends: Ends, tokens: int) -> None:
+        self._swarm, self._ends, self._tokens = swarm, ends, tokens
+        self._pipeline: Pipeline | None = None
+        self._ids = torch.empty(0, dtype=torch.long)
+        self._cap: int | None = None
+        self._spent = self._signed = self._replays = 0  # of pipelines that are closed; how many were lost
+        self._replaced = 0
+        self._failure: HivemintError | None = None  # what the present pipeline is the remedy for
+
+    @property
+    def spent(self) -> int:
+        """What its own steps cost so far, in wei."""
+        return self._spent + (self._pipeline.spent if self._pipeline else 0)
+
+    @property
+    def computed(self) -> torch.Tensor:
+        """The token ids whose positions the nodes have."""
+        return self._ids[: self._pipeline.position] if self._pipeline else self._ids[:0]
+
+    async def begin_as(self, other: "Sequence", ids: torch.Tensor) -> None:
+        """Begin with what `other` has computed of the text `ids`, all but its last token, if it can be had."""
+        count = min(common([other.computed, ids]), len(ids) - 1)
+        if count >= SHARED and other._pipeline is not None:
+            self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
+
+    async def advance(self, ids: torch.Tensor) -> torch.Tensor:
+        """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
+
+        Only positions that are not cached yet are computed. A session at its limit is closed and the text so far
+        replayed in a new one; a second limit at once is an error, and so is a text that comes to cost too much. The
+        same where a node has failed, or is far slower than it publishes, and another can take its place.
+        """
+        fresh = self._pipeline is None or await self._leave_slow(len(ids))
+        self._ids = ids
+        pipeline = self._pipeline = self._pipeline or await self._open()
+        self._admit(pipeline, len(ids) - pipeline.position)
+        try:
+            hidden = self._ends.embed(ids[pipeline.position :], pipeline.position)
+            output = await pipeline.forward(hidden, rows="last")
+        except SessionLimit as limit:
+            if fresh:
+                raise SwarmError(
+                    f"a new session cannot hold the {len(ids)} tokens so far",
+                    why=str(limit),
+                    next_step="shorten the text, or raise the price ceiling or the funds of the accounts",
+                ) from limit
+        except (SwarmError, ProofError, Refusal) as error:
+            if self._replaced >= REPLACED or not self._swarm.another_way(error):
+                raise
+            self._replaced, self._failure = self._replaced + 1, error
+        else:
+            self._failure = None
+            return output
+        self._replays += 1
+        await self.close()
+        return await self.advance(ids)
+
+    async def _open(self) -> Pipeline:
+        """What is raised is what went wrong on the way, not that no other way was left."""
+        try:
+            return await self._swarm.open(self._tokens)
+        except (SwarmError, Refusal) as error:
+            raise self._failure or error from None
+
+    async def _leave_slow(self, count: int) -> bool:
+        """Whether a pipeline with a slow node was given up: another is open then, and all `count` positions may be
+        paid again."""
+        pipeline = self._pipeline
+        if pipeline is None or (slow := pipeline.slow) is None or self._replaced >= REPLACED:
+            return False
+        again = self._signed + pipeline.signed + count * pipeline.price
+        if (self._cap is not None and again > self._cap) or not self._swarm.another_way(slow):
+            return False
+        try:
+            other = await self._swarm.open(self._tokens)
+        except (SwarmError, Refusal):
+            return False  # slow is better than nothing
+        self._replaced, self._failure = self._replaced + 1, slow
+        self._replays += 1
+        await self.close()
+        self._pipeline = other
+        return True
+
+    def _admit(self, pipeline: Pipeline, count: int) -> None:
+        """Raises SwarmError where `count` more positions are more than the text may cost."""
+        if self._cap is None and pipeline.price:
+            self._cap = int(pipeline.price * self._tokens * self._swarm.replay_margin)
+        signed = self._signed + pipeline.signed
+        if self._cap is not None and signed + count * pipeline.price > self._cap:
+            raise SwarmError(
+                f"The text stops here: going on would cost more than {self._swarm.replay_margin:g} times its plan",
+                why=f"{format_credits(Credits(signed), 18)} are signed, {format_credits(Credits(self.spent), 18)} of "
+                f"them for steps of its own, the limit is {format_credits(Credits(self._cap), 18)}; nodes have lost "
+                f"its room or failed {self._replays} times, and each time all of it was computed again",
+                next_step="ask again later or at other nodes; or raise replay_margin (HIVEMINT_REPLAY_MARGIN)",
+            ) from self._failure
+
+    async def cancel(self) -> None:
+        if self._pipeline is not None:
+            await self._pipeline.cancel()
+
+    async def close(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            try:
+                await pipeline.close()
+            finally:
+                self._spent += pipeline.spent
+                self._signed += pipeline.signed
+
+
+class Turns:
+    """One talk over several calls of `generate`, one after the other, for a text at a time.
+
+    The sessions of an answer stay open, so that the next prompt, which begins with all that was said, computes only
+    what is new. A context manager.
+    """
+
+    def __init__(self, loop: LoopThread) -> None:
+        self._loop = loop
+        self._last: Sequence | None = None
+
+    def keep(self, sequence: Sequence) -> None:
+        self._last = sequence
+
+    def take(self) -> Sequence | None:
+        """What the last call has left; it is the caller's to close."""
+        last, self._last = self._last, None
+        return last
+
+    def close(self) -> None:
+        """Sign off. Harmless when called again, or after the model has been closed."""
+        if (last := self.take()) is not None and self._loop.alive:
+            self._loop.run(last.close())
+
+    def __enter__(self) -> "Turns":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Sequences:
+    """All rows of a batch. A context manager: leaving it closes the sessions, after an interrupt cancels them first."""
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        ends: Ends,
+        loop: LoopThread,
+        conversation: Turns | None = None,
+        bill: Bill | None = None,
+    ) -> None:
+        """`bill`: gets what all rows have cost, when they have ended."""
+        self._swarm, self._ends, self._loop, self._conversation = swarm, ends, loop, conversation
+        self._bill = bill or Bill()
+        self._rows: list[Sequence | None] = []
+        self._all: list[Sequence] = []
+        self._starts: list[int] = []
+        self.limit = ends.context
+        """Tokens that a text may come to have, padding included."""
+        self.greedy = False
+        """Whether only the largest logit of each step counts."""
+        self._finished: torch.Tensor | None = None
+
+    def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Prepare a row for each prompt of `ids` `[batch, length]`; its sessions open with the first step.
+
+        `mask` has the same shape, zeros where padding stands left of a prompt. Raises `BadInput` for any other mask
+        and for prompts that leave no room for an answer.
+        """
+        batch, length = ids.shape
+        if length >= self.limit:
+            raise BadInput(
+                f"the prompt has {length} tokens",
+                why=f"the model was made for {self._ends.context}, the answer included",
+                next_step="shorten the prompt",
+            )
+        self._starts = [0] * batch if mask is None else padding(mask, batch, length)
+        # the last token of an answer is never sent
+        self._all = [Sequence(self._swarm, self._ends, self.limit - 1 - start) for start in self._starts]
+        self._rows = list(self._all)
+
+    def finish(self, met: torch.Tensor) -> None:
+        """Rows `[batch]` that have met a stop criterion: their sessions close with the next step."""
+        self._finished = met if self._finished is None else self._finished | met
+
+    def advance(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """`ids` `[batch, length]`, the texts so far, to the last block's output at their ends `[batch, hidden]`.
+
+        `mask` counts with the first call. Rows that have ended give zeros and cost nothing.
+        """
+        if not self._rows:
+            self._begin(ids, mask)
+            if len(self._rows) > 1 or self._conversation is not None:
+                self._loop.run(self._share(ids))
+        if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
+            return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
+        return self._loop.run(self._advance_all(ids))
+
+    async def _advance_all(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = torch.zeros(len(self._rows), self._ends.hidden_size)
+
+        async def one(index: int, row: Sequence) -> None:
+            if self._finished is not None and self._finished[index]:
+                self._rows[index] = None
+                await row.close()
+            else:
+                hidden[index] = (await row.advance(ids[index, self._starts[index] :]))[0]
+
+        await _together([one(index, row) for index, row in enumerate(self._rows) if row is not None])
+        return hidden
+
+    async def _share(self, ids: torch.Tensor) -> None:
+        """Before the first step: begin with what the conversation had, and compute once what rows begin with."""
+        texts = [text[start:] for text, start in zip(ids, self._starts, strict=True)]
+        rows = [row for row in self._rows if row is not None]  # all are there yet
+        if self._conversation is not None and (before := self._conversation.take()) is not None:
+            try:
+                if len(rows) == 1:
+                    await rows[0].begin_as(before, texts[0])
+            finally:
+                await before.close()
+
+        async def one(group: list[int], count: int) -> None:
+            first = rows[group[0]]
+            await first.advance(texts[group[0]][:count])
+            await _together([rows[other].begin_as(first, texts[other]) for other in group[1:]])
+
+        await _together([one(group, count) for group, count in alike(texts)])
+
+    def __enter__(self) -> "Sequences":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raises what a pipeline's closing raises (a lie about the last step), unless another error is on its way."""
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        if error is None and self._conversation is not None and len(self._rows) == 1 and self._rows[0] is not None:
+            self._conversation.keep(self._rows[0])
+            self._rows = []
+        failed = self._loop.run(self._end(cancel=interrupted))
+        self._bill.wei += sum(row.spent for row in self._all)
+        if failed is not None and error is None:
+            raise failed
+
+    async def _end(self, *, cancel: bool) -> BaseException | None:
+        """Close all rows. Gives the first error that came of it."""
+
+        async def one(row: Sequence) -> None:
+            if cancel:
+                await row.cancel()
+            await row.close()
+
+        rows, self._rows = [row for row in self._rows if row is not None], []
+        if not rows:
+            return None
+        ended, late = await asyncio.wait([asyncio.create_task(one(row)) for row in rows], timeout=GOODBYE)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        return next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
+
+
+def alike(texts: list[torch.Tensor]) -> list[tuple[list[int], int]]:
+    """Groups of texts that begin alike, and with how many tokens: less than any text has, so each has an own end."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, text in enumerate(texts):
+        if len(text) > SHARED:
+            groups.setdefault(tuple(text[:SHARED].tolist()), []).append(index)
+    found = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        members = [texts[index] for index in group]
+        found.append((group, min(common(members), min(len(text) for text in members) - 1)))
+    return found
+
+
+def common(texts: list[torch.Tensor]) -> int:
+    """How many tokens all texts begin with."""
+    shortest = min(len(text) for text in texts)
+    same = torch.stack([text[:shortest] == texts[0][:shortest] for text in texts]).all(0)
+    return shortest if bool(same.all()) else int(same.int().argmin())
+
+
+async def _together(work: list[Coroutine[Any, Any, None]]) -> None:
+    """All at once; the first to fail cancels the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def padding(mask: torch.Tensor, batch: int, length: int) -> list[int]:
+    """How many positions stand left of each row's text. Raises `BadInput` unless the mask is zeros, then ones."""
+    if tuple(mask.shape) != (batch, length):
+        raise BadInput(f"attention_mask has the shape {tuple(mask.shape)}", why=f"input_ids have {(batch, length)}")
+    ones = mask != 0
+    counts = ones.sum(1)
+    if not bool(ones[:, -1].all()) or not bool((ones.int().diff(dim=1) >= 0).all()):
+        raise BadInput(
+            "attention_mask hides tokens inside or after the text",
+            why="only padding before the text can be left out",
+            next_step="set the tokenizer's padding_side to 'left'",
+        )
+    return [length - int(count) for count in counts]

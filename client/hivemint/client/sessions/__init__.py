@@ -1,0 +1,1 @@
+"""Paid and donated sessions at nodes: finding a route, opening, signing, checking, paying, closing."""

@@ -1,0 +1,409 @@
+"""The network as `SwarmModelForCausalLM` holds it: finds nodes, plans routes, opens sessions along them."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
+from hivemint.client.sessions.errors import NodeEquivocated
+from hivemint.client.sessions.live_pipeline import LivePipeline
+from hivemint.client.sessions.nodes import Nodes, Target
+from hivemint.client.sessions.opening import Greeting, greet, neighbours, shake_hands, sign_session, within
+from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.peft import LoraAdapter, load_adapter
+from hivemint.client.sessions.relay import Relay, check_training
+from hivemint.client.sessions.route import Leg, MissingBlocks, Route, Wish, plan_route
+from hivemint.client.sessions.session import RemoteSession
+from hivemint.client.sessions.speeds import Allowance, Speeds
+from hivemint.client.sessions.vouchers import VoucherSource
+from hivemint.client.sessions.wallet import ContractPort, Identity, sign_by_key, unlock
+from hivemint.client.settings import Bid, ClientSettings
+from hivemint.ledger.books.voucher_book import VoucherBook
+from hivemint.model import companions
+from hivemint.model.local_models import LocalModel
+from hivemint.protocol import evidence
+from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Address
+from hivemint.protocol.keystore import Keystores
+from hivemint.protocol.network import Network
+from hivemint.protocol.signing import Signer
+from hivemint.swarm.host import Host, HostSettings
+from hivemint.swarm.messages import Code
+from hivemint.swarm.records import CheckedRecord
+
+log = structlog.get_logger(__name__)
+
+_P = TypeVar("_P", LivePipeline, Relay)
+ATTEMPTS = 4
+"""Routes tried for one pipeline, each without the nodes that failed before."""
+_TRY_LATER = (Code.BUSY, Code.RATE)
+_UNFUNDED = (Code.FUNDS, Code.THAWING, Code.RELEASED)
+_OUR_OWN = (*_UNFUNDED, Code.KEY, Code.REVOKED, Code.EXPIRY, Code.NETWORK)
+"""Refusals that are not the node's fault: another one would say the same."""
+_LOOK_AGAIN = 0.5
+
+
+class SwarmClient:
+    """Implements `client.pipeline.Swarm` over one libp2p host.
+
+    Where `payer` knows no chain there is no registry, no accounts, and the own clock counts.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        target: Target,
+        payer: Payer,
+        settings: ClientSettings,
+        adapter: LoraAdapter | None = None,
+        proofs: Path | None = None,
+    ) -> None:
+        """`adapter`: loaded by every node of every route, for these sessions alone.
+
+        `proofs`: the folder that keeps evidence against nodes.
+        """
+        self._host, self._target, self._payer, self._chain, self._adapter = host, target, payer, payer.chain, adapter
+        self.settings, self._proofs = settings, proofs
+        self.speeds = Speeds(Allowance(settings.slow_times, settings.slow_floor))
+        self.nodes = Nodes(host, target, payer.chain)
+        self._pipelines: set[LivePipeline | Relay] = set()
+
+    @property
+    def host(self) -> Host:
+        """This client's place in the swarm."""
+        return self._host
+
+    @property
+    def payer(self) -> Payer:
+        return self._payer
+
+    @property
+    def replay_margin(self) -> float:
+        """See `Swarm.replay_margin`."""
+        return self.settings.replay_margin
+
+    async def open(self, tokens: int) -> LivePipeline:
+        """See `Swarm.open`."""
+        return await self._place(partial(self.along, tokens=tokens), tokens)
+
+    async def relay(self, tokens: int, work: int) -> Relay:
+        """See `Swarm.relay`."""
+        return await self._place(partial(self.relay_along, tokens=tokens, work=work), tokens, work)
+
+    async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
+        """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
+        deadline = time.monotonic() + self.settings.patience
+        failures, free_only = 0, False
+        while True:
+            route = await self._awaited_route(tokens, free_only, work)
+            try:
+                pipeline = await go(route)
+            except Refusal as error:
+                if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
+                    free_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
+                elif error.code in _OUR_OWN:
+                    raise
+                elif error.code not in _TRY_LATER or not await self._later(error, deadline):
+                    failures = self._failed(error, failures)
+            except (SwarmError, ProofError) as error:
+                failures = self._failed(error, failures)
+            else:
+                self._keep(pipeline)
+                return pipeline
+
+    def another_way(self, error: HivemintError) -> bool:
+        """See `Swarm.another_way`. A refusal that is this client's own fault names nobody."""
+        peers = () if getattr(error, "code", None) in _OUR_OWN else getattr(error, "peers", ())
+        if not self.nodes.replaceable(peers):
+            return False
+        self.nodes.set_aside(peers, self.settings.set_aside)
+        for peer in peers:
+            self.speeds.forgive(peer)
+        return True
+
+    async def fork(self, parent: Pipeline, tokens: int, count: int) -> LivePipeline | None:
+        """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now."""
+        if not isinstance(parent, LivePipeline) or not 0 < count <= min(parent.position, tokens):
+            return None
+        pipeline = None
+        try:
+            await parent.settle()
+            pipeline = await self.along(Route(tuple(one.leg for one in parent.sessions)), tokens)
+            await pipeline.fork(parent, count)
+        except (SwarmError, Refusal, ProofError) as error:
+            log.info("nothing to begin with", reason=str(error))
+            if pipeline is None and not isinstance(error, Refusal):
+                self._set_aside(error)
+            elif pipeline is not None:
+                with contextlib.suppress(ProofError):  # it is what failed here
+                    await pipeline.close()
+            return None
+        self._keep(pipeline)
+        return pipeline
+
+    async def plan(self, tokens: int) -> Plan:
+        """See `Swarm.plan`."""
+        return (await self.route(tokens)).plan(tokens, self.settings.margin)
+
+    async def route(self, tokens: int, *, free_only: bool = False, work: int = 0) -> Route:
+        """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
+        records = await self.nodes.usable()
+        bid, ceiling = Bid("free") if free_only else self.settings.bid, self.settings.max_price
+        wish = Wish(
+            blocks=self._target.blocks,
+            tokens=tokens,
+            bid=bid,
+            ceiling=ceiling,
+            seconds_per_credit=self.settings.seconds_per_credit,
+            margin=self.settings.margin,
+            work=work,
+            times_median=self.settings.max_times_median,
+        )
+        if not bid.paid:
+            return plan_route(records, wish, self.speeds)
+        funds = await self._funds(records) if self._chain else None
+        if bid.kind != "auto":
+            return plan_route(records, _with(wish, bid, funds), self.speeds)
+        if funds and any(funds.values()):
+            try:
+                return plan_route(records, _with(wish, Bid("times"), funds), self.speeds)
+            except SwarmError:
+                pass  # not enough for a paid route: the free lane is what `auto` stands for then
+        return plan_route(records, _with(wish, Bid("free"), None), self.speeds)
+
+    async def close(self) -> None:
+        """Sign off everywhere, leave the swarm. Harmless when called again."""
+        await asyncio.gather(*(one.close() for one in self._pipelines), return_exceptions=True)
+        self._pipelines.clear()
+        await self._host.close()
+        if self._chain is not None:
+            await self._chain.close()
+        self._payer.book.close()
+
+    # ---- inside
+
+    def _keep(self, pipeline: LivePipeline | Relay) -> None:
+        self._pipelines = {one for one in self._pipelines if one.open}
+        self._pipelines.add(pipeline)
+
+    async def _awaited_route(self, tokens: int, free_only: bool, work: int) -> Route:
+        """A route; where blocks are missing, wait for them as long as the settings say."""
+        deadline = time.monotonic() + self.settings.wait_for_blocks
+        while True:
+            try:
+                return await self.route(tokens, free_only=free_only, work=work)
+            except MissingBlocks:
+                if time.monotonic() + _LOOK_AGAIN > deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN)
+                self.nodes.forget()
+
+    async def _later(self, error: Refusal, deadline: float) -> bool:
+        """After a `busy`: take another node meanwhile if there is one, else wait. False: there is no time left."""
+        wait = min(error.retry_after, self.settings.max_wait)
+        if not wait or time.monotonic() + wait > deadline:
+            return False
+        peers = set(getattr(error, "peers", ()))
+        if peers and self.nodes.enough_without(peers):
+            self.nodes.set_aside(peers, wait)
+        else:
+            await asyncio.sleep(wait)
+        return True
+
+    async def along(self, route: Route, tokens: int) -> LivePipeline:
+        """A pipeline over these nodes."""
+        sessions = await self._sessions(route, tokens)
+        source = VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
+        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, source, self._set_aside)
+
+    async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
+        """A relay over these nodes."""
+        sessions = await self._sessions(route, tokens, work)
+        return Relay(sessions, self._target.hidden, self._payer, self.settings, self.speeds, self._set_aside)
+
+    async def _sessions(self, route: Route, tokens: int, work: int = 0) -> list[RemoteSession]:
+        """Dial all hops at once, sign all sessions, then shake hands with all of them at once.
+
+        With `work` the sessions are for training: no node knows its neighbours.
+        """
+        timeout, margin = self.settings.open_timeout, self.settings.margin
+        greetings = await self._greet_all(route, timeout)
+        try:
+            await self._payer.look(leg.operator for leg in route.legs if leg.price)
+            expiry = await self.expiry()
+            if work:
+                check_training(greetings, tokens)
+            signed = [
+                sign_session(one, self._payer, tokens=tokens, margin=margin, expiry=expiry, work=work)
+                for one in greetings
+            ]
+            places = [(None, None)] * len(signed) if work else neighbours(greetings, signed)
+            firsts = await _all(
+                [
+                    shake_hands(one, its, self._payer, previous=previous, next_hop=after, timeout=timeout)
+                    for one, its, (previous, after) in reversed(list(zip(greetings, signed, places, strict=True)))
+                ]
+            )
+            sessions = [
+                RemoteSession(one, its, self._payer, first)
+                for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
+            ]
+            if self._adapter is not None:
+                loads = [load_adapter(one, self._adapter, self.settings.step_timeout) for one in greetings]
+                for session, digest in zip(sessions, await _all(loads), strict=True):
+                    session.adapter = digest
+        except BaseException:
+            await _hang_up(greetings)
+            raise
+        return sessions
+
+    async def _greet_all(self, route: Route, timeout: float) -> list[Greeting]:
+        done: list[Greeting] = []
+
+        async def one(leg: Leg) -> Greeting:
+            greeting = within(await greet(self._host, leg, timeout), self.settings)
+            done.append(greeting)
+            self.speeds.trip(leg.peer, greeting.trip)
+            return greeting
+
+        try:
+            return await _all([one(leg) for leg in route.legs])
+        except BaseException:
+            await _hang_up(done)
+            raise
+
+    async def expiry(self) -> int:
+        """By the later of the two clocks; never beyond a separate key's own end."""
+        now = int(time.time())
+        if self._chain is not None:
+            now = max(now, await self._chain.time())
+        expiry = now + int(self.settings.session_time)
+        return min(expiry, self._payer.who.valid_until or expiry)
+
+    async def _funds(self, records: list[CheckedRecord]) -> dict[Address, int]:
+        """What each node's account still admits: funded, less what is owed already."""
+        assert self._chain is not None  # noqa: S101 - the caller has looked
+        nodes = sorted({one.record.operator for one in records})
+        accounts, totals = await self._chain.accounts(self._payer.who.client, nodes), self._payer.book.totals()
+        self._payer.funded.update({node: account.funded for node, account in accounts.items()})
+        owed = {node: max(account.collected, totals.get(node, (0, 0))[1]) for node, account in accounts.items()}
+        for session in (session for one in self._pipelines if one.open for session in one.sessions):
+            owed[session.leg.operator] = owed.get(session.leg.operator, 0) + session.unspent
+        return {node: max(0, account.funded - owed[node]) for node, account in accounts.items()}
+
+    def _failed(self, error: HivemintError, failures: int) -> int:
+        """Set the nodes aside and allow another route, as long as there is another one."""
+        self._set_aside(error)
+        failures += 1
+        peers = set(getattr(error, "peers", ()))
+        if failures >= ATTEMPTS or not self.nodes.replaceable(peers):
+            raise error
+        return failures
+
+    def _set_aside(self, error: HivemintError) -> None:
+        if isinstance(error, NodeEquivocated):
+            self._keep_proof(error)
+        if isinstance(error, RoomLost):
+            self.nodes.lost_room(error.peers, self.settings.set_aside)
+        elif not isinstance(error, SessionLimit):
+            peers, lied = getattr(error, "peers", ()), isinstance(error, ProofError)
+            self.nodes.set_aside(peers, self.settings.set_aside, lied=lied)
+
+    def _keep_proof(self, error: NodeEquivocated) -> None:
+        if self._proofs is None:
+            return
+        try:
+            path = evidence.keep(self._proofs, error.evidence)
+        except (OSError, ConfigError) as failure:
+            log.warning("evidence could not be kept", node=error.evidence.node, reason=str(failure))
+        else:
+            if path is not None:
+                told = {"node": error.evidence.node, "evidence": str(path), "next": f"hivemint node report {path}"}
+                log.error("a node signed two answers to one step", **told)
+
+
+async def connect(
+    model: LocalModel,
+    *,
+    network: str | Path | Network,
+    wallet: str | Signer | None = None,
+    session_key: str | Signer | None = None,
+    password: str | None = None,
+    home: Home | None = None,
+    adapter: str | Path | None = None,
+    **settings: Any,
+) -> SwarmClient:
+    """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (free lane only).
+
+    With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
+    `password` then opens the key. `adapter`: the folder of a PEFT LoRA adapter for the blocks. Raises ConfigError
+    (settings, network, model of another network), ModelError (adapter), WalletError, ChainError, SwarmError,
+    StoreError (books that cannot be used, or are of another chain).
+    """
+    home = home or Home.open()
+    chosen = ClientSettings.load(home, **settings)
+    place = network if isinstance(network, Network) else Network.load(Path(network))
+    await asyncio.to_thread(_check_model, place, model)
+    lora = None if adapter is None else await asyncio.to_thread(LoraAdapter.load, adapter, model.anatomy)
+    if wallet is None:
+        chosen, wallet = chosen.model_copy(update={"bid": Bid("free")}), Signer(secrets.token_bytes(32))
+    signing = session_key if session_key is not None else wallet
+    if isinstance(signing, str):
+        signing = await asyncio.to_thread(unlock, signing, password=password, home=home)
+    client = wallet.address if isinstance(wallet, Signer) else Keystores(home.keystores).find(wallet).address
+    async with contextlib.AsyncExitStack() as undo:
+        chain = await ContractPort.connect(place)
+        undo.push_async_callback(chain.close)
+        who = Identity.own(signing) if session_key is None else await sign_by_key(chain, client, signing)
+        book = VoucherBook.open(home.client / "vouchers.db", place.domain, client, await chain.genesis())
+        undo.callback(book.close)
+        known = home.client / f"peers-{place.name}.json"
+        host = await Host.start(HostSettings(place.name, listen=(), bootstrap=place.bootstrap, known=known))
+        host.rank_by(chain.registry)
+        undo.pop_all()
+    target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)
+    payer = Payer(who, place.domain, book, chain)
+    return SwarmClient(host, target, payer, chosen, lora, home.client / "evidence")
+
+
+def _check_model(network: Network, model: LocalModel) -> None:
+    """Another model under the same name would find no nodes, or wrong ones: say so at once."""
+    if network.models and model.model_id not in {one.model_id for one in network.models}:
+        served = ", ".join(one.name for one in network.models)
+        raise ConfigError(
+            f"The network {network.name} does not serve this {model.name}",
+            why=f"its model id is 0x{model.model_id.hex()[:12]}...; the network names {served}",
+            next_step="choose one of these, pull the model again, or use another network file",
+        )
+    for one in network.models:
+        if one.model_id == model.model_id:
+            companions.check(model.folder, one.files)
+
+
+def _with(wish: Wish, bid: Bid, funds: Mapping[Address, int] | None) -> Wish:
+    return replace(wish, bid=bid, funds=funds)
+
+
+async def _all(work: list[Any]) -> list[Any]:
+    """All results in order, or the first error after the others have been cancelled and have ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _hang_up(greetings: list[Greeting]) -> None:
+    await asyncio.gather(*(one.link.close("the route could not be opened") for one in greetings))

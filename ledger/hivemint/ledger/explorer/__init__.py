@@ -1,0 +1,1 @@
+"""The chain indexed, as JSON and as pages."""

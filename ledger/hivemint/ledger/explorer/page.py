@@ -1,0 +1,150 @@
+"""The page: the swarm's block map and the credit flow, server-rendered; htmx asks for the parts again every 2 s."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hivemint.ledger.explorer.documents import CreditTotals, OwnLane, OwnNode, ServedModel
+from hivemint.ledger.explorer.queries import Explorer
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.ids import ONE_CREDIT
+
+_PAGES = Path(__file__).parent / "pages"
+_ROWS = 12
+_COLOURS = 8
+NO_LANE = OwnLane(sessions=0, tokens_signed=0, tokens_countersigned=0, signed=0, countersigned=0)
+Part = Literal["flow", "swarm", "nodes", "settlements", "epochs", "head"]
+PARTS: tuple[Part, ...] = ("flow", "swarm", "nodes", "settlements", "epochs")
+
+
+def page_router(explorer: Explorer) -> APIRouter:
+    """Routes `/` and `/parts/NAME`."""
+    router, environment = APIRouter(include_in_schema=False), _environment()
+
+    async def render(part: Part) -> str:
+        values = await _values(explorer, part)
+        return environment.get_template(f"_{part}.html").render(values)
+
+    @router.get("/")
+    async def index(request: Request) -> Response:
+        parts = {part: await render(part) for part in ("head", *PARTS)}
+        return HTMLResponse(environment.get_template("index.html").render(network=explorer.network, parts=parts))
+
+    @router.get("/parts/{part}")
+    async def one(part: Part) -> Response:
+        return HTMLResponse(await render(part))
+
+    return router
+
+
+async def _values(explorer: Explorer, part: Part) -> dict[str, Any]:
+    """What a part's template needs."""
+    if part == "swarm":
+        models = await explorer.swarm()
+        return {"models": [_map(model) for model in models], "trouble": explorer.swarm_trouble}
+    return await anyio.to_thread.run_sync(_from_index, explorer, part)
+
+
+def _from_index(explorer: Explorer, part: Part) -> dict[str, Any]:
+    if part == "flow":
+        own, totals = explorer.own_nodes(), explorer.totals()
+        stages = _own_stages(own) if explorer.has_own_nodes else _chain_stages(totals)
+        return {"stages": stages, "own": own, "totals": totals, "has_own": explorer.has_own_nodes}
+    if part == "nodes":
+        return {"page": explorer.nodes(_ROWS, 0)}
+    if part == "settlements":
+        return {"page": explorer.settlements(_ROWS, 0)}
+    if part == "epochs":
+        return {"page": explorer.epochs(_ROWS, 0)}
+    return {"status": explorer.status()}
+
+
+def _own_stages(own: Sequence[OwnNode]) -> list[dict[str, Any]]:
+    """The four stages of own nodes' credits; each has a figure, a line under it, and why it is zero."""
+
+    def tokens(attribute: str) -> str:
+        paid, free = (sum(getattr(lane, attribute) for lane in lanes) for lanes in zip(*pairs, strict=True))
+        return f"{paid:,} paid tokens, {free:,} donated"
+
+    pairs = [(node.paid, node.free) for node in own] or [(NO_LANE, NO_LANE)]
+    minted, donated = sum(node.minted for node in own), sum(node.donated for node in own)
+    reasons = "; ".join(sorted({reason for node in own for reason in node.reasons}))
+    signed, bound = sum(node.paid.signed for node in own), sum(node.paid.countersigned for node in own)
+    collected = sum(node.collected for node in own)
+    settling = reasons or ("vouchers wait to be worth their gas" if bound else "nothing is countersigned")
+    for_donated = f"and {format_credits(donated)} for donated work" if donated else "nothing yet for donated work"
+    return [
+        _stage("Signed", signed, tokens("tokens_signed"), "no paid work yet"),
+        _stage("Countersigned", bound, tokens("tokens_countersigned"), "no client has bound a paid receipt yet"),
+        _stage("Settled", collected, "burned from clients' escrow", settling),
+        _stage("Minted", minted, for_donated, "paid work is minted when it settles"),
+    ]
+
+
+def _chain_stages(totals: CreditTotals) -> list[dict[str, Any]]:
+    """Without journals: what the chain alone knows."""
+    return [
+        _stage("In escrow", totals.escrow, "deposited at nodes, not collected", "no client has funded an account"),
+        _stage("Settled", totals.settled, "burned for paid work", "no node has settled a voucher yet"),
+        _stage("Minted for work", totals.minted, f"the rest, {format_credits(totals.fee)}, is the fee", "see Settled"),
+        _stage("Minted for donations", totals.donated, "lane B, by epoch", "shares can be minted two epochs later"),
+    ]
+
+
+def _stage(name: str, amount: int, below: str, if_zero: str) -> dict[str, Any]:
+    return {"name": name, "amount": amount, "below": below, "reason": "" if amount else if_zero}
+
+
+def _map(model: ServedModel) -> dict[str, Any]:
+    """A model's block map: for every block how many nodes serve it, and the nodes with a colour each."""
+    operators = sorted({node.operator for node in model.nodes})
+    counts = [sum(node.first <= block < node.end for node in model.nodes) for block in range(model.blocks)]
+    nodes = [{"record": node, "colour": operators.index(node.operator) % _COLOURS} for node in model.nodes]
+    return {"model": model, "counts": counts, "nodes": nodes, "most": max(counts, default=0)}
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"hmc": _amount, "fixed": _fixed, "short": _short, "clock": _clock, "day": _day, "ms": _wait}
+    return environment
+
+
+def _amount(amount: int, digits: int = 4) -> str:
+    return format_credits(amount, digits, symbol=False)
+
+
+def _fixed(amount: int, digits: int = 6) -> str:
+    """Every row with the same number of decimals, so that columns line up; dust that would show as zero says so."""
+    unit = ONE_CREDIT // 10**digits
+    if 0 < amount < unit:
+        return f"<{10**-digits:.{digits}f}"
+    whole, rest = divmod(amount // unit, 10**digits)
+    return f"{whole:,}.{rest:0{digits}d}"
+
+
+def _short(text: str) -> str:
+    return f"{text[:6]}…{text[-4:]}"
+
+
+def _clock(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _day(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def _wait(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms" if seconds < 10 else f"{seconds:,.0f} s"

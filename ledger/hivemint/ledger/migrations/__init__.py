@@ -1,1 +1,0 @@
-"""Alembic migrations, run from code by `store.migrate`."""

@@ -1,0 +1,1 @@
+"""Keys and values of the positions seen so far: in pages, or contiguous."""

@@ -1,0 +1,57 @@
+"""A node that serves: what it was started with, and its parts."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hivemint.model.local_models import LocalModel
+from hivemint.node.settings import NodeSettings
+from hivemint.protocol.home import Home
+from hivemint.protocol.network import Network
+from hivemint.protocol.signing import Signer
+
+if TYPE_CHECKING:
+    from hivemint.ledger.books.journal import Journal
+    from hivemint.ledger.settlement.settler import Settler
+    from hivemint.node.server import Node
+    from hivemint.node.span.span import Span
+    from hivemint.swarm.host import Host
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """What to serve, as whom. `name`: of the folder in the home."""
+
+    network: Network
+    model: LocalModel
+    first: int
+    end: int
+    name: str
+    signer: Signer
+    settings: NodeSettings
+    home: Home
+    new_books: bool = False
+    """The user has said that books of this chain may begin beside those of another one."""
+
+    @property
+    def folder(self) -> Path:
+        return self.home.node(self.name)
+
+    @property
+    def journal_url(self) -> str:
+        return f"sqlite:///{self.folder / 'journal.db'}"
+
+
+@dataclass
+class Running:
+    """A node that serves, with all that it stands on."""
+
+    plan: ServePlan
+    node: "Node"
+    host: "Host"
+    journal: "Journal"
+    settler: "Settler"
+    span: "Span"
+    metrics_url: str | None = None
+    tasks: list["asyncio.Task[None]"] = field(default_factory=list)

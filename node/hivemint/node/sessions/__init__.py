@@ -1,0 +1,1 @@
+"""A client's session from its opening to its last signed receipt."""

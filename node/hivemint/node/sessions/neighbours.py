@@ -1,0 +1,312 @@
+"""Between neighbours: outputs that leave for the next node, and inputs that came from the previous one.
+
+One link to each next node, shared by the sessions whose `Neighbours` name it, closed with the last of them. What comes
+in is kept by (source session, step): at most `ahead` a session, for 2 s, and only from the peer that an open session
+has named, whose bytes it counts among.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from hivemint.protocol.errors import LinkClosed, ProtocolError, SwarmError
+from hivemint.protocol.ids import PeerId, SessionId, Step
+from hivemint.protocol.receipt import SignedReceipt
+from hivemint.swarm.addresses import is_name
+from hivemint.swarm.held import Held
+from hivemint.swarm.link import Link
+from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, HopReceipt, Peer, Tensor
+from hivemint.swarm.records import CheckedRecord
+
+KEEP = 2.0
+"""Seconds that an input is kept before somebody reads it."""
+GRACE = 5.0
+"""Seconds after the last session that named a peer, in which tensors of that session may still be on their way."""
+LOOK_AGAIN, LOOK_UP_GOOD = 0.5, 5.0
+"""Seconds between looks into the directory for a peer that was not there, and that an answer serves otherwise."""
+MOST_OUTLETS = 256
+OPEN_LIMIT = 20.0
+"""Seconds for the look-up of a next node and its dialling, the look-ups of others before it included."""
+
+Differ = Callable[[SignedReceipt, SignedReceipt], None]
+Dial = Callable[[PeerId, Sequence[str]], Awaitable[Link]]
+Find = Callable[[int], Awaitable[list[CheckedRecord]]]
+"""The records of the nodes that serve one block."""
+
+
+@dataclass(eq=False)
+class Arrival:
+    """A step's input on its way in: the tensor first, its maker's word on it by a later frame."""
+
+    tensor: asyncio.Future[Tensor]
+    receipt: asyncio.Future[HopReceipt]
+    wanted: bool = False
+    claimed: bool = False
+    at: float = field(default_factory=time.monotonic)
+    _holder: Held | None = None
+    _bytes: int = 0
+
+    def claim(self) -> asyncio.Future[Tensor]:
+        """The tensor, for the step that reads it now: from here on it is that step's own."""
+        self.claimed = True
+        return self.tensor
+
+    def take(self, tensor: Tensor, holder: Held) -> None:
+        """Raises ProtocolError if its maker holds too much here already."""
+        size = len(tensor.data)
+        self._holder, self._bytes = holder, size
+        try:
+            holder.add(size)
+        except ProtocolError:
+            self.release()
+            raise
+        self.tensor.set_result(tensor)
+
+    def release(self) -> None:
+        """The bytes are nobody's any more."""
+        if self._holder is not None:
+            self._holder.add(-self._bytes)
+        self._holder, self._bytes = None, 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    peer: PeerId
+    most: int
+
+
+class Inbox:
+    """Inputs pushed by previous nodes, of all sessions. `differ` is told of two receipts for one step."""
+
+    def __init__(self, ahead: int, differ: Differ = lambda one, other: None) -> None:
+        self._ahead, self._differ = ahead, differ
+        self._named: dict[SessionId, _Source] = {}
+        self._arrivals: dict[SessionId, dict[Step, Arrival]] = {}
+        self._signed: dict[SessionId, dict[Step, SignedReceipt]] = {}
+        self._links: dict[PeerId, set[Link]] = {}
+        self.dropped = 0
+
+    def name(self, source: SessionId, peer: PeerId, most: int = MAX_TENSOR) -> bool:
+        """An open session takes the outputs of `source` from `peer`, frames up to `most` bytes.
+
+        False: another open session does so already.
+        """
+        if source in self._named:
+            return False
+        self._named[source] = _Source(peer, most)
+        self._allow(peer)
+        return True
+
+    def forget(self, source: SessionId) -> None:
+        known = self._named.pop(source, None)
+        self._signed.pop(source, None)
+        for arrival in self._arrivals.pop(source, {}).values():
+            arrival.release()
+            arrival.tensor.cancel()
+            arrival.receipt.cancel()
+        if known is not None:
+            asyncio.get_running_loop().call_later(GRACE, self._allow, known.peer)
+
+    def want(self, source: SessionId, step: Step) -> Arrival:
+        """The input of a step that was taken; it may be here already. `done` when it has been used or given up."""
+        arrival = self._arrival(source, step)
+        arrival.wanted = True
+        return arrival
+
+    def done(self, source: SessionId, step: Step, arrival: Arrival) -> None:
+        """What `want` gave is needed no longer."""
+        arrivals = self._arrivals.get(source, {})
+        if arrivals.get(step) is arrival:
+            del arrivals[step]
+        arrival.release()
+
+    async def receive(self, link: Link) -> None:
+        """Handler of push links: until the link ends."""
+        self._links.setdefault(link.peer, set()).add(link)
+        self._allow(link.peer)
+        try:
+            with suppress(LinkClosed):
+                while True:
+                    self.accept(link.peer, await link.receive(), link.held)
+        finally:
+            self._links[link.peer].discard(link)
+            if not self._links[link.peer]:
+                del self._links[link.peer]
+
+    def accept(self, peer: PeerId, message: AnyMessage, holder: Held) -> None:
+        """Keep a frame, or drop it in silence: a foreign peer learns nothing of the sessions here."""
+        if isinstance(message, Tensor):
+            source, step = message.head.session, message.head.step
+        elif isinstance(message, HopReceipt):
+            source, step = message.receipt.receipt.session_id, message.receipt.receipt.step
+        else:
+            source, step = None, Step(0)
+        known = self._named.get(SessionId(source)) if source is not None else None
+        if source is None or known is None or known.peer != peer:
+            self.dropped += 1
+            return
+        if isinstance(message, HopReceipt):
+            self._compare(SessionId(source), step, message.receipt)
+        arrival = self._admit(SessionId(source), step)
+        if arrival is None:
+            self.dropped += 1
+        elif isinstance(message, Tensor) and not arrival.tensor.done():
+            self._keep(SessionId(source), step, arrival, message, holder)
+        elif isinstance(message, HopReceipt) and not arrival.receipt.done():
+            arrival.receipt.set_result(message)
+
+    def _compare(self, source: SessionId, step: Step, signed: SignedReceipt) -> None:
+        """The receipts of the newest steps are kept for as long as another one of theirs could come."""
+        kept = self._signed.setdefault(source, {})
+        first = kept.setdefault(step, signed)
+        if first.receipt != signed.receipt:
+            del kept[step]  # a flood of them is compared in pairs alone
+            self._differ(first, signed)
+        while len(kept) > 2 * self._ahead:
+            del kept[next(iter(kept))]
+
+    def _keep(self, source: SessionId, step: Step, arrival: Arrival, tensor: Tensor, holder: Held) -> None:
+        unread = sum(a.tensor.done() and not a.claimed for a in self._arrivals[source].values())
+        try:
+            if unread >= self._ahead and not arrival.claimed:
+                raise ProtocolError("A peer pushes more steps than a session has in flight")
+            arrival.take(tensor, holder)
+        except ProtocolError:
+            self.dropped += 1
+            return
+        asyncio.get_running_loop().call_later(KEEP, self._expire, source, step, arrival)
+
+    def _expire(self, source: SessionId, step: Step, arrival: Arrival) -> None:
+        """Nobody has read this input in time: its request did not come, or waits behind one whose input did not."""
+        steps = self._arrivals.get(source, {})
+        if steps.get(step) is not arrival or arrival.claimed:
+            return
+        arrival.release()
+        self.dropped += 1
+        if arrival.wanted:
+            arrival.tensor = asyncio.get_running_loop().create_future()
+        else:
+            del steps[step]
+
+    def _admit(self, source: SessionId, step: Step) -> Arrival | None:
+        """Where a frame goes; None if too many wait for their requests."""
+        steps = self._arrivals.setdefault(source, {})
+        now = time.monotonic()
+        for old in [n for n, a in steps.items() if not a.wanted and now - a.at > KEEP]:
+            steps.pop(old).release()
+        if step not in steps and sum(not arrival.wanted for arrival in steps.values()) >= self._ahead:
+            return None
+        return self._arrival(source, step)
+
+    def _arrival(self, source: SessionId, step: Step) -> Arrival:
+        loop = asyncio.get_running_loop()
+        steps = self._arrivals.setdefault(source, {})
+        if step not in steps:
+            steps[step] = Arrival(loop.create_future(), loop.create_future())
+        return steps[step]
+
+    def _allow(self, peer: PeerId) -> None:
+        """What this peer's links may carry: the largest frame that an open session has named it for."""
+        most = max((source.most for source in self._named.values() if source.peer == peer), default=0)
+        for link in self._links.get(peer, ()):
+            link.allow(Tensor, most)
+
+
+class NeighbourLinks:
+    """Where the nodes of a block can be dialled, as the directory says; what a client says of it counts nothing."""
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+        self._known: dict[int, tuple[float, dict[PeerId, tuple[str, ...]]]] = {}
+        self._looking = asyncio.Lock()
+
+    async def addresses(self, peer: PeerId, block: int) -> tuple[str, ...]:
+        """() if no record of `peer` names `block`. Raises SwarmError if the directory does not answer."""
+        async with self._looking:
+            at, known = self._known.get(block, (float("-inf"), {}))
+            age = time.monotonic() - at
+            if age > LOOK_UP_GOOD or (peer not in known and age > LOOK_AGAIN):
+                known = {one.peer: _plain(one.record.addresses) for one in await self._find(block)}
+                self._known[block] = (time.monotonic(), known)
+        return known.get(peer, ())
+
+
+class Outlets:
+    """Links to next nodes, one a peer, each closed with the last session that named it."""
+
+    def __init__(self, neighbours: NeighbourLinks, dial: Dial) -> None:
+        self._neighbours, self._dial = neighbours, dial
+        self._links: dict[PeerId, Link] = {}
+        self._users: dict[SessionId, PeerId] = {}
+        self._opening: dict[PeerId, asyncio.Lock] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def open(self, session: SessionId, to: Peer, block: int) -> None:
+        """A standing link to `to`, which serves `block`.
+
+        Raises SwarmError, the same for a peer that is unknown, refuses or does not answer: whoever asks is not told
+        what this node can reach.
+        """
+        peer = PeerId(to.peer)
+        if self._users.get(session) != peer:
+            self.leave(session)
+        self._users[session] = peer
+        try:
+            async with asyncio.timeout(OPEN_LIMIT), self._opening.setdefault(peer, asyncio.Lock()):
+                link = self._links.get(peer)
+                if link is None or link.closed:
+                    await self._connect(peer, block)
+        except (SwarmError, TimeoutError):
+            self.leave(session)
+            raise SwarmError(
+                "The next node cannot be reached", next_step="leave it out of the route, or carry the tensor yourself"
+            ) from None
+        except asyncio.CancelledError:  # its client has left
+            self.leave(session)
+            raise
+        finally:
+            if peer not in self._users.values():
+                self._opening.pop(peer, None)
+        if self._users.get(session) != peer:  # it has left meanwhile
+            self.leave(session)
+            self._hang_up(peer)
+
+    async def send(self, to: Peer, *messages: AnyMessage) -> None:
+        """Raises SwarmError (LinkClosed among it) when the link has ended."""
+        link = self._links.get(PeerId(to.peer))
+        if link is None:
+            raise SwarmError("There is no link to the next node", next_step="name it again")
+        await link.send(*messages)
+
+    def leave(self, session: SessionId) -> None:
+        """The session pushes no more; its next node's link ends if no other session uses it."""
+        peer = self._users.pop(session, None)
+        if peer is not None:
+            self._hang_up(peer)
+
+    async def close(self) -> None:
+        links, self._links = list(self._links.values()), {}
+        self._users.clear()
+        await asyncio.gather(*(link.close("the node is going down") for link in links), return_exceptions=True)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _connect(self, peer: PeerId, block: int) -> None:
+        addresses = await self._neighbours.addresses(peer, block)
+        if not addresses or len(self._links) >= MOST_OUTLETS:
+            raise SwarmError("No record names this peer for the next block")
+        self._links[peer] = await self._dial(peer, addresses)
+
+    def _hang_up(self, peer: PeerId) -> None:
+        if peer in self._users.values() or (link := self._links.pop(peer, None)) is None:
+            return
+        self._opening.pop(peer, None)
+        task = asyncio.create_task(link.close("no session pushes to this node any more"))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _plain(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Without names: whoever publishes one would choose what this node's resolver is asked."""
+    return tuple(address for address in addresses if not is_name(address))

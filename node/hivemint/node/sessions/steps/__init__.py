@@ -1,0 +1,1 @@
+"""The steps of one session: what is taken, where its input comes from, how it is computed, signed and answered."""

@@ -1,0 +1,92 @@
+"""The tree of errors.
+
+HivemintError                 what happened, why, and the next step
+├── BadInput                  the user's own input: a flag, a file, a number
+│   ├── ConfigError           settings, network.toml, home folder
+│   ├── ModelError            model folder, span, architecture
+│   └── WalletError           keystore, password, key
+├── ChainError                RPC unreachable, wrong chain id, a transaction that reverted
+├── SwarmError                peers, links, missing blocks
+│   ├── LinkClosed            the stream to a peer has ended
+│   └── ProtocolError         a peer sent what the protocol does not allow
+├── Refusal                   a node declined, with a code and a reason (see `swarm.messages.Code`)
+└── ProofError                a signature, digest or hash that does not hold
+"""
+
+import errno
+
+_CURES = {
+    errno.ENOSPC: "free space, then try again",
+    errno.EDQUOT: "free space, then try again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or free space",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close programs that hold many files open",
+    errno.EACCES: "check its owner and rights",
+    errno.EPERM: "check its owner and rights",
+    errno.EROFS: "choose a place that can be written",
+    errno.EADDRINUSE: "choose another port, or end the program that has it",
+}
+
+
+class HivemintError(Exception):
+    """Root of every error raised on purpose. `str()` is one line for people: what, why, next step."""
+
+    def __init__(self, what: str, *, why: str = "", next_step: str = "") -> None:
+        self.what, self.why, self.next_step = what, why, next_step
+        parts = [
+            what.rstrip(".") + ".",
+            why and why.rstrip(".") + ".",
+            next_step and next_step.rstrip(".") + ".",
+        ]
+        super().__init__(" ".join(part for part in parts if part))
+
+
+class BadInput(HivemintError):
+    """The user's own input cannot be used."""
+
+
+class ConfigError(BadInput):
+    """A setting, `network.toml` or the home folder."""
+
+
+class ModelError(BadInput):
+    """A model folder, span or architecture."""
+
+
+class WalletError(BadInput):
+    """A keystore, a password or a key."""
+
+
+class ChainError(HivemintError):
+    """The chain cannot be reached, is another one, or refused a transaction."""
+
+
+class SwarmError(HivemintError):
+    """Peers, links, missing blocks."""
+
+
+class LinkClosed(SwarmError):
+    """The stream to a peer has ended."""
+
+
+class ProtocolError(SwarmError):
+    """A peer sent what the protocol does not allow."""
+
+
+class ProofError(HivemintError):
+    """A signature, a digest or a hash does not hold."""
+
+
+class Refusal(HivemintError):
+    """A node declined. `code` is one of `hivemint.swarm.messages.Code`; `retry_after` in seconds, 0 = don't."""
+
+    def __init__(self, code: str, what: str, *, why: str = "", next_step: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(what, why=why, next_step=next_step)
+        self.code, self.retry_after = code, retry_after
+
+
+def of_the_system(error: OSError) -> HivemintError:
+    """What the operating system refused, in words."""
+    what = f"{error.filename} cannot be used" if error.filename else "The operating system refused something"
+    why = error.strerror or str(error) or type(error).__name__
+    return HivemintError(what, why=why, next_step=_CURES.get(error.errno or 0, "mend that, then try again"))

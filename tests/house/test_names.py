@@ -1,0 +1,110 @@
+"""Names and sizes: one class for one name, rooms that can be looked over, classes and functions that only shrink.
+
+What is over a limit today stands in a list with its size: a list that shortens, and sizes that only fall.
+"""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("protocol", "contracts", "model", "swarm", "ledger", "node", "client", "testnet", "cli")
+MOST_FILES, MOST_CLASS, MOST_FUNCTION = 16, 250, 60
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+TWICE = {
+    "Close": "the order that a wallet signs (`protocol.orders`), and the last message of a session",
+    "Leave": "the struct that a wallet signs (`protocol.eip712`), and the message that carries it",
+}
+"""Class names that stand in two files, and why."""
+
+OVER = {
+    "client/hivemint/client/sessions/live_pipeline.py::LivePipeline": 326,
+    "client/hivemint/client/sessions/swarm_client.py::SwarmClient": 277,
+    "ledger/hivemint/ledger/books/journal.py::Journal": 352,
+    "node/hivemint/node/engine/engine.py::Engine": 288,
+    "node/hivemint/node/sessions/conversation.py::Conversation": 261,
+    "swarm/hivemint/swarm/host.py::Host": 277,
+    "cli/hivemint/cli/node/serving.py::start": 80,
+}
+"""Classes and functions beyond their limit, with the lines that they have today. Nothing is added to it."""
+
+BY_HAND = {"node/hivemint/node/span/kernels.py", "tests/mutants/faults.py"}
+"""Files that lay lines out by hand: kernels like the memory that they read, a table of faults."""
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """The code of all rooms, without what moves old databases on."""
+    found = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+        for path in found
+        if not {"migrations", "__pycache__"} & set(path.parts)
+    }
+
+
+def definitions() -> Iterator[tuple[str, Definition, int]]:
+    """Place, definition, lines."""
+    for place, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, Definition):
+                yield f"{place}::{node.name}", node, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def limit_of(node: Definition) -> int:
+    return MOST_CLASS if isinstance(node, ast.ClassDef) else MOST_FUNCTION
+
+
+def test_a_class_name_stands_in_one_file() -> None:
+    where = defaultdict(set)
+    for place, tree in sources().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where[node.name].add(place)
+    twice = {name: sorted(places) for name, places in where.items() if len(places) > 1}
+    assert set(twice) == set(TWICE), twice
+    assert all(len(places) == 2 for places in twice.values()), twice
+
+
+def test_the_words_of_this_code_are_its_classes() -> None:
+    """The table of CONTRIBUTING.md names what is there."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## One word for one thing")[2]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    words = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    classes = {node.name for tree in sources().values() for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert rows
+    assert sorted(words - classes) == []
+
+
+def test_a_room_can_be_looked_over() -> None:
+    files: dict[str, int] = defaultdict(int)
+    for place in sources():
+        folder, _, name = place.rpartition("/")
+        files[folder] += name != "__init__.py"
+    assert {folder: count for folder, count in files.items() if count > MOST_FILES} == {}
+
+
+def test_classes_and_functions_only_shrink() -> None:
+    grown = [
+        f"{place} has {lines} lines, at most {OVER.get(place, limit_of(node))}"
+        for place, node, lines in definitions()
+        if lines > OVER.get(place, limit_of(node))
+    ]
+    assert not grown, "\n".join(grown)
+
+
+def test_the_list_of_what_is_too_long_holds_nothing_else() -> None:
+    over = {place for place, node, lines in definitions() if lines > limit_of(node)}
+    assert sorted(OVER.keys() - over) == [], "these have come below their limit: take them off the list"
+
+
+def test_lines_are_laid_out_by_the_formatter() -> None:
+    skip = "# fmt: " + "skip"
+    places = (*ROOMS, "tests", "benchmarks", "examples")
+    files = (path for place in places for path in (ROOT / place).rglob("*.py"))
+    found = {path.relative_to(ROOT).as_posix() for path in files if skip in path.read_text()}
+    assert found <= BY_HAND, sorted(found - BY_HAND)

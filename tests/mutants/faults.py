@@ -1,0 +1,311 @@
+"""The seeded faults of the Python side of the money: in `file`, `old` (which must occur exactly once) becomes `new`.
+
+`tests` are those that must see it: files of `tests/`, or single tests in them. They are grouped by the rule of
+`docs/protocol.md` that the fault breaks.
+"""
+
+from dataclasses import dataclass
+
+ACCOUNT, ADMISSION, CHECKS, LINK, REGISTRY, SERVE, SERVED = (
+    f"node/hivemint/node/sessions/{name}.py"
+    for name in (
+        "account",
+        "admission",
+        "steps/checks",
+        "conversation",
+        "registry",
+        "steps/serve",
+        "session",
+    )
+)
+ENTRIES, JOURNAL, PROMISED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
+    f"ledger/hivemint/ledger/{name}.py"
+    for name in (
+        "books/entries",
+        "books/journal",
+        "books/promised",
+        "settlement/settler",
+        "settlement/chainview",
+        "books/voucher_book",
+        "settlement/worth",
+        "books/writer",
+    )
+)
+OPENING, NODES, PAYER, PIPELINE, PROOFS, SOURCE, SEQUENCES, SESSION, SWARM = (
+    f"client/hivemint/client/{name}.py"
+    for name in (
+        "sessions/opening", "sessions/nodes", "sessions/payer", "sessions/live_pipeline", "sessions/proofs",
+        "sessions/vouchers", "generation/sequences", "sessions/session", "sessions/swarm_client",
+    )
+)  # fmt: skip
+FEES, RECEIPT = "contracts/hivemint/contracts/fees.py", "protocol/hivemint/protocol/receipt.py"
+BELIEFS, MONEY, COVER, BOOK, KEPT = (
+    "client/test_beliefs.py::", "node/test_money_served.py::", "node/test_cover.py::", "ledger/test_vouchers.py::",
+    "ledger/test_journal.py::",
+)  # fmt: skip
+ADMIT, STEP, WORKER, ENDPOINTS, LIVE = (
+    "node/test_admission.py::", "node/test_session.py::", "ledger/test_settlement.py::", "ledger/test_endpoints.py::",
+    "client/test_live_pipeline.py::",
+)  # fmt: skip
+
+
+CORNERS, AT_ONCE = "client/test_refused_steps.py::", "node/test_money_at_once.py::"
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def seeded(self, text: str) -> str:
+        """The source with the fault in it. Raises ValueError if its place is not there, or not once."""
+        if (found := text.count(self.old)) != 1:
+            raise ValueError(f"its place occurs {found} times in {self.file}")
+        return text.replace(self.old, self.new)
+
+
+def fault(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, file, old, new, tests)
+
+
+FAULTS = (
+    # ---- C1 to C9: what a client believes and signs
+    fault("C1: signs on top of the highest total", PROMISED, "total = self.owed + owing.amount",
+          "total = self.total + owing.amount", BOOK + "test_what_was_not_delivered_pays_the_next_step"),
+    fault("C1: what is under way may be denied", PROMISED, "owed=max(self.owed, owed) if in_flight else owed",
+          "owed=owed", BOOK + "test_an_answer_that_missed_a_request_forgives_nothing"),
+    fault("C1: a voucher that never left counts", SOURCE, "self._payer.book.take_back(drawn.promises)", "pass",
+          CORNERS + "test_a_voucher_that_was_drawn_and_never_left_is_struck_out"),
+    fault("C1: the last voucher is not written down", SESSION, "self._payer.book.countersigned(", "bool(",
+          BELIEFS + "test_the_last_voucher_of_a_cancelled_session_proves_no_debt"),
+    fault("C1: one book for all chains", VOUCHERS, "self._mine = self._on_any_chain & (promises.c.genesis == genesis)",
+          "self._mine = self._on_any_chain", BOOK + "test_books_are_of_one_chain"),
+    fault("C2: a refused step stays owed", PROMISED, "owed = max(0, self.owed - amount)", "owed = self.owed",
+          BOOK + "test_a_refused_step_proves_no_debt"),
+    fault("C2: a refused step may be owed for ever", PROMISED, "incurred=max(owed, self.incurred - amount)",
+          "incurred=self.incurred", BOOK + "test_a_refused_step_proves_no_debt"),
+    fault("C2: a step of unknown fate is not owed", SESSION, "self._payer.book.delivered(self.leg.operator, "
+          "self.cost(request))", "self._payer.book.released(self.leg.operator, self.cost(request))",
+          CORNERS + "test_a_step_whose_fate_is_unknown_stays_owed"),
+    fault("C3: all that was ever signed may be claimed", PROMISED, "if owed <= self.incurred:",
+          "if owed <= max(self.incurred, self.total):",
+          BELIEFS + "test_a_node_that_keeps_vouchers_and_refuses_steps_gets_one"),
+    fault("C3: an own voucher is a proof", PROMISED, " or not self._foreign(shown)", "",
+          BELIEFS + "test_a_node_that_keeps_vouchers_and_refuses_steps_gets_one"),
+    fault("C3: a proof of less is a proof", PROMISED, "shown is None or shown.total < owed or", "shown is None or",
+          BOOK + "test_a_proof_of_less_proves_no_more"),
+    fault("C3: a voucher of anybody is a proof", PAYER, "return Shown(voucher.total, voucher.receipt) if ours else "
+          "None", "return Shown(voucher.total, voucher.receipt)",
+          BELIEFS + "test_a_voucher_that_nobody_of_ours_signed_proves_nothing"),
+    fault("C3: any key may sign for the wallet", PAYER, "ours = await payer.chain.on_record(who.client, signer)",
+          "ours = True", BELIEFS + "test_a_voucher_of_another_key_counts_if_the_chain_knows_that_key"),
+    fault("C3: another machine is never believed", PAYER, "partial(_own_voucher, proof=proof), _paid_out",
+          "_paid_out,", BELIEFS + "test_two_machines_of_one_wallet_go_on_at_an_honest_node"),
+    fault("C3: what the chain paid is a proof below what was signed", PROMISED,
+          "known = shown.receipt is None or", "known = shown.receipt is not None and",
+          BOOK + "test_what_the_chain_has_paid_proves_only_what_was_never_signed_here"),
+    fault("C3: a last voucher for a node that proves nothing", SESSION,
+          "            self.distrusted = True\n            return error", "            return error",
+          CORNERS + "test_a_node_that_proves_nothing_gets_no_last_voucher"),
+    fault("C4: any refusal makes it sign again", SESSION, "message.code is not Code.VOUCHER or request is None",
+          "request is None", BELIEFS + "test_no_other_refusal_makes_it_sign_again"),
+    fault("C4: signs anew without end", SESSION, " or message.step == self._again", "",
+          BELIEFS + "test_a_step_is_signed_anew_once"),
+    fault("C4: signs anew before later steps", SESSION, "if self.pending or message.step", "if message.step",
+          CORNERS + "test_a_step_before_others_in_flight_is_not_signed_anew"),
+    fault("C4: signs anew though nothing has changed", SESSION,
+          "if request.voucher.voucher.total == owed + self.cost(request):", "if False:",
+          BELIEFS + "test_a_refusal_without_a_reason_is_no_reason_to_sign"),
+    fault("C4: drawn vouchers are not put back before a refusal", PIPELINE,
+          "await self._source.put_back()  # what has not left is no debt that a node could speak of", "pass",
+          CORNERS + "test_a_voucher_drawn_ahead_is_no_debt_that_a_node_could_speak_of"),
+    fault("C5: maxAmount bounds what was delivered", SESSION, "return self.session.max_amount - self.raised",
+          "return self.session.max_amount - self.spent",
+          BELIEFS + "test_a_sessions_amount_bounds_what_was_signed"),
+    fault("C5: a step is admitted by what was delivered", SESSION, "return max(self.spent, self.raised)",
+          "return self.spent", BELIEFS + "test_a_sessions_amount_bounds_what_was_signed"),
+    fault("C5: the book knows no limit of the session", PROMISED,
+          "if owing.room is not None and total - before > owing.room:", "if False:",
+          BOOK + "test_no_promise_passes_the_account_or_the_session"),
+    fault("C6: funded is ignored", PROMISED, "if owing.funded is not None and total > owing.funded:", "if False:",
+          BOOK + "test_no_promise_passes_the_account_or_the_session"),
+    fault("C6: accounts are not read when a session opens", SWARM,
+          "await self._payer.look(leg.operator for leg in route.legs if leg.price)", "pass",
+          BELIEFS + "test_nothing_is_signed_past_what_the_account_holds"),
+    fault("C6: an account that thaws counts", "contracts/hivemint/contracts/bindings/settlement.py",
+          "0 if self.thaw_end else self.balance + self.collected", "self.balance + self.collected",
+          BELIEFS + "test_nothing_is_signed_for_an_account_that_thaws"),
+    fault("C7: a text has no cap", SEQUENCES, "if self._cap is not None and signed", "if False and signed",
+          "client/test_generation.py::test_a_text_that_nodes_make_dearer_and_dearer_ends"),
+    fault("C7: who loses its room is never set aside", NODES, "if self._lost[peer] >= _TWICE:", "if False:",
+          BELIEFS + "test_a_node_that_loses_its_room_twice_is_set_aside"),
+    fault("C8: ahead as the node wants it", OPENING, "ahead=min(named.ahead, settings.max_ahead)",
+          "ahead=named.ahead", BELIEFS + "test_a_nodes_limits_are_cut_to_the_clients_own"),
+    fault("C8: rows a step as the node wants them", OPENING, "rows=min(named.rows, settings.max_rows)",
+          "rows=named.rows", BELIEFS + "test_a_nodes_limits_are_cut_to_the_clients_own"),
+    fault("C8: a stranger gets whole chunks", PIPELINE, "smallest if self._strangers() else max(wanted, smallest)",
+          "max(wanted, smallest)", BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
+    fault("C8: a stranger gets many chunks", PIPELINE, "return 1 if count == 1 or self._strangers() else self._ahead",
+          "return 1 if count == 1 else self._ahead",
+          BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
+    fault("C8: waits as long as a node likes", SWARM, "wait = min(error.retry_after, self.settings.max_wait)",
+          "wait = error.retry_after", BELIEFS + "test_a_busy_node_is_not_waited_for_longer_than_this_client_likes"),
+    fault("C9: no default ceiling of prices", SWARM, "times_median=self.settings.max_times_median",
+          "times_median=None", BELIEFS + "test_without_a_ceiling_a_dear_node_is_left_out"),
+    # ---- N1 to N8: what a node takes, stores and claims
+    fault("N1: a dead key covers", ACCOUNT, "pair.voucher.total <= self.funded and self.lives(pair.voucher.key)",
+          "pair.voucher.total <= self.funded", COVER + "test_a_dead_keys_voucher_covers_nothing"),
+    fault("N1: what is not funded covers", ACCOUNT,
+          "pair.voucher.total <= self.funded and self.lives(pair.voucher.key)", "self.lives(pair.voucher.key)",
+          COVER + "test_what_stops_being_funded_covers_nothing"),
+    fault("N1: a step of an ended key is taken", CHECKS, "if not account.lives(session.key):", "if False:",
+          COVER + "test_a_dead_keys_voucher_covers_nothing"),
+    fault("N2: a total above funded is taken", CHECKS, "if total > min(account.funded, account.reach(due)):",
+          "if total > account.reach(due):",
+          COVER + "test_a_voucher_above_the_account_is_refused_however_much_is_under_way"),
+    fault("N2: the reach has no bound", CHECKS, "if total > min(account.funded, account.reach(due)):",
+          "if total > account.funded:", COVER + "test_a_voucher_may_run_ahead_by_what_is_under_way_and_no_more"),
+    fault("N2: work that no voucher is for has no bound", CHECKS,
+          "elif account.uncarried(due, total) > price + _steps_of_others(session):", "elif False:",
+          COVER + "test_work_that_no_voucher_is_for_stays_one_step"),
+    fault("N2: more is owed than the account holds", CHECKS, "if due > account.funded:", "if False:",
+          COVER + "test_a_voucher_above_what_the_account_holds_is_refused"),
+    fault("N2: a last voucher of any total", SERVED,
+          "return total <= min(self.account.funded, self.account.reach(self.account.owed))",
+          "return True", AT_ONCE + "test_a_last_voucher_of_any_total_is_not_kept"),
+    fault("N3: the journal stores the lower pair", ENTRIES,
+          '(total, receipt.step) <= (row["voucher_total"], row["step"])', "False",
+          KEPT + "test_the_highest_voucher_of_a_session_stays_stored"),
+    fault("N3: of a key the newest counts, not the highest", ENTRIES,
+          "if known is not None and rank(known) >= rank(pair):", "if False:",
+          KEPT + "test_an_older_voucher_changes_no_total"),
+    fault("N3: vouchers ahead are claimed", JOURNAL,
+          "proofs = [pair for pair in promised if pair.voucher.total <= owed]", "proofs = list(promised)",
+          MONEY + "test_two_sessions_of_one_wallet_whose_steps_cross"),
+    fault("N3: vouchers ahead are forgotten", JOURNAL, "promised=promised[len(proofs) :]", "promised=()",
+          KEPT + "test_two_sessions_may_store_their_steps_in_either_order"),
+    fault("N3: an ended session's voucher is forgotten", JOURNAL,
+          "waiting = {pair.receipt.receipt.session_id for pair in book.promised}", "waiting: set[SessionId] = set()",
+          KEPT + "test_two_sessions_may_store_their_steps_in_either_order"),
+    fault("N4: an entry that does not hold ends the node", LINK, "if isinstance(error, WriteFailed):", "if True:",
+          MONEY + "test_an_entry_that_does_not_hold_ends_its_session_alone"),
+    fault("N4: a failed write ends a session alone", LINK, "if isinstance(error, WriteFailed):", "if False:",
+          MONEY + "test_a_write_that_fails_ends_the_node"),
+    fault("N4: the writer ends in silence", WRITER, "                self._stop(error)\n", "                pass\n",
+          KEPT + "test_an_error_that_nobody_foresaw_stops_the_writer_and_all_who_wait_hear_of_it"),
+    fault("N5: no proof beside a sum owed", SERVED, "proof=self.account.proof,", "proof=None,",
+          MONEY + "test_a_dead_keys_huge_voucher_buys_nothing"),
+    fault("N5: no proof by a key that has ended", ACCOUNT, "shown = [*self._paying(), *self._book.proofs.values()]",
+          "shown = self._paying()", COVER + "test_the_proof_of_what_is_owed_outlives_the_key_that_signed_it"),
+    fault("N6: a revocation closes no session", REGISTRY, "if (until or occupant.key_on_chain) and until <= now:",
+          "if False:", MONEY + "test_a_revocation_of_a_key_that_was_never_set_ends_its_free_session"),
+    fault("N6: a paid session outlives its revoked key", REGISTRY,
+          "if terms.session_key != terms.client and (why := await self._key_over(occupant, now)):",
+          "if not terms.price and (why := await self._key_over(occupant, now)):",
+          MONEY + "test_a_dead_keys_huge_voucher_buys_nothing"),
+    fault("N6: a thaw closes no session", REGISTRY, "if account.thawing:", "if False:",
+          "node/test_server.py::test_a_thaw_closes_the_session_with_that_reason"),
+    fault("N6: an account that shrinks closes no session", REGISTRY, "if account.owed > account.funded:", "if False:",
+          MONEY + "test_an_account_that_shrinks_ends_its_sessions"),
+    fault("N6: one odd answer ends the look at all", REGISTRY, "            except Exception:",
+          "            except KeyError:",
+          MONEY + "test_one_bad_answer_of_the_chain_keeps_nobody_else_from_being_looked_at"),
+    fault("N7: a session lasts for ever", ADMISSION, "if session.expiry > latest:", "if False:",
+          ADMIT + "test_expiry_counts_from_the_later_of_both_clocks"),
+    fault("N7: the own clock alone counts", ADMISSION, "return max(self._clock(), await self._chain.time())",
+          "return self._clock()", ADMIT + "test_expiry_counts_from_the_later_of_both_clocks"),
+    fault("N7: an amount below a chunk", ADMISSION, "if session.max_amount < least:", "if False:",
+          ADMIT + "test_refusals"),
+    fault("N8: proofs are deleted once collected", JOURNAL, "changed = replace(book, collected=collected,",
+          "changed = replace(book, proofs={} if collected >= book.earned else book.proofs, collected=collected,",
+          ENDPOINTS + "test_a_lie_about_what_was_collected_costs_no_proof"),
+    fault("N8: collected becomes what is owed", JOURNAL, "changed = replace(book, collected=collected,",
+          "changed = replace(book, owed=max(book.owed, collected), collected=collected,",
+          KEPT + "test_wrong_answers_of_the_chain_leave_no_trace"),
+    # ---- P11, P14, P16, P17: what is stored, admitted, signed and proved
+    fault("P11: a receipt leaves before the journal has it", SERVE, "        await stored\n", "",
+          MONEY + "test_a_receipt_leaves_only_when_the_journal_has_it"),
+    fault("P11: a commit is told before it is one", WRITER, "        self.submit(*changes, waiter=future)\n",
+          "        self.submit(*changes)\n        future.set_result(None)\n",
+          MONEY + "test_a_receipt_leaves_only_when_the_journal_has_it"),
+    fault("P11: a journal of another chain is gone on with", JOURNAL, "    if known and not begin_anew:",
+          "    if known and not begin_anew:\n        return int(next(iter(known.values())))\n    if False:",
+          KEPT + "test_books_are_of_one_chain"),
+    fault("P14: a foreign voucher is believed", RECEIPT, "    if signer != key:\n", "    if False:\n",
+          MONEY + "test_a_foreign_voucher_is_not_believed"),
+    fault("P14: a voucher that does not cover is taken", CHECKS, "elif max(total, account.cover) < due:",
+          "elif False:", STEP + "test_two_sessions_share_one_account_and_the_highest_voucher_counts"),
+    fault("P14: the voucher's age does not matter", CHECKS, "if bound is None or bound < oldest:",
+          "if bound is None:", STEP + "test_a_voucher_must_bind_a_receipt_not_older_than_ahead"),
+    fault("P14: any number of steps in flight", CHECKS, "if len(session.pending) >= session.limits.ahead:", "if False:",
+          STEP + "test_no_more_steps_are_in_flight_than_the_node_takes"),
+    fault("P14: maxAmount bounds nothing", CHECKS, "if session.spent + price <= session.terms.max_amount or not price:",
+          "if True:", STEP + "test_limits"),
+    fault("P14: sessions without funds", ADMISSION, "if needed <= view.funded:", "if True:",
+          ADMIT + "test_the_account_must_cover_what_all_open_sessions_may_spend"),
+    fault("P14: sessions on a thawing account", ADMISSION, "if view.thawing:", "if False:",
+          ADMIT + "test_the_account_must_cover_what_all_open_sessions_may_spend"),
+    fault("P14: a forged session", ADMISSION, "if signer == message.session.session_key:", "if True:",
+          ADMIT + "test_a_forged_signature_spends_no_nonce"),
+    fault("P14: not judged again after the signature", LINK, "                verdict = judge(session, request)\n",
+          "", AT_ONCE + "test_two_requests_at_once_are_not_both_covered_by_one_voucher"),
+    fault("P16: a nonce is good twice", ADMISSION, "self.nonces.spend(session.nonce)", "pass",
+          ADMIT + "test_the_same_signed_session_opens_once"),
+    fault("P16: two opens at once share a nonce", ADMISSION,
+          "if refused := self.nonces.check(peer, session.nonce):  # another", "if refused := None:  # another",
+          ADMIT + "test_the_same_session_asked_twice_at_once_opens_once"),
+    fault("P16: a number is sealed twice", SERVED, "if step.sealed or self.steps.get", "if self.steps.get",
+          STEP + "test_a_number_that_was_sealed_cannot_be_sealed_or_dropped_again"),
+    fault("P16: a sealed step is taken back", SERVED, " and not s.sealed", "",
+          STEP + "test_a_number_that_was_sealed_cannot_be_sealed_or_dropped_again"),
+    fault("P16: another request gets the stored answer", CHECKS,
+          "if msgspec.structs.replace(request, voucher=step.request.voucher) != step.request:", "if False:",
+          STEP + "test_another_request_for_a_step_that_was_taken_is_a_conflict"),
+    fault("P16: owed does not fall on a cancel", SERVED, "self.account.charge(-step.price)", "pass",
+          "node/test_server.py::test_cancel_drops_what_has_not_begun_and_owes_nothing_for_it"),
+    fault("P17: the output is not compared", PROOFS, "if state.output_rows != expected:", "if False:",
+          LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
+    fault("P17: heads are not compared", SESSION, "match(message.receipt, following(previous, leaf))",
+          "following(previous, leaf)", LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
+    fault("P17: whose signature it is does not matter", RECEIPT, "if signer != signed.receipt.node:", "if False:",
+          LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
+    fault("P17: two signed answers are not kept", SWARM, "            self._keep_proof(error)\n", "            pass\n",
+          BELIEFS + "test_two_signed_answers_are_kept_and_their_node_is_named"),
+    fault("P17: a node keeps no pair of its neighbour's", "node/hivemint/node/sessions/neighbours.py",
+          "self._differ(first, signed)", "pass", MONEY + "test_two_receipts_of_one_step_are_kept_as_a_pair"),
+    # ---- settlement
+    fault("no hurry before a key's end", WORTH,
+          "return self.thawing or now >= self.key_end - min(hurry, self.thaw / 2)", "return self.thawing",
+          WORKER + "test_a_thaw_is_settled_at_once_and_a_key_that_ends_with_half_of_thaw_left"),
+    fault("no hurry at a thaw", WORTH, "return self.thawing or now >= self.key_end", "return now >= self.key_end",
+          WORKER + "test_a_thaw_is_settled_at_once_and_a_key_that_ends_with_half_of_thaw_left"),
+    fault("a key about to end is settled each round", WORTH, "now >= self.key_end - min(hurry, self.thaw / 2)",
+          "now >= self.key_end - hurry - self.thaw",
+          WORKER + "test_a_key_that_is_about_to_end_makes_nobody_settle_each_wei"),
+    fault("dust is settled", WORTH, "worth = sorted((one for one in due if one.amount >= least)",
+          "worth = sorted((one for one in due)",
+          WORKER + "test_dust_is_let_go_and_says_so"),
+    fault("what was sent is sent again", SETTLEMENT, "            self._tries.sent(some)\n",
+          "", ENDPOINTS + "test_one_that_hides_a_payment_makes_nobody_pay_twice_for_gas"),
+    fault("a stuck settlement holds claims", SETTLEMENT, "            self.reasons[stage] = str(error)\n            "
+          "return error", "            raise", WORKER + "test_a_settlement_that_fails_holds_no_claims"),
+    fault("fees have no ceiling", FEES, "if price > self.max_fee:", "if False:",
+          ENDPOINTS + "test_gas_above_the_ceiling_makes_it_wait_and_say_so"),
+    fault("replacements have no ceiling", FEES, "fresh.get(name, 0)), ceiling)", "fresh.get(name, 0)), 2**96)",
+          "contracts/test_fees.py::test_replacements_end_at_the_ceiling"),
+    fault("a day has no budget", FEES, "if self.spent + more > self.a_day:", "if False:",
+          "contracts/test_fees.py::test_nothing_is_sent_beyond_the_budget"),
+    fault("deposits count before they are confirmed", VIEW, "funded=Credits(min(one.funded for one in both))",
+          "funded=Credits(min(new.funded for new, _ in found))", "ledger/test_on_chain.py::test_what_admission_sees"),
+    fault("a thaw counts once it is confirmed", VIEW, "thawing=any(one.thaw_end for one in both)",
+          "thawing=any(sure.thaw_end for _, sure in found)", "ledger/test_on_chain.py::test_what_admission_sees"),
+    fault("collected is believed at the newest block", VIEW,
+          "collected=Credits(min(sure.collected for _, sure in found))",
+          "collected=Credits(max(new.collected for new, _ in found))",
+          ENDPOINTS + "test_admission_believes_the_most_cautious_endpoint"),
+    fault("one endpoint that is down stops all", VIEW, "if not isinstance(error, ChainError) or not found:", "if True:",
+          ENDPOINTS + "test_admission_believes_the_most_cautious_endpoint"),
+)  # fmt: skip
