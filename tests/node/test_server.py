@@ -1,7 +1,9 @@
 """Two real nodes over real links: the life of a step, and every way in which it may go wrong."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import sqlite3
+import time
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +455,28 @@ async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None
     assert answer.evidence is not None, "the client can compare it with the receipt that it got itself"
     signed = answer.evidence.receipt
     assert (signed.node, signed.session_id, signed.step) == (signer(1001).address, first.session_id, 1)
+
+
+async def test_a_node_that_closes_leaves_nothing_of_its_sessions_to_the_next_start(pair: Pair) -> None:
+    """However slow the disk: a free session that no voucher binds is gone from the books once its node has closed."""
+    node, journal = pair.first.node, pair.first.journal
+    write = journal._writer._write
+
+    def slow(batch: Any) -> None:
+        time.sleep(0.3)
+        write(batch)
+
+    session = await pair.open(pair.first, signer(1), price=0)
+    request = session.request(3, start=0)
+    rows = torch.randn(3, 32)
+    await session.send(request, rows)
+    await session.answer()
+    journal._writer._write = slow  # type: ignore[method-assign]
+    await node.close()
+    await pair.first.host.close()
+    await journal.close()
+    with closing(sqlite3.connect(pair.first.url.removeprefix("sqlite:///"))) as database:
+        assert database.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
 
 
 async def test_a_thaw_closes_the_session_with_that_reason(pair: Pair) -> None:

@@ -45,6 +45,8 @@ from hivemint.swarm.messages import (
 log = structlog.get_logger(__name__)
 GOODBYE = 1.0
 """Seconds for the last word to a client."""
+LEAVE = 10.0
+"""Seconds for what the journal is still to hear of a session after its link has ended."""
 
 
 class Conversation:
@@ -60,6 +62,7 @@ class Conversation:
         self._seat: Seat | None = None
         self._steps: Steps | None = None
         self._over = False
+        self._left = asyncio.Event()
 
     async def run(self) -> None:
         """Until the link ends; the host closes it then."""
@@ -75,7 +78,7 @@ class Conversation:
         except Exception as error:  # noqa: BLE001 - what nobody foresaw ends this session alone, and is told
             self._broken(error)
         finally:
-            await asyncio.shield(self._leave())
+            await asyncio.shield(self._depart())
 
     def vacate(self, code: Code, why: str) -> None:
         """Its seat is somebody else's from now on: a session without steps under way, whose client is told by `end`.
@@ -90,7 +93,7 @@ class Conversation:
 
     async def end(self, code: Code, why: str, within: float = END_LIMIT) -> None:
         """The node ends the session: expiry, thaw, revocation, idleness, draining. Steps that were taken are finished
-        first.
+        first, and the journal has heard of everything when this returns.
 
         What is not done `within` so many seconds is dropped, its input never came; nothing is owed for it.
         """
@@ -104,6 +107,9 @@ class Conversation:
             async with asyncio.timeout(GOODBYE):
                 await self._link.send(Closed(code, why[:400]))
         await self._link.close(why)
+        with suppress(TimeoutError):  # a device that hangs is the watchdog's to tell
+            async with asyncio.timeout(LEAVE):
+                await self._left.wait()
 
     # ---- handshake
 
@@ -280,6 +286,12 @@ class Conversation:
         else:
             log.error("a session failed unexpectedly", exc_info=error)
         self._link.abort("the node failed at this session")
+
+    async def _depart(self) -> None:
+        try:
+            await self._leave()
+        finally:
+            self._left.set()
 
     async def _leave(self) -> None:
         """The link has ended: steps on the device run out, the others are dropped, the seat is free again."""
