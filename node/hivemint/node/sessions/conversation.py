@@ -16,6 +16,7 @@ from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.session import ServedSession
 from hivemint.node.sessions.steps.book import END_LIMIT, Steps
 from hivemint.node.sessions.steps.checks import Again, judge
+from hivemint.node.sessions.steps.routing import set_neighbours
 from hivemint.node.sessions.steps.vain import Vain
 from hivemint.node.unable import Unable
 from hivemint.protocol.errors import ChainError, LinkClosed, ProofError, ProtocolError, SwarmError
@@ -39,7 +40,6 @@ from hivemint.swarm.messages import (
     Routed,
     StepRequest,
     Tensor,
-    tensor_body,
 )
 
 log = structlog.get_logger(__name__)
@@ -216,31 +216,11 @@ class Conversation:
             steps.in_vain()
             await self._refuse(verdict)
 
-    async def _on_route(self, steps: Steps, route: Neighbours) -> None:
-        inbox, previous = self._services.inbox, route.previous
-        if steps.inputs.previous:
-            inbox.forget(SessionId(steps.inputs.previous.session))
-        steps.inputs.previous = steps.outputs.next = None
-        if previous:
-            most = tensor_body(self._services.offer.limits.rows * steps.row_bytes)
-            if not inbox.name(SessionId(previous.session), PeerId(previous.peer), most):
-                return await self._refuse(Refused(Code.CONFLICT, "Another session takes the outputs of that session"))
-            steps.inputs.previous = previous
-        if route.next:
-            try:
-                terms = steps.session.terms
-                await self._link.while_open(
-                    self._services.outlets.open(steps.session.session_id, route.next, terms.end_block)
-                )
-            except LinkClosed:
-                raise
-            except SwarmError as error:
-                return await self._refuse(Refused(Code.MISSING, error.what, "", error.next_step))
-            steps.outputs.next = route.next
-        else:
-            self._services.outlets.leave(steps.session.session_id)
-        await self._link.send(Routed())
-        return None
+    async def _on_route(self, steps: Steps, wanted: Neighbours) -> None:
+        refused = await set_neighbours(self._services, self._link, steps, wanted)
+        if refused:
+            return await self._refuse(refused)
+        return await self._link.send(Routed())
 
     async def _on_load(self, steps: Steps, message: Load) -> None:
         """An adapter for this session alone: read in a thread, as its size is a stranger's choice."""

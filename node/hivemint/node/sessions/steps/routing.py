@@ -1,0 +1,35 @@
+"""Where a session's inputs come from and its outputs go: its neighbours are named anew, both or none."""
+
+from hivemint.node.sessions.services import Services
+from hivemint.node.sessions.steps.book import Steps
+from hivemint.protocol.errors import LinkClosed, SwarmError
+from hivemint.protocol.ids import PeerId, SessionId
+from hivemint.swarm.link import Link
+from hivemint.swarm.messages import Code, Neighbours, Refused, tensor_body
+
+
+async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: Neighbours) -> Refused | None:
+    """Forget the neighbours of before, expect the outputs of `wanted.previous`, connect to `wanted.next`.
+
+    Raises LinkClosed when the client's own link ends meanwhile.
+    """
+    inbox, previous, terms = services.inbox, wanted.previous, steps.session.terms
+    if steps.inputs.previous:
+        inbox.forget(SessionId(steps.inputs.previous.session))
+    steps.inputs.previous = steps.outputs.next = None
+    if previous:
+        most = tensor_body(services.offer.limits.rows * steps.row_bytes)
+        if not inbox.name(SessionId(previous.session), PeerId(previous.peer), most):
+            return Refused(Code.CONFLICT, "Another session takes the outputs of that session")
+        steps.inputs.previous = previous
+    if not wanted.next:
+        services.outlets.leave(steps.session.session_id)
+        return None
+    try:
+        await link.while_open(services.outlets.open(steps.session.session_id, wanted.next, terms.end_block))
+    except LinkClosed:
+        raise
+    except SwarmError as error:
+        return Refused(Code.MISSING, error.what, "", error.next_step)
+    steps.outputs.next = wanted.next
+    return None
