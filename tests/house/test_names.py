@@ -26,7 +26,6 @@ OVER = {
     "client/hivemint/client/sessions/swarm_client.py::SwarmClient": 277,
     "ledger/hivemint/ledger/books/journal.py::Journal": 352,
     "node/hivemint/node/engine/engine.py::Engine": 288,
-    "node/hivemint/node/sessions/conversation.py::Conversation": 253,
     "swarm/hivemint/swarm/host.py::Host": 277,
     "cli/hivemint/cli/node/serving.py::start": 80,
 }

@@ -78,7 +78,9 @@ class Conversation:
         except Exception as error:  # noqa: BLE001 - what nobody foresaw ends this session alone, and is told
             self._broken(error)
         finally:
-            await asyncio.shield(self._depart())
+            leaving = asyncio.create_task(self._leave())
+            leaving.add_done_callback(lambda _: self._left.set())
+            await asyncio.shield(leaving)
 
     def vacate(self, code: Code, why: str) -> None:
         """Its seat is somebody else's from now on: a session without steps under way, whose client is told by `end`.
@@ -266,12 +268,6 @@ class Conversation:
         else:
             log.error("a session failed unexpectedly", exc_info=error)
         self._link.abort("the node failed at this session")
-
-    async def _depart(self) -> None:
-        try:
-            await self._leave()
-        finally:
-            self._left.set()
 
     async def _leave(self) -> None:
         """The link has ended: steps on the device run out, the others are dropped, the seat is free again."""
