@@ -59,7 +59,7 @@ class Work:
 
     def step(self, tokens: int = 1) -> CheckedReceipt:
         """The node signs one more step of `tokens` positions."""
-        last = self.receipt.body
+        last = self.receipt.receipt
         following = Receipt(
             last.node,
             last.client,

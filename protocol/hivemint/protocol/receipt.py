@@ -1,13 +1,13 @@
 """Receipts and vouchers as states: what was signed, and what this process has checked.
 
-    Receipt -> SignedReceipt -> MatchedReceipt -> CheckedReceipt        Voucher -> SignedVoucher -> CheckedVoucher
+    Receipt -> SignedReceipt -> CheckedReceipt        Voucher -> SignedVoucher -> CheckedVoucher
 
-Each state holds what was signed as its `body`. Only checked ones can be stored or settled. A head chains the leaves
-of all steps of a session; `docs/protocol.md`, section 1, is the source of every formula here.
+Only checked ones can be stored or settled. A head chains the leaves of all steps of a session; `docs/protocol.md`,
+section 1, is the source of every formula here.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import msgspec
 
@@ -83,44 +83,17 @@ def following(previous: Receipt, leaf: Leaf) -> Receipt:
     )
 
 
-class _HasBody(Protocol):
-    @property
-    def body(self) -> Receipt: ...
-
-
-class _ReceiptState:
-    """What a receipt says, in whatever state it is."""
-
-    __slots__ = ()
-
-    @property
-    def step(self: _HasBody) -> Step:
-        return self.body.step
-
-    @property
-    def tokens(self: _HasBody) -> Tokens:
-        return self.body.tokens
-
-    @property
-    def head(self: _HasBody) -> Head:
-        return self.body.head
-
-    @property
-    def session_id(self: _HasBody) -> SessionId:
-        return self.body.session_id
-
-
-class SignedReceipt(_ReceiptState, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SignedReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A receipt and a signature that nobody has looked at yet."""
 
-    body: Receipt
+    receipt: Receipt
     signature: SignatureBytes
 
 
 class SignedVoucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A voucher and a signature that nobody has looked at yet."""
 
-    body: Voucher
+    voucher: Voucher
     signature: SignatureBytes
 
 
@@ -134,44 +107,44 @@ def fork(previous: Receipt, parent: Receipt, count: int) -> Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedReceipt(_ReceiptState):
+class CheckedReceipt:
     """A receipt whose signature recovers to its own `node`. Made by `check_receipt` or `sign_receipt` only."""
 
-    body: Receipt
+    receipt: Receipt
     signature: Signature
     digest: Digest
 
     @property
     def signed(self) -> SignedReceipt:
-        return SignedReceipt(self.body, self.signature)
+        return SignedReceipt(self.receipt, self.signature)
 
 
 @dataclass(frozen=True, slots=True)
-class MatchedReceipt(_ReceiptState):
+class MatchedReceipt:
     """A receipt that says what this process derived itself; nobody has looked at its signature yet. Made by `match`."""
 
     signed: SignedReceipt
 
     @property
-    def body(self) -> Receipt:
-        return self.signed.body
+    def receipt(self) -> Receipt:
+        return self.signed.receipt
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedVoucher:
     """A voucher that an allowed key signed over a receipt we know. Made by `check_voucher` or `sign_voucher` only."""
 
-    body: Voucher
+    voucher: Voucher
     signature: Signature
     key: Address
 
     @property
     def total(self) -> Credits:
-        return self.body.total
+        return self.voucher.total
 
     @property
     def signed(self) -> SignedVoucher:
-        return SignedVoucher(self.body, self.signature)
+        return SignedVoucher(self.voucher, self.signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +155,7 @@ class Countersigned:
     voucher: CheckedVoucher
 
     def __post_init__(self) -> None:
-        if self.voucher.body.receipt != self.receipt.digest:
+        if self.voucher.voucher.receipt != self.receipt.digest:
             raise ProofError("A voucher binds another receipt than the one beside it")
 
 
@@ -199,18 +172,18 @@ def check_receipt(domain: Domain, signed: SignedReceipt, expected: Receipt) -> C
 
 def match(signed: SignedReceipt, expected: Receipt) -> MatchedReceipt:
     """A receipt must be what this process derived itself. Says nothing of its signature. Raises ProofError."""
-    if signed.body != expected:
-        raise ProofError("A receipt is not the expected one", why=_difference(signed.body, expected))
+    if signed.receipt != expected:
+        raise ProofError("A receipt is not the expected one", why=_difference(signed.receipt, expected))
     return MatchedReceipt(signed)
 
 
 def check_signature(domain: Domain, signed: SignedReceipt) -> CheckedReceipt:
     """A receipt must carry the signature of the operator that it names. Raises ProofError."""
-    digest = signed.body.digest(domain)
+    digest = signed.receipt.digest(domain)
     signer = recover(digest, signed.signature)
-    if signer != signed.body.node:
-        raise ProofError("A receipt is forged", why=f"expected the signature of {signed.body.node}, got {signer}")
-    return CheckedReceipt(signed.body, signed.signature, digest)
+    if signer != signed.receipt.node:
+        raise ProofError("A receipt is forged", why=f"expected the signature of {signed.receipt.node}, got {signer}")
+    return CheckedReceipt(signed.receipt, signed.signature, digest)
 
 
 def sign_voucher(domain: Domain, receipt: CheckedReceipt, total: Credits, signer: Signer) -> CheckedVoucher:
@@ -221,15 +194,15 @@ def sign_voucher(domain: Domain, receipt: CheckedReceipt, total: Credits, signer
 
 def check_voucher(domain: Domain, signed: SignedVoucher, receipt: Digest, key: Address) -> CheckedVoucher:
     """A voucher must bind `receipt` and carry the signature of `key`. Raises ProofError."""
-    if signed.body.receipt != receipt:
+    if signed.voucher.receipt != receipt:
         raise ProofError(
             "A voucher binds another receipt",
-            why=f"expected {receipt.hex()[:12]}, got {signed.body.receipt.hex()[:12]}",
+            why=f"expected {receipt.hex()[:12]}, got {signed.voucher.receipt.hex()[:12]}",
         )
-    signer = recover(signed.body.digest(domain), signed.signature)
+    signer = recover(signed.voucher.digest(domain), signed.signature)
     if signer != key:
         raise ProofError("A voucher is forged", why=f"expected the signature of {key}, got {signer}")
-    return CheckedVoucher(signed.body, signed.signature, key)
+    return CheckedVoucher(signed.voucher, signed.signature, key)
 
 
 def _difference(got: Receipt, expected: Receipt) -> str:
