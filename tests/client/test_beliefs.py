@@ -348,6 +348,7 @@ async def test_a_busy_node_is_not_waited_for_longer_than_this_client_likes(tmp_p
     world = World(tmp_path, FakeNode(0, 30, ask=ASK), max_wait=0.01, patience=5)
     world.nodes[0].faults["busy"], world.nodes[0].retry_after = 0, 3600
     await (await world.client.open(60)).close()
+    assert world.nodes[0].dials == 4, "refused three times, asked again well within the hour that it names"
     await world.client.close()
 
 

@@ -261,7 +261,9 @@ async def test_missing_blocks_can_be_waited_for(tmp_path: Path) -> None:
     late.swarm = world.swarm
     world.swarm.nodes.append(late)
     world.chain.add(late, FUNDS)
-    await decode_to_the_end(await opening, 2)
+    pipeline = await opening
+    assert [session.leg.peer for session in pipeline.sessions] == [node.peer for node in world.nodes] + [late.peer]
+    await decode_to_the_end(pipeline, 2)
     await world.client.close()
 
 

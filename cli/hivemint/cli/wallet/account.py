@@ -1,6 +1,7 @@
 """`hivemint account fund | thaw | cancel | withdraw | close | send-order | list | new-books`: credits in escrow."""
 
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,13 +36,15 @@ from hivemint.protocol.errors import BadInput, SwarmError
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
+from hivemint.protocol.orders import CancelThaw, Fund, Thaw, Withdraw
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
-    from hivemint.contracts.bindings import Bindings
+    from hivemint.contracts.bindings import Bindings, Settlement
     from hivemint.contracts.chain import Mined
-    from hivemint.protocol.orders import CancelThaw, Fund, Thaw, Withdraw
 
+NodeAct = Callable[["Settlement", Signer, Address], Awaitable["Mined"]]
+NodeOrder = type[CancelThaw] | type[Thaw] | type[Withdraw]
 app = typer.Typer(help="Credits in escrow at nodes: fund, thaw, cancel, withdraw, close, send-order, list, new-books.")
 app.command()(close)
 
@@ -74,9 +77,7 @@ def fund(
         chosen = await _chosen(place, nodes)
         return await contracts.settlement.fund(signer, dict.fromkeys(chosen, int(credits)), client=payee)
 
-    async def order(ready: Ready) -> "Fund":
-        from hivemint.protocol.orders import Fund
-
+    async def order(ready: Ready) -> Fund:
         chosen = tuple(dict.fromkeys(await _chosen(place, nodes)))
         return Fund(ready.client, chosen, (credits,) * len(chosen), ready.nonce, ready.deadline)
 
@@ -85,84 +86,54 @@ def fund(
     send_or_sign(place, wallet, password_file, act, order, done, signing, as_json)
 
 
-@app.command()
-def thaw(
-    node: NodeArgument,
-    network: NetworkOption = None,
-    wallet: WalletOption = None,
-    password_file: PasswordFileOption = None,
-    sign_only: SignOnlyOption = None,
-    hours: HoursOption = None,
-    nonce: NonceOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Close an account for new work; what is left can be withdrawn after the thaw."""
-    operator = check_address(node)
+def _at_a_node(name: str, text: str, done: str, act: NodeAct, kind: NodeOrder) -> None:
+    """A verb about the account at one node: a transaction, or the order of the same meaning. `text`: of --help."""
 
-    async def act(contracts: "Bindings", signer: Signer) -> "Mined":
-        return await contracts.settlement.thaw(signer, operator)
+    def verb(
+        node: NodeArgument,
+        network: NetworkOption = None,
+        wallet: WalletOption = None,
+        password_file: PasswordFileOption = None,
+        sign_only: SignOnlyOption = None,
+        hours: HoursOption = None,
+        nonce: NonceOption = None,
+        as_json: JsonFlag = False,
+    ) -> None:
+        operator = check_address(node)
 
-    def order(ready: Ready) -> "Thaw":
-        from hivemint.protocol.orders import Thaw
+        async def send(contracts: "Bindings", signer: Signer) -> "Mined":
+            return await act(contracts.settlement, signer, operator)
 
-        return Thaw(ready.client, operator, ready.nonce, ready.deadline)
+        def order(ready: Ready) -> CancelThaw | Thaw | Withdraw:
+            return kind(ready.client, operator, ready.nonce, ready.deadline)
 
-    signing = SignOnly(sign_only, hours, nonce)
-    send_or_sign(load_network(network), wallet, password_file, act, order, "the account thaws", signing, as_json)
+        signing = SignOnly(sign_only, hours, nonce)
+        send_or_sign(load_network(network), wallet, password_file, send, order, done, signing, as_json)
 
-
-@app.command()
-def cancel(
-    node: NodeArgument,
-    network: NetworkOption = None,
-    wallet: WalletOption = None,
-    password_file: PasswordFileOption = None,
-    sign_only: SignOnlyOption = None,
-    hours: HoursOption = None,
-    nonce: NonceOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Take a thaw back: the account is open again."""
-    operator = check_address(node)
-
-    async def act(contracts: "Bindings", signer: Signer) -> "Mined":
-        return await contracts.settlement.cancel_thaw(signer, operator)
-
-    def order(ready: Ready) -> "CancelThaw":
-        from hivemint.protocol.orders import CancelThaw
-
-        return CancelThaw(ready.client, operator, ready.nonce, ready.deadline)
-
-    signing = SignOnly(sign_only, hours, nonce)
-    send_or_sign(
-        load_network(network), wallet, password_file, act, order, "the account is open again", signing, as_json
-    )
+    app.command(name, help=text)(verb)
 
 
-@app.command()
-def withdraw(
-    node: NodeArgument,
-    network: NetworkOption = None,
-    wallet: WalletOption = None,
-    password_file: PasswordFileOption = None,
-    sign_only: SignOnlyOption = None,
-    hours: HoursOption = None,
-    nonce: NonceOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """All that is left in a thawed account, back to the wallet."""
-    operator = check_address(node)
-
-    async def act(contracts: "Bindings", signer: Signer) -> "Mined":
-        return await contracts.settlement.withdraw(signer, operator)
-
-    def order(ready: Ready) -> "Withdraw":
-        from hivemint.protocol.orders import Withdraw
-
-        return Withdraw(ready.client, operator, ready.nonce, ready.deadline)
-
-    signing = SignOnly(sign_only, hours, nonce)
-    send_or_sign(load_network(network), wallet, password_file, act, order, "withdrawn", signing, as_json)
+_at_a_node(
+    "thaw",
+    "Close an account for new work; what is left can be withdrawn after the thaw.",
+    "the account thaws",
+    lambda settlement, signer, node: settlement.thaw(signer, node),
+    Thaw,
+)
+_at_a_node(
+    "cancel",
+    "Take a thaw back: the account is open again.",
+    "the account is open again",
+    lambda settlement, signer, node: settlement.cancel_thaw(signer, node),
+    CancelThaw,
+)
+_at_a_node(
+    "withdraw",
+    "All that is left in a thawed account, back to the wallet.",
+    "withdrawn",
+    lambda settlement, signer, node: settlement.withdraw(signer, node),
+    Withdraw,
+)
 
 
 @app.command("send-order")
