@@ -95,7 +95,7 @@ class Conversation:
 
     async def end(self, code: Code, why: str, within: float = END_LIMIT) -> None:
         """The node ends the session: expiry, thaw, revocation, idleness, draining. Steps that were taken are finished
-        first, and the journal has heard of everything when this returns.
+        first, and the journal has heard of everything when this returns, or else the log says so.
 
         What is not done `within` so many seconds is dropped, its input never came; nothing is owed for it.
         """
@@ -109,9 +109,11 @@ class Conversation:
             async with asyncio.timeout(GOODBYE):
                 await self._link.send(Closed(code, why[:400]))
         await self._link.close(why)
-        with suppress(TimeoutError):  # a device that hangs is the watchdog's to tell
+        try:
             async with asyncio.timeout(LEAVE):
                 await self._left.wait()
+        except TimeoutError:
+            log.warning("a session has not left in time", session=self.session.session_id.hex()[:12], waited_s=LEAVE)
 
     # ---- handshake
 

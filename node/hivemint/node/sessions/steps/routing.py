@@ -1,4 +1,4 @@
-"""Where a session's inputs come from and its outputs go: its neighbours are named anew, both or none."""
+"""A session's neighbours, named anew: where its inputs come from and its outputs go."""
 
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.steps.book import Steps
@@ -11,6 +11,7 @@ from hivemint.swarm.messages import Code, Neighbours, Refused, tensor_body
 async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: Neighbours) -> Refused | None:
     """Forget the neighbours of before, expect the outputs of `wanted.previous`, connect to `wanted.next`.
 
+    A refusal leaves no next node; a previous one that was named before it stays.
     Raises LinkClosed when the client's own link ends meanwhile.
     """
     inbox, previous, terms = services.inbox, wanted.previous, steps.session.terms
