@@ -13,7 +13,7 @@ from hivemint.node.sessions.neighbours import Inbox
 from hivemint.protocol.errors import LinkClosed, ProtocolError, Refusal, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId, Step
 from hivemint.swarm import link as link_module
-from hivemint.swarm.frames import HEAD
+from hivemint.swarm.frames import HEAD, pack
 from hivemint.swarm.held import Held
 from hivemint.swarm.host import CONTROL, PUSH, Host, HostSettings
 from hivemint.swarm.limits import Gate, PeerLimits
@@ -263,6 +263,33 @@ async def test_a_step_behind_one_that_waits_keeps_no_tensor(monkeypatch: pytest.
         await at.until(1000)
         await at.until(0)
         assert not second.claim().done()
+
+
+async def test_a_pushed_tensor_for_which_there_is_no_room_is_dropped_at_its_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of a third one comes, and no more: nothing of it is kept. Its end, later, ends nothing else."""
+    monkeypatch.setattr(link_module, "PING_AFTER", 60.0)  # no Ping between the halves of a frame
+    monkeypatch.setattr(link_module, "SILENCE_LIMIT", 60.0)
+    async with neighbour(ahead=2) as at:
+        at.inbox.name(SOURCE, _dialer(at), tensor_body(100_000))
+        for step in (1, 2):
+            at.inbox.want(SOURCE, Step(step))
+            await at.push(step, size=100_000)
+        await at.until(200_000)
+        frame = b"".join(pack([Tensor(TensorHead(Step(3), SOURCE), bytes(100_000))]))
+        at.link._transport.write(frame[:60_000])
+        async with asyncio.timeout(10):
+            while not at.inbox.dropped:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert at.held == 200_000
+        first = at.inbox.want(SOURCE, Step(1))
+        await first.claim()
+        at.inbox.done(SOURCE, Step(1), first)
+        at.link._transport.write(frame[60_000:])
+        await at.push(4, size=50_000)
+        await at.until(150_000)
+        assert at.inbox.dropped == 1
 
 
 async def test_a_tensor_that_is_read_stays_until_its_step_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,21 @@ from hivemint.node.sessions.steps import inputs, vain
 from hivemint.protocol.errors import LinkClosed
 from hivemint.protocol.ids import Credits, Step
 from hivemint.swarm import link as link_module
+from hivemint.swarm.frames import pack
 from hivemint.swarm.host import CONTROL
-from hivemint.swarm.messages import Cancel, Cancelled, Code, Neighbours, Previous, Refused, Routed, StepReceipt
+from hivemint.swarm.messages import (
+    Cancel,
+    Cancelled,
+    Code,
+    Neighbours,
+    Previous,
+    Refused,
+    Routed,
+    StepReceipt,
+    Tensor,
+    TensorHead,
+)
+from hivemint.swarm.rows import to_wire
 from support.node_client import NodeSession, RefusedError
 from support.one_node import ASK, Served, one_node
 from support.promises import DOMAIN, signer
@@ -74,6 +87,29 @@ async def test_one_repeat_of_a_step_waits_at_a_time_and_not_for_ever(
     assert (refused.code, refused.step) == (Code.MISSING, 1)
     assert not talk(served)._steps._repeats._tasks
     assert not talk(served)._steps._repeats._inputs
+
+
+async def test_a_tensor_that_its_session_does_not_await_is_dropped_at_its_head(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step's input has not come: half of the second's is not kept. Afterwards both are served."""
+    monkeypatch.setattr(link_module, "PING_AFTER", 60.0)  # no Ping between the halves of a frame
+    monkeypatch.setattr(link_module, "SILENCE_LIMIT", 60.0)
+    session = await served.open(signer(24))
+    first, second = torch.randn(1, 32), torch.randn(4, 32)
+    await session.send(session.request(1, start=0, rows="all"))
+    behind = session.request(4, start=1, step=2, rows="all")
+    await session.send(behind)
+    frame = b"".join(pack([Tensor(TensorHead(Step(2)), to_wire(second, "fp32"))]))
+    session.link._transport.write(frame[:300])
+    link = talk(served)._link
+    await served.until(lambda: link._frames._skipped == len(frame) - 300)
+    assert link.held.bytes == 0
+    session.link._transport.write(frame[300:])
+    await session.link.send(Tensor(TensorHead(Step(1)), to_wire(first, "fp32")))
+    assert isinstance((await session.answer())[0], StepReceipt)
+    await session.link.send(Tensor(TensorHead(Step(2)), to_wire(second, "fp32")))
+    assert isinstance((await session.answer())[0], StepReceipt)
 
 
 async def test_a_repeat_of_another_size_is_a_conflict(served: Served) -> None:

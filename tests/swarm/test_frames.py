@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemint.protocol.errors import ProtocolError
+from hivemint.protocol.ids import Step
 from hivemint.swarm.frames import HEAD, FrameReader, pack
 from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Hello, Ping, Tensor, TensorHead, decode, limit_of
 from support.wire import EVERY_TYPE
@@ -41,6 +42,31 @@ def test_byte_by_byte_too() -> None:
     reader = FrameReader()
     got = [message for byte in frames(*small) for message in feed(reader, bytes((byte,)))]
     assert got == [plain(message) for message in small]
+
+
+@given(st.integers(1, 4000), st.integers(0, 3), st.binary(max_size=300), st.lists(st.integers(1, 900), max_size=30))
+def test_a_frame_that_is_skipped_leaves_its_neighbours_whole(
+    at: int, before: int, rows: bytes, cuts: list[int]
+) -> None:
+    """Skipped at any of its bytes: what came before it and what follows are read as if it had not been there."""
+    ping, skipped = Ping(), Tensor(TensorHead(Step(7)), rows)
+    raw, end = frames(*[ping] * before), before
+    start, frame = len(raw), frames(skipped)
+    reader = FrameReader()
+    cut = start + 1 + at % (len(frame) - 1)
+    assert feed(reader, (raw + frame)[:cut]) == [plain(ping)] * end
+    assert reader.held == cut - start
+    head = reader.tensor()
+    assert head is None or head == skipped.head
+    if reader.held < HEAD:  # it is not known yet how long it is
+        return
+    reader.skip()
+    assert reader.held == 0
+    rest, found = (raw + frame + frames(ping, skipped, ping))[cut:], []
+    for size in (*cuts, len(rest)):
+        found += feed(reader, rest[:size])
+        rest = rest[size:]
+    assert found == [plain(ping), plain(skipped), plain(ping)]
 
 
 def test_the_sizes_told_are_those_on_the_wire() -> None:

@@ -7,7 +7,7 @@ turn does not allow has no room at all.
 from collections.abc import Iterable, Iterator, Mapping
 
 from hivemint.protocol.errors import ProtocolError
-from hivemint.swarm.messages import AnyMessage, Load, StepReceipt, Tensor, decode, encode, limit_of
+from hivemint.swarm.messages import AnyMessage, Load, StepReceipt, Tensor, TensorHead, begun, decode, encode, limit_of
 
 HEAD = 5
 _LENGTH = 4
@@ -58,6 +58,7 @@ class FrameReader:
         self.whole = 0
         self._rest = bytearray()
         self._need = HEAD
+        self._skipped = 0
 
     @property
     def held(self) -> int:
@@ -74,6 +75,10 @@ class FrameReader:
         Raises ProtocolError after the good ones; the stream is then useless. A tensor's rows are a view of the bytes
         read: nothing is copied, nothing is written again.
         """
+        if self._skipped:
+            passed = min(self._skipped, len(data))
+            self._skipped -= passed
+            data = data[passed:]
         if self._rest:
             self._rest += data
             if len(self._rest) < self._need:
@@ -94,3 +99,14 @@ class FrameReader:
             at += HEAD + size
         if at < end:
             self._rest = bytearray(view[at:])
+
+    def tensor(self) -> TensorHead | None:
+        """Of the unfinished frame, if it is a Tensor and has told its step. Raises ProtocolError."""
+        if len(self._rest) < HEAD or self._rest[_LENGTH] != Tensor.NUMBER:
+            return None
+        return begun(bytes(self._rest[HEAD : HEAD + 2 + TensorHead.LIMIT]))
+
+    def skip(self) -> None:
+        """The unfinished frame is nobody's: what is here of it goes, what comes of it is not kept."""
+        self._skipped = self._need - len(self._rest)
+        self._rest, self._need = bytearray(), HEAD

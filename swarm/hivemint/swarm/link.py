@@ -21,7 +21,7 @@ from hivemint.swarm.budget import Budget
 from hivemint.swarm.frames import FrameReader, pack
 from hivemint.swarm.held import Held
 from hivemint.swarm.identity import peer_text
-from hivemint.swarm.messages import AnyMessage, Bye, Cancel, Load, Message, Neighbours, Ping, Tensor
+from hivemint.swarm.messages import AnyMessage, Bye, Cancel, Load, Message, Neighbours, Ping, Tensor, TensorHead
 
 PING_AFTER = 0.5
 SILENCE_LIMIT = 2.0
@@ -46,10 +46,26 @@ RATES: Mapping[type, tuple[float, float]] = {
 """Messages a second, and at once, of the types that cost their sender nothing."""
 
 
+class _Budgets:
+    """One link's, of the messages that cost their sender nothing."""
+
+    def __init__(self) -> None:
+        self._of: dict[type, Budget] = {}
+
+    def spend(self, message: AnyMessage, now: float) -> None:
+        """Raises ProtocolError for more of a free message than its type's budget."""
+        kind = type(message)
+        if (rate := RATES.get(kind)) is None:
+            return
+        if not self._of.setdefault(kind, Budget(*rate, now)).take(now):
+            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {rate[0]:g} a second")
+
+
 class Link(asyncio.Protocol):
     """A stream in use. Made by `Host.dial`, or given to the handler of `Host.serve`; one task receives at a time.
 
-    `peer` is the id that libp2p has authenticated. `closed` and `reason` tell how it ended.
+    `peer` is the id that libp2p has authenticated. `closed` and `reason` tell how it ended. `expects` is asked of a
+    tensor that has begun, once all before it has been dealt with: one that is not expected is passed over unkept.
     """
 
     def __init__(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held) -> None:
@@ -61,7 +77,7 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
         self.held, self._partial = held, 0
-        self._budgets: dict[type, Budget] = {}
+        self._budgets = _Budgets()
         self._inbox: deque[tuple[AnyMessage, int]] = deque()
         self._inbox_bytes = 0
         self._reading, self._deaf = True, False
@@ -73,6 +89,7 @@ class Link(asyncio.Protocol):
         self._gone = self._loop.create_future()
         self._sent_at = self._heard_at = self._beat_at = self._frame_at = self._loop.time()
         self.on_closed: Callable[[Link], None] | None = None
+        self.expects: Callable[[TensorHead], bool] | None = None
         held.cuts.add(self._cut_off)
         transport.set_write_buffer_limits(high=OUTBOX_BYTES)
         transport.set_protocol(self)
@@ -117,6 +134,7 @@ class Link(asyncio.Protocol):
                 raise RuntimeError("two tasks receive from one link")
             self._arrival = self._loop.create_future()
             try:
+                self._weigh()
                 await self._arrival
             finally:
                 self._arrival = None
@@ -206,7 +224,7 @@ class Link(asyncio.Protocol):
                     self._end(message.reason or "the peer said goodbye")
                     self._transport.close()
                     return
-                self._spend(message)
+                self._budgets.spend(message, self._heard_at)
                 if not self.closed and not isinstance(message, Ping):
                     self._inbox.append((message, size + MESSAGE_COST))
                     self._inbox_bytes += size + MESSAGE_COST
@@ -214,8 +232,7 @@ class Link(asyncio.Protocol):
             if whole != self._frames.whole or not waited:
                 self._frame_at = self._heard_at
             if not self.closed:
-                grown, self._partial = self._frames.held - self._partial, self._frames.held
-                self.held.add(grown)
+                self._weigh()
         except ProtocolError as error:
             self._hang_up(str(error))
             return
@@ -247,14 +264,16 @@ class Link(asyncio.Protocol):
         self._transport.writelines(parts)
         self._sent_at = self._loop.time()
 
-    def _spend(self, message: AnyMessage) -> None:
-        """Raises ProtocolError for more of a free message than its type's budget."""
-        kind = type(message)
-        if (rate := RATES.get(kind)) is None:
-            return
-        budget = self._budgets.setdefault(kind, Budget(*rate, self._heard_at))
-        if not budget.take(self._heard_at):
-            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {rate[0]:g} a second")
+    def _weigh(self) -> None:
+        """Count what is kept of the unfinished frame. What is still to be read, or being dealt with, may be a tensor's
+        request: only when the receiver waits is it known whether anybody expects it.
+        """
+        idle = not self._inbox and self._arrival is not None and not self._arrival.done()
+        head = self._frames.tensor() if idle and self.expects is not None else None
+        if head is not None and self.expects is not None and not self.expects(head):
+            self._frames.skip()
+        grown, self._partial = self._frames.held - self._partial, self._frames.held
+        self.held.add(grown)
 
     def _cut_off(self, reason: str) -> None:
         """Others need the room."""

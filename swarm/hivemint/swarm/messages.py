@@ -422,12 +422,25 @@ def decode(number: int, body: bytes | memoryview) -> AnyMessage:
         if number != Tensor.NUMBER:
             return _decoders[number].decode(body)
         view = memoryview(body)
-        size = int.from_bytes(view[:2], "big")
-        head = _tensor_head.decode(view[2 : 2 + size])
-        return Tensor(head, view[2 + size :])
+        end = _head_end(view)
+        return Tensor(_tensor_head.decode(view[2:end]), view[end:])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the second: text that is not UTF-8
         kind = "Tensor" if number == Tensor.NUMBER else _BODIES[number].__name__
         raise ProtocolError(f"A peer sent a malformed {kind}", why=str(error)) from None
+
+
+def begun(part: bytes | memoryview) -> TensorHead | None:
+    """Which step a Tensor's body is for, by its first bytes; None while they do not tell. Raises ProtocolError."""
+    if len(part) < 2 or len(part) < _head_end(part):
+        return None
+    try:
+        return _tensor_head.decode(part[2 : _head_end(part)])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError("A peer sent a malformed Tensor", why=str(error)) from None
+
+
+def _head_end(body: bytes | memoryview) -> int:
+    return 2 + int.from_bytes(body[:2], "big")
 
 
 def to_wire_amount(value: object) -> bytes:

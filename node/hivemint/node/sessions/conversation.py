@@ -173,6 +173,7 @@ class Conversation:
         delegation = (shown.delegation, shown.signature) if shown and not admitted.key_until else None
         await self._services.journal.open_session(terms, message.signature, delegation)
         allow(self._link, self._services.offer.limits, steps.row_bytes)
+        self._link.expects = steps.expects
         await self._link.send(Opened(receipt.signed, account.proof, account.owed))
         return steps
 

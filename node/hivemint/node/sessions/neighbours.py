@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from hivemint.protocol.errors import LinkClosed, ProtocolError, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId, Step
@@ -17,7 +18,7 @@ from hivemint.protocol.receipt import SignedReceipt
 from hivemint.swarm.addresses import is_name
 from hivemint.swarm.held import Held
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, HopReceipt, Peer, Tensor
+from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, HopReceipt, Peer, Tensor, TensorHead
 from hivemint.swarm.records import CheckedRecord
 
 KEEP = 2.0
@@ -126,6 +127,7 @@ class Inbox:
         """Handler of push links: until the link ends."""
         self._links.setdefault(link.peer, set()).add(link)
         self._allow(link.peer)
+        link.expects = partial(self._expects, link.peer)
         try:
             with suppress(LinkClosed):
                 while True:
@@ -138,24 +140,42 @@ class Inbox:
     def accept(self, peer: PeerId, message: AnyMessage, holder: Held) -> None:
         """Keep a frame, or drop it in silence: a foreign peer learns nothing of the sessions here."""
         if isinstance(message, Tensor):
-            source, step = message.head.session, message.head.step
+            source, step = self._source(peer, message.head.session), message.head.step
         elif isinstance(message, HopReceipt):
-            source, step = message.receipt.receipt.session_id, message.receipt.receipt.step
+            source, step = self._source(peer, message.receipt.receipt.session_id), message.receipt.receipt.step
         else:
             source, step = None, Step(0)
-        known = self._named.get(SessionId(source)) if source is not None else None
-        if source is None or known is None or known.peer != peer:
+        if source is None:
             self.dropped += 1
             return
         if isinstance(message, HopReceipt):
-            self._compare(SessionId(source), step, message.receipt)
-        arrival = self._admit(SessionId(source), step)
+            self._compare(source, step, message.receipt)
+        arrival = self._admit(source, step)
         if arrival is None:
             self.dropped += 1
         elif isinstance(message, Tensor) and not arrival.tensor.done():
-            self._keep(SessionId(source), step, arrival, message, holder)
+            self._keep(source, step, arrival, message, holder)
         elif isinstance(message, HopReceipt) and not arrival.receipt.done():
             arrival.receipt.set_result(message)
+
+    def _expects(self, peer: PeerId, head: TensorHead) -> bool:
+        """Whether a tensor that has begun would be kept; if not, this is all that is seen of it."""
+        source = self._source(peer, head.session)
+        arrival = None if source is None else self._admit(source, head.step)
+        if source is None or arrival is None or arrival.tensor.done() or self._full(source, arrival):
+            self.dropped += 1
+            return False
+        return True
+
+    def _source(self, peer: PeerId, session: bytes | None) -> SessionId | None:
+        """The session whose outputs `peer` may push; None: nobody here has named it for that."""
+        known = self._named.get(SessionId(session)) if session is not None else None
+        return SessionId(session) if session is not None and known is not None and known.peer == peer else None
+
+    def _full(self, source: SessionId, arrival: Arrival) -> bool:
+        """As many tensors as a session has in flight are here unread, and no step reads this one now."""
+        unread = sum(a.tensor.done() and not a.claimed for a in self._arrivals[source].values())
+        return unread >= self._ahead and not arrival.claimed
 
     def _compare(self, source: SessionId, step: Step, signed: SignedReceipt) -> None:
         """The receipts of the newest steps are kept for as long as another one of theirs could come."""
@@ -168,9 +188,8 @@ class Inbox:
             del kept[next(iter(kept))]
 
     def _keep(self, source: SessionId, step: Step, arrival: Arrival, tensor: Tensor, holder: Held) -> None:
-        unread = sum(a.tensor.done() and not a.claimed for a in self._arrivals[source].values())
         try:
-            if unread >= self._ahead and not arrival.claimed:
+            if self._full(source, arrival):
                 raise ProtocolError("A peer pushes more steps than a session has in flight")
             arrival.take(tensor, holder)
         except ProtocolError:

@@ -21,7 +21,7 @@ from hivemint.node.unable import Unable
 from hivemint.protocol.errors import LinkClosed, ProtocolError
 from hivemint.protocol.ids import FORK, Step
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import Code, Refused, StepRequest, Tensor
+from hivemint.swarm.messages import Code, Refused, StepRequest, Tensor, TensorHead
 
 END_LIMIT = 60.0
 """Seconds that a node which ends a session gives to the steps under way; clients wait no longer for one."""
@@ -75,6 +75,10 @@ class Steps:
             return
         awaited = self._awaited[step] = self.inputs.expect(step.request)
         self._run(step, self._at.serve(step, awaited))
+
+    def expects(self, head: TensorHead) -> bool:
+        """Whether a client's input would be kept."""
+        return self.inputs.expects(head.step) or self._repeats.expects(head.step)
 
     def give(self, tensor: Tensor) -> None:
         """A client's input."""

@@ -45,17 +45,21 @@ class Inputs:
         source = Source(Address(self.previous.operator), SessionId(self.previous.session), request.source)
         return Pushed(self._inbox.want(source.session, source.step), source)
 
-    def give(self, tensor: Tensor) -> bool:
+    def expects(self, number: Step) -> bool:
         """A client's input. False: no step waits for it, or an earlier one still does: inputs come in order, as their
         requests do, and what waits behind a step that may never begin is not kept.
         """
-        waiting = self._own.get(tensor.head.step)
+        waiting = self._own.get(number)
         if waiting is None or waiting.done():
             return False
-        if any(not other.done() for step, other in self._own.items() if step < tensor.head.step):
-            return False
-        waiting.set_result(tensor)
-        return True
+        return all(other.done() for step, other in self._own.items() if step < number)
+
+    def give(self, tensor: Tensor) -> bool:
+        """Whether it was expected."""
+        expected = self.expects(tensor.head.step)
+        if expected:
+            self._own[tensor.head.step].set_result(tensor)
+        return expected
 
     async def read(self, awaited: Awaited, expected: int) -> bytes | memoryview:
         """The rows in wire form, `expected` bytes. Raises StepFailed: they did not come in time, or not so many."""

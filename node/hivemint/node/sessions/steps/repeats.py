@@ -38,11 +38,14 @@ class Repeats:
         task = self._tasks[step.number] = asyncio.create_task(self._repeat(step, request, row_bytes))
         task.add_done_callback(partial(self._done, step.number))
 
-    def give(self, tensor: Tensor) -> None:
+    def expects(self, number: Step) -> bool:
         """A client's input. One that no repeat waits for belongs to a refused request."""
-        waiting = self._inputs.get(tensor.head.step)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(tensor)
+        waiting = self._inputs.get(number)
+        return waiting is not None and not waiting.done()
+
+    def give(self, tensor: Tensor) -> None:
+        if self.expects(tensor.head.step):
+            self._inputs[tensor.head.step].set_result(tensor)
 
     async def close(self) -> None:
         """The link has ended: nobody waits for these answers."""
