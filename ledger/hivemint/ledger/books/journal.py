@@ -135,7 +135,7 @@ class Journal:
 
         Raises JournalError, ProofError before anything has changed.
         """
-        receipt = pair.receipt.receipt
+        receipt = pair.receipt.body
         if self._session(receipt.client, receipt.session_id).price:
             check_pair(pair, self.node, receipt.client, receipt.session_id)
             book = self.book(receipt.client)
@@ -162,7 +162,7 @@ class Journal:
         if entry.newest is not None and not opened.price:
             rows[entry.session] = row_after(rows[entry.session], entry.newest)
         for pair in proofs:
-            session = pair.receipt.receipt.session_id
+            session = pair.receipt.session_id
             rows[session] = row_after(rows.get(session, self._open[session].row), pair)
             book = book.proved(pair)
         changes = [Change(_SESSION, session, row) for session, row in rows.items()]
@@ -176,7 +176,7 @@ class Journal:
             self._tidy(entry.client)
         for key, pair in before.items():
             if book.proofs[key] is not pair:
-                self._drop(self._keeping.outbid(pair.receipt.receipt.session_id))
+                self._drop(self._keeping.outbid(pair.receipt.session_id))
         await stored
 
     def close_session(self, session: SessionId) -> None:
@@ -340,8 +340,8 @@ class Journal:
         book = self.book(client)
         if all(one.ended for one in self._open.values() if one.client == client):
             book = self._books[client] = replace(book, promised=())
-        waiting = {pair.receipt.receipt.session_id for pair in book.promised}
-        presented = {pair.receipt.receipt.session_id for pair in book.proofs.values()}
+        waiting = {pair.receipt.session_id for pair in book.promised}
+        presented = {pair.receipt.session_id for pair in book.proofs.values()}
         for session in ended:
             if session not in waiting:
                 row = self._open.pop(session).row
@@ -396,7 +396,7 @@ class Journal:
 
     def _tidy_rows(self, connection: Connection) -> None:
         """All sessions of earlier runs have ended, however these did."""
-        presented = {p.receipt.receipt.session_id for book in self._books.values() for p in book.proofs.values()}
+        presented = {p.receipt.session_id for book in self._books.values() for p in book.proofs.values()}
         names = ("id", "client", "price", "signed_tokens", "tokens", "first_block", "end_block", "step")
         wanted = select(*(sessions.c[name] for name in names)).where(sessions.c.owner == self._owner)
         went: list[ClosedSession] = []

@@ -178,7 +178,7 @@ class Settler:
         found: dict[Address, Due] = {}
         for first in range(0, len(proofs), _AT_ONCE):
             some = proofs[first : first + _AT_ONCE]
-            pairs = [(proof.receipt.receipt.client, proof.voucher.key) for proof in some]
+            pairs = [(proof.receipt.body.client, proof.voucher.key) for proof in some]
             for proof, escrow in zip(some, await self._payments.escrows(pairs), strict=True):
                 due = Due.of(proof, escrow, now, thaw)
                 lost = due.over or (not escrow.balance and due.total - due.confirmed < self._settings.dust)
@@ -197,14 +197,14 @@ class Settler:
         return open_ones
 
     def _is_quiet(self, proof: Countersigned, live: set[Address]) -> bool:
-        client = proof.receipt.receipt.client
+        client = proof.receipt.body.client
         return client not in live and self._quiet.get(client, -1) >= proof.voucher.total
 
     async def _look_at_paid(self) -> dict[Address, bool]:
         """Accounts without open proofs, and which of them are worth nothing: no more is owed than was paid, or nothing
         is funded.
         """
-        open_ones = {proof.receipt.receipt.client for proof in self._journal.collectable()}
+        open_ones = {proof.receipt.body.client for proof in self._journal.collectable()}
         paid = [client for client in self._journal.books() if client not in open_ones]
         worthless: dict[Address, bool] = {}
         for first in range(0, len(paid), _AT_ONCE):
@@ -283,4 +283,4 @@ class Settler:
 
 
 def _id(donated: Donated) -> SessionId:
-    return donated.newest.receipt.receipt.session_id
+    return donated.newest.receipt.session_id
