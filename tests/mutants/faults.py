@@ -18,12 +18,13 @@ ACCOUNT, ADMISSION, CHECKS, LINK, REGISTRY, SERVE, SERVED = (
         "session",
     )
 )
-ENTRIES, JOURNAL, PROMISED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
+ENTRIES, JOURNAL, PROMISED, STORED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
     f"ledger/hivemint/ledger/{name}.py"
     for name in (
         "books/entries",
         "books/journal",
         "books/promised",
+        "books/stored",
         "settlement/settler",
         "settlement/chainview",
         "books/voucher_book",
@@ -231,7 +232,7 @@ FAULTS = (
     fault("P11: a commit is told before it is one", WRITER, "        self.submit(*changes, waiter=future)\n",
           "        self.submit(*changes)\n        future.set_result(None)\n",
           MONEY + "test_a_receipt_leaves_only_when_the_journal_has_it"),
-    fault("P11: a journal of another chain is gone on with", JOURNAL, "    if known and not begin_anew:",
+    fault("P11: a journal of another chain is gone on with", STORED, "    if known and not begin_anew:",
           "    if known and not begin_anew:\n        return int(next(iter(known.values())))\n    if False:",
           KEPT + "test_books_are_of_one_chain"),
     fault("P14: a foreign voucher is believed", RECEIPT, "    if signer != key:\n", "    if False:\n",

@@ -129,6 +129,20 @@ class LaneTotals:
         )
 
 
+@dataclass(slots=True)
+class Lanes:
+    """The sums of both lanes, counted on as sessions open and work."""
+
+    paid: LaneTotals
+    free: LaneTotals
+
+    def count(self, price: Credits, sessions: int, signed: int, countersigned: int) -> None:
+        if price:
+            self.paid = self.paid.plus(sessions, signed, countersigned, price)
+        else:
+            self.free = self.free.plus(sessions, signed, countersigned, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeTotals:
     """The credit flow of one node: signed -> countersigned -> settled -> minted."""
@@ -138,19 +152,6 @@ class NodeTotals:
     promised: Credits = NOTHING
     settled: Credits = NOTHING
     minted: Credits = NOTHING
-
-
-@dataclass(slots=True)
-class OpenRow:
-    """A session of this run: what the journal needs to keep its row from going back.
-
-    `ended`: it takes no entries any more, but one of its vouchers may still become a proof.
-    """
-
-    client: Address
-    price: Credits
-    row: dict[str, Any]
-    ended: bool = False
 
 
 def proof_row(newest: Countersigned | None) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Settler:
         last = await self._payments.last_claimed(epoch)
         if (epoch, last) == self._claimed:  # else there is more to do, or a reorganisation took a claim back
             return
-        donated = await asyncio.to_thread(self._journal.donated, epoch * length, (epoch + 1) * length)
+        donated = await asyncio.to_thread(self._journal.free_sessions.donated, epoch * length, (epoch + 1) * length)
         self._note([one for one in donated if _id(one) <= last and not one.claim], epoch, {})
         open_ones = [one for one in donated if _id(one) > last]
         chosen = await self._largest(epoch, open_ones)
@@ -256,13 +256,15 @@ class Settler:
         return sorted(chosen, key=_id)
 
     def _note(self, items: Sequence[Donated], epoch: int, skipped: dict[SessionId, str]) -> None:
-        self._journal.note_claims([_id(one) for one in items if _id(one) not in skipped], f"claimed in epoch {epoch}")
+        self._journal.free_sessions.note_claims(
+            [_id(one) for one in items if _id(one) not in skipped], f"claimed in epoch {epoch}"
+        )
         for session, reason in skipped.items():
-            self._journal.note_claims([session], f"skipped: {reason}")
+            self._journal.free_sessions.note_claims([session], f"skipped: {reason}")
 
     async def _mint(self, newest: int, length: int) -> None:
         """Mint the shares of all epochs up to `newest`; one counts as ended when the chain says so in a later round."""
-        known = await asyncio.to_thread(self._journal.donated_epochs, length)
+        known = await asyncio.to_thread(self._journal.free_sessions.claimed_epochs, length)
         waiting, (claimed, last) = "", self._claimed
         if any(last):  # the journal may not have written it down yet
             known.add(claimed)
