@@ -187,7 +187,7 @@ async def equivocation(stage: Stage) -> int:
         )
         for _ in range(2)
     )
-    statements = [(c.receipt.client, c.receipt.tokens, c.receipt.head, halves(c.signature)) for c in (one, two)]
+    statements = [(c.body.client, c.tokens, c.head, halves(c.signature)) for c in (one, two)]
     call = stage.contracts.disputes.function("proveEquivocation", stage.node.address, session, 400, *statements)
     mined: Mined = await stage.contracts.chain.send(stage.anyone, call, doing="Proving equivocation")
     return mined.gas_used

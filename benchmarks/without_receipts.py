@@ -59,7 +59,7 @@ def _sign_receipt(domain: Any, receipt: Any, signer: Any) -> Any:
 
 
 def _check_signature(domain: Any, signed: Any) -> Any:
-    return receipts.CheckedReceipt(signed.receipt, signed.signature, signed.receipt.digest(domain))
+    return receipts.CheckedReceipt(signed.body, signed.signature, signed.body.digest(domain))
 
 
 def _sign_voucher(domain: Any, receipt: Any, total: Any, signer: Any) -> Any:
@@ -68,7 +68,7 @@ def _sign_voucher(domain: Any, receipt: Any, total: Any, signer: Any) -> Any:
 
 
 def _check_voucher(domain: Any, given: Any, receipt: Any, key: Any) -> Any:
-    return receipts.CheckedVoucher(given.voucher, NO_SIGNATURE, key)  # type: ignore[arg-type]
+    return receipts.CheckedVoucher(given.body, NO_SIGNATURE, key)  # type: ignore[arg-type]
 
 
 async def _commit(self: Any, *changes: Any) -> None:

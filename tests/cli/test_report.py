@@ -49,7 +49,7 @@ def kept(folder: Path, domain: Domain, operator: Signer, client: Signer) -> Path
     """What a client or a node writes when it has seen two answers to one step."""
     work = Work(client, operator, domain=domain)
     first = work.step()
-    other = msgspec.structs.replace(first.receipt, head=b"\1" * 32)
+    other = msgspec.structs.replace(first.body, head=b"\1" * 32)
     proof = evidence.prove(domain, first.signed, sign_receipt(domain, other, operator).signed)
     path = evidence.keep(folder, proof)
     assert path is not None

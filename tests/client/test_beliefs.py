@@ -44,7 +44,7 @@ def refusing(code: Code, ahead: int = 0, proof: bool = False) -> Answer:
 
     def answer(_: FakeSession, request: StepRequest, __: Books) -> Refused:
         voucher = request.voucher
-        owed = Credits(voucher.voucher.total + ahead)
+        owed = Credits(voucher.body.total + ahead)
         return Refused(code, "no", step=request.step, owed=owed, proof=voucher if proof else None)
 
     return answer
@@ -125,8 +125,8 @@ def choices(data: list[tuple[str, int, bool]]) -> Answer:
     def answer(state: FakeSession, request: StepRequest, books: Books) -> Refused | Closed | None:
         shown.append(request.voucher)
         kind, number, proof = next(rest, ("take", 0, False))
-        highest = max(shown, key=lambda one: one.voucher.total)
-        owed = {"owed": books.owed, "total": highest.voucher.total, "none": 0}.get(kind, 0) + number
+        highest = max(shown, key=lambda one: one.body.total)
+        owed = {"owed": books.owed, "total": highest.body.total, "none": 0}.get(kind, 0) + number
         if kind == "take":
             return None
         if kind == "end":
@@ -192,7 +192,7 @@ async def test_the_last_voucher_of_a_cancelled_session_proves_no_debt(world: Wor
     (session,), books = node.sessions, node.books[WALLET.address]
     assert session.countersigned is not None
     assert books.owed < session.countersigned.voucher.total
-    assert session.countersigned.receipt.receipt.step not in {receipt for _, receipt in session.bound[:-1]}
+    assert session.countersigned.receipt.step not in {receipt for _, receipt in session.bound[:-1]}
     books.owed = session.countersigned.voucher.total
     with pytest.raises(NodeUnproven):
         await world.client.open(60)
@@ -402,7 +402,7 @@ async def test_two_signed_answers_are_kept_and_their_node_is_named(tmp_path: Pat
     (file,) = (tmp_path / "evidence").iterdir()
     proof = evidence.read(file)
     assert proof.node == liar.operator.address
-    assert proof.one.receipt.step == 3
+    assert proof.one.step == 3
     with pytest.raises(SwarmError, match="No node serves blocks 0:15"):
         await world.client.plan(60)
     await world.client.close()
@@ -419,7 +419,7 @@ async def test_evidence_that_proves_nothing_accuses_nobody(tmp_path: Path, forge
             return None
         shown = first.sessions[0].receipt.signed
         if forged:
-            shown = msgspec.structs.replace(shown, receipt=msgspec.structs.replace(shown.receipt, tokens=99))
+            shown = msgspec.structs.replace(shown, body=msgspec.structs.replace(shown.body, tokens=99))
         return Refused(Code.INPUT, "no", step=request.step, evidence=shown)
 
     second.refuse = answer

@@ -37,7 +37,7 @@ async def test_prompt_and_tokens_come_back_right_and_are_all_countersigned(world
         books, session = node.books[WALLET.address], node.sessions[0]
         assert books.owed == books.highest == 26 * ASK * 15
         assert session.countersigned is not None
-        assert session.countersigned.receipt.receipt.tokens == 26
+        assert session.countersigned.receipt.tokens == 26
         assert node.refused == []
 
 

@@ -76,7 +76,7 @@ class Vouchers(RuleBasedStateMachine):
         self.drawn[number], self.awaited[number] = 0, False
         [paid] = self.loop.run_until_complete(self.sources[number].take(step, count))
         request = self.sessions[number].prepare(step, 0, count, paid, first=True, last=True, rows="none")
-        self.waiting.append((number, step, count * PRICE, request.voucher.voucher.total))
+        self.waiting.append((number, step, count * PRICE, request.voucher.body.total))
         self._note()
 
     @rule(number=st.integers(0, 2), later=st.booleans())

@@ -122,9 +122,9 @@ class Cast:
         session = make_session(client, node, model=TEST_MODEL, expiry=2**40, price=1, key=key)
         real = countersign(domain, session, signs, key, tokens=1, total=total)
         if flaw == "voucher":  # raised after it was signed: it recovers to nobody we know
-            voucher = real.voucher.voucher
+            voucher = real.voucher.body
             raised = type(voucher)(voucher.receipt, type(voucher.total)(total + 1))
-            real = Countersigned(real.receipt, dataclasses.replace(real.voucher, voucher=raised))
+            real = Countersigned(real.receipt, dataclasses.replace(real.voucher, body=raised))
         item = Item(
             client.address,
             real.voucher.total,
@@ -186,7 +186,7 @@ class Cast:
         """In the order given; the receipt of number `bad` is spoilt."""
         items = [_claim_item(session, real, index == bad) for index, (session, real) in enumerate(donations)]
         work = [
-            (bytes(real.receipt.receipt.session_id), real.receipt.receipt.tokens * BLOCKS * TEST_RATE)
+            (bytes(real.receipt.session_id), real.receipt.tokens * BLOCKS * TEST_RATE)
             for index, (session, real) in enumerate(donations)
             if index != bad and session.node == node.address and session.expiry // self.model.rules.epoch == epoch
         ]
@@ -385,7 +385,7 @@ class MoneyMachine(RuleBasedStateMachine):
         if own:
             chosen = data.draw(st.lists(st.sampled_from(own), min_size=1, max_size=4), label="sessions")
             if rising:
-                chosen.sort(key=lambda one: one[1].receipt.receipt.session_id)
+                chosen.sort(key=lambda one: one[1].receipt.session_id)
             self.cast.claim(self.cast.nodes[node], epoch, chosen, bad=bad)
 
     @rule(node=st.integers(0, 1), ago=st.sampled_from([1, 2, 2, 2, 3]))
@@ -421,7 +421,7 @@ class MoneyMachine(RuleBasedStateMachine):
                 cast.donation(cast.clients[0], cast.nodes[node], epoch, tokens) for at, tokens in work if at == node
             ]:
                 sessions += sessions[:1] * again
-                sessions.sort(key=lambda one: one[1].receipt.receipt.session_id)
+                sessions.sort(key=lambda one: one[1].receipt.session_id)
                 cast.world.time = max(cast.world.time, (epoch + 1) * cast.model.rules.epoch)
                 cast.claim(cast.nodes[node], epoch, sessions)
         if minting:
@@ -518,13 +518,13 @@ def _rules(world: World) -> Rules:
 
 
 def _settle_item(node: Address, real: Countersigned) -> tuple[Any, ...]:
-    receipt = real.receipt.receipt
+    receipt = real.receipt.body
     terms = (receipt.client, receipt.session_id, receipt.step, receipt.tokens, receipt.head, int(real.voucher.total))
     return (*terms, *halves(real.receipt.signature), *halves(real.voucher.signature))
 
 
 def _claim_item(session: Session, real: Countersigned, spoilt: bool) -> tuple[Any, ...]:
-    receipt = real.receipt.receipt
+    receipt = real.receipt.body
     head = bytes(32) if spoilt else receipt.head
     halved = (*halves(real.receipt.signature), *halves(real.voucher.signature))
     return (tuple(session.message().values()), receipt.step, receipt.tokens, head, *halved)

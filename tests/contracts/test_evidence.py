@@ -22,7 +22,7 @@ NODE = signer(2)
 def pair(by: Signer = NODE, **changes: Any) -> tuple[SignedReceipt, SignedReceipt]:
     """A receipt, and the same with `changes`, signed by `by`."""
     first = Work(signer(1), NODE).step()
-    other = msgspec.structs.replace(first.receipt, **{"head": b"\1" * 32, **changes})
+    other = msgspec.structs.replace(first.body, **{"head": b"\1" * 32, **changes})
     return first.signed, sign_receipt(DOMAIN, other, by).signed
 
 

@@ -110,7 +110,7 @@ class HostileClients(RuleBasedStateMachine):
         if (one := self._live(at)) is None:
             return None
         sent = self._make(one, count, kind, off)
-        self.used.append(sent.request.voucher.voucher.total)
+        self.used.append(sent.request.voucher.body.total)
         if wait or one.waiting:
             return self.stage.run(one.announce(sent))
         owed = self.served.owed
@@ -279,7 +279,7 @@ class HostileClients(RuleBasedStateMachine):
     def _acknowledged(self, one: HostileSession, sent: Sent) -> None:
         self.answered += sent.cost
         if one.price:
-            self.promised.append((one.key.address, sent.request.voucher.voucher.total))
+            self.promised.append((one.key.address, sent.request.voucher.body.total))
 
     def _by(self, one: HostileSession, kind: str) -> Signer:
         return STRANGER if kind == "foreign" else one.key

@@ -100,8 +100,8 @@ async def test_a_wallet_is_released_for_what_it_owes(served: Served) -> None:
     assert recover(release.digest(DOMAIN), answer.signature) == operator
     assert answer.receipt is not None
     assert answer.voucher is not None
-    assert answer.voucher.voucher.total == owed
-    assert answer.voucher.voucher.receipt == answer.receipt.receipt.digest(DOMAIN)
+    assert answer.voucher.body.total == owed
+    assert answer.voucher.body.receipt == answer.receipt.body.digest(DOMAIN)
     assert stored(served) == {WALLET.address: release.deadline}
     assert await left(served) == answer, "asked again it says the same"
 

@@ -122,7 +122,7 @@ class Seen:
 
         def watched(session: RemoteSession, message: StepReceipt, source: bytes) -> bytes:
             if session.leg.operator == plan_operator:
-                receipt = message.receipt.receipt
+                receipt = message.receipt.body
                 key = (bytes(receipt.session_id), int(receipt.step))
                 self.signed.setdefault(key, set()).add(msgspec.msgpack.encode(receipt))
                 self.sessions[session.session_id] = session
@@ -188,7 +188,7 @@ def test_a_lie_about_the_last_step_reaches_the_caller(localnet: RealNet, monkeyp
     take = RemoteSession.take
 
     def doctored(session: RemoteSession, message: StepReceipt, source: bytes) -> bytes:
-        if message.receipt.receipt.step == TOKENS:
+        if message.receipt.step == TOKENS:
             message = msgspec.structs.replace(message, rows=bytes(len(message.rows)))
         return take(session, message, source)
 

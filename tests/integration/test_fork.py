@@ -61,12 +61,12 @@ async def test_every_receipt_of_a_child_is_bound_to_what_its_kv_came_from(two_no
     assert child is not None
     for mine, its in zip(child.sessions, parent.sessions, strict=True):
         before = opening(mine.leg.operator, CLIENT.address, mine.session_id)
-        leaf = fork(before, its.newest.receipt, 5)
-        assert bytes(leaf.input_hash) == bytes(its.newest.receipt.head)
+        leaf = fork(before, its.newest.body, 5)
+        assert bytes(leaf.input_hash) == bytes(its.newest.head)
         assert bytes(leaf.output_hash) == bytes(its.session_id)
-        assert mine.newest.receipt == following(before, leaf)
-        other = fork(before, msgspec.structs.replace(its.newest.receipt, head=its.session_id), 5)
-        assert other.head() != mine.newest.receipt.head
+        assert mine.newest.body == following(before, leaf)
+        other = fork(before, msgspec.structs.replace(its.newest.body, head=its.session_id), 5)
+        assert other.head() != mine.newest.head
     await child.close()
     await parent.close()
 
@@ -87,8 +87,8 @@ async def test_a_receipt_of_another_parent_is_a_lie_and_no_child(folder: Path, t
             async def doctored() -> AnyMessage:
                 message: AnyMessage = await receive()
                 if self.lies and isinstance(message, StepReceipt):
-                    receipt = msgspec.structs.replace(message.receipt.receipt, head=bytes(32))
-                    signed = msgspec.structs.replace(message.receipt, receipt=receipt)
+                    receipt = msgspec.structs.replace(message.receipt.body, head=bytes(32))
+                    signed = msgspec.structs.replace(message.receipt, body=receipt)
                     return msgspec.structs.replace(message, receipt=signed)
                 return message
 

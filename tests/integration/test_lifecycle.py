@@ -88,7 +88,7 @@ async def test_the_first_signal_drains(localnet: RealNet, node: NodePlan) -> Non
         answer, tensor = await busy.answer()
         assert isinstance(answer, StepReceipt)
         assert len(tensor.data) == 3 * WIDTH * 4
-        assert busy.check(request, hash_of(rows), answer).receipt.tokens == 3
+        assert busy.check(request, hash_of(rows), answer).tokens == 3
         assert (await closed(busy)).code is Code.DRAINING
         assert await asyncio.to_thread(ended, process) == 0
     assert json.loads(log_of(localnet, node)[-1]) == {"event": "draining"}

@@ -91,7 +91,7 @@ async def write_journal(path: Path) -> None:
         work.step(tokens)
         newest = work.countersign(total)
         work.step(1)
-        receipt = work.receipt.receipt
+        receipt = work.receipt.body
         owed = Credits(total)
         await journal.record(Entry(ALICE.address, work.id, owed, newest, receipt.step, receipt.tokens))
     journal.observe(ALICE.address, Credits(0), "the account is empty")

@@ -145,8 +145,8 @@ async def test_of_donated_work_the_largest_is_kept_until_its_claim_is_over(
         await bench.journal.record(Entry(BOB.address, work.id, Credits(0), work.countersign(0)))
         bench.journal.close_session(work.id)
     assert await bench.rows() == (0, 4)
-    kept = bench.journal.donated(epoch * EPOCH, (epoch + 1) * EPOCH)
-    assert sorted(one.newest.receipt.receipt.tokens for one in kept) == [5, 7, 8, 9]
+    kept = bench.journal.free_sessions.donated(epoch * EPOCH, (epoch + 1) * EPOCH)
+    assert sorted(one.newest.receipt.tokens for one in kept) == [5, 7, 8, 9]
     bench.chain.rate_of = 0  # none is paid for, so none is claimed
     await bench.settler.round()
     assert await bench.rows() == (0, 4)

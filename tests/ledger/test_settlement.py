@@ -495,7 +495,7 @@ async def test_a_claim_goes_on_after_a_crash(bench: Bench) -> None:
     assert bench.chain.units[10] == 4 * 15 * 7
     await bench.journal.close()
     bench.journal = Journal.open(database_url(Path(str(bench.journal._engine.url.database))), DOMAIN, NODE.address)
-    assert {one.claim for one in bench.journal.donated(10 * EPOCH, 11 * EPOCH)} == {"claimed in epoch 10"}
+    assert {one.claim for one in bench.journal.free_sessions.donated(10 * EPOCH, 11 * EPOCH)} == {"claimed in epoch 10"}
 
 
 async def test_a_little_stake_claims_the_largest_sessions(bench: Bench) -> None:

@@ -18,12 +18,13 @@ ACCOUNT, ADMISSION, CHECKS, LINK, REGISTRY, SERVE, SERVED = (
         "session",
     )
 )
-ENTRIES, JOURNAL, PROMISED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
+ENTRIES, JOURNAL, PROMISED, STORED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
     f"ledger/hivemint/ledger/{name}.py"
     for name in (
         "books/entries",
         "books/journal",
         "books/promised",
+        "books/stored",
         "settlement/settler",
         "settlement/chainview",
         "books/voucher_book",
@@ -117,7 +118,7 @@ FAULTS = (
     fault("C4: signs anew before later steps", SESSION, "if self.pending or message.step", "if message.step",
           CORNERS + "test_a_step_before_others_in_flight_is_not_signed_anew"),
     fault("C4: signs anew though nothing has changed", SESSION,
-          "if request.voucher.voucher.total == owed + self.cost(request):", "if False:",
+          "if request.voucher.body.total == owed + self.cost(request):", "if False:",
           BELIEFS + "test_a_refusal_without_a_reason_is_no_reason_to_sign"),
     fault("C4: drawn vouchers are not put back before a refusal", PIPELINE,
           "await self._source.put_back()  # what has not left is no debt that a node could speak of", "pass",
@@ -188,7 +189,7 @@ FAULTS = (
     fault("N3: vouchers ahead are forgotten", JOURNAL, "promised=promised[len(proofs) :]", "promised=()",
           KEPT + "test_two_sessions_may_store_their_steps_in_either_order"),
     fault("N3: an ended session's voucher is forgotten", JOURNAL,
-          "waiting = {pair.receipt.receipt.session_id for pair in book.promised}", "waiting: set[SessionId] = set()",
+          "waiting = {pair.receipt.session_id for pair in book.promised}", "waiting: set[SessionId] = set()",
           KEPT + "test_two_sessions_may_store_their_steps_in_either_order"),
     fault("N4: an entry that does not hold ends the node", LINK, "if isinstance(error, WriteFailed):", "if True:",
           MONEY + "test_an_entry_that_does_not_hold_ends_its_session_alone"),
@@ -231,7 +232,7 @@ FAULTS = (
     fault("P11: a commit is told before it is one", WRITER, "        self.submit(*changes, waiter=future)\n",
           "        self.submit(*changes)\n        future.set_result(None)\n",
           MONEY + "test_a_receipt_leaves_only_when_the_journal_has_it"),
-    fault("P11: a journal of another chain is gone on with", JOURNAL, "    if known and not begin_anew:",
+    fault("P11: a journal of another chain is gone on with", STORED, "    if known and not begin_anew:",
           "    if known and not begin_anew:\n        return int(next(iter(known.values())))\n    if False:",
           KEPT + "test_books_are_of_one_chain"),
     fault("P14: a foreign voucher is believed", RECEIPT, "    if signer != key:\n", "    if False:\n",
@@ -270,7 +271,7 @@ FAULTS = (
           LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
     fault("P17: heads are not compared", SESSION, "match(message.receipt, following(previous, leaf))",
           "following(previous, leaf)", LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
-    fault("P17: whose signature it is does not matter", RECEIPT, "if signer != signed.receipt.node:", "if False:",
+    fault("P17: whose signature it is does not matter", RECEIPT, "if signer != signed.body.node:", "if False:",
           LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
     fault("P17: two signed answers are not kept", SWARM, "            self._keep_proof(error)\n", "            pass\n",
           BELIEFS + "test_two_signed_answers_are_kept_and_their_node_is_named"),

@@ -70,7 +70,7 @@ async def test_a_backward_step_gives_the_gradient_of_the_span(pair: Pair) -> Non
     ours = await session.backward(hidden, gradient)
     span = pair.first.node.kit.span
     assert torch.equal(ours, span.backward(hidden[None], gradient[None])[0])
-    assert session.receipt.receipt.tokens == 9 + 2 * 9
+    assert session.receipt.tokens == 9 + 2 * 9
     assert pair.first.journal.book(signer(1).address).owed == 27 * ASK
     after = await session.step(torch.randn(1, 32), 9)  # the session's keys and values are as they were
     cache = span.new_store(1 << 20).open(64)
@@ -207,7 +207,7 @@ async def test_backward_and_forward_steps_in_flight_together_come_in_order(pair:
         assert isinstance(answer, StepReceipt), answer
         assert tensor is not None
         session.check(request, hash_of(sent), answer)
-    assert session.receipt.receipt.tokens == 24 + 5
+    assert session.receipt.tokens == 24 + 5
 
 
 async def test_cancel_takes_back_a_backward_step_that_has_no_input(pair: Pair) -> None:

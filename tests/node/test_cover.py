@@ -90,7 +90,7 @@ async def test_a_dead_keys_voucher_covers_nothing(desk: Desk) -> None:
     assert isinstance(refused, Refused)
     assert (refused.code, refused.owed) == (Code.VOUCHER, 20)
     assert refused.proof is not None
-    assert refused.proof.voucher.total == 20
+    assert refused.proof.body.total == 20
     assert isinstance(desk.asked(second, 1, 30), TakenStep)
 
 
@@ -158,7 +158,7 @@ async def test_the_proof_of_what_is_owed_outlives_the_key_that_signed_it(desk: D
     assert isinstance(refused, Refused)
     assert (refused.code, refused.owed) == (Code.VOUCHER, 40)
     assert refused.proof is not None
-    assert refused.proof.voucher.total == 40
+    assert refused.proof.body.total == 40
     assert isinstance(desk.asked(second, 1, 50), TakenStep)
 
 

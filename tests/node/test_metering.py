@@ -50,11 +50,11 @@ async def test_the_client_derives_every_head_from_rows_alone(counts: list[int], 
         sent = await meter.encode(output, wire)
         measured = await meter.measure(mine.head, ask(number, count), hashed, sent)
         receipt = await meter.sign(following(mine, measured.leaf))
-        mine = receipt.receipt
+        mine = receipt.body
         given_rows = row_hashes(data, row_bytes(8, wire))
         leaf = Leaf(theirs.head, Step(number), 0, 0, count, tensor_hash(given_rows), tensor_hash(measured.rows))
         theirs = following(theirs, leaf)
-        assert check_receipt(DOMAIN, receipt.signed, theirs).receipt == mine
+        assert check_receipt(DOMAIN, receipt.signed, theirs).body == mine
         assert sent == to_wire(output, wire)
     assert mine.tokens == sum(counts)
     worker.stop()
@@ -81,7 +81,7 @@ async def test_a_neighbours_receipt_must_be_of_the_named_operator_session_and_st
             good,
             given,
             measured.leaf,
-            SignedReceipt(signed.receipt, sign_receipt(DOMAIN, signed.receipt, CLIENT).signature),
+            SignedReceipt(signed.body, sign_receipt(DOMAIN, signed.body, CLIENT).signature),
         ),
     ]
     for source, hashed, leaf, receipt in wrong:

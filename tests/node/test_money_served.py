@@ -156,7 +156,7 @@ async def test_a_dead_keys_huge_voucher_buys_nothing(served: Served) -> None:
         said = await refused(mine, mine.request(1, start=0, total=total), rows())
         assert (said.code, said.owed) == (Code.VOUCHER, ASK)
         assert said.proof is not None
-        assert said.proof.voucher.total == ASK, "what the dead key has paid for is shown"
+        assert said.proof.body.total == ASK, "what the dead key has paid for is shown"
     assert served.node.engine.gauge.batches == batches
     mine.total = ASK
     await mine.step(rows(), 0)
@@ -213,7 +213,7 @@ async def test_the_last_voucher_counts_like_any_other(served: Served, total: int
         await session.link.receive()
     (proof,) = served.journal.collectable()
     assert proof.voucher.total == ASK
-    assert proof.receipt.receipt.step == (1 if (total, by) == (ASK, WALLET) else 0)
+    assert proof.receipt.step == (1 if (total, by) == (ASK, WALLET) else 0)
 
 
 async def test_refused_opens_leave_nothing(served: Served) -> None:
@@ -225,14 +225,14 @@ async def test_refused_opens_leave_nothing(served: Served) -> None:
                 await served.open(wallet, **changes)
     node = served.node
     assert (node.registry.occupants, node.registry._accounts) == ([], {})
-    assert (node.engine.room.seats, served.journal.books(), served.journal._open) == ([], {}, {})
+    assert (node.engine.room.seats, served.journal.books(), len(served.journal._open)) == ([], {}, 0)
     with reading(served.journal._engine) as connection:
         for table in (accounts, sessions):
             assert connection.scalar(select(func.count()).select_from(table)) == 0
     session = await served.open(WALLET, price=ASK)
     await session.link.close("enough")
     await until(lambda: not node.registry.occupants)
-    assert (node.registry._accounts, served.journal.books(), served.journal._open) == ({}, {}, {})
+    assert (node.registry._accounts, served.journal.books(), len(served.journal._open)) == ({}, {}, 0)
 
 
 async def test_one_bad_answer_of_the_chain_keeps_nobody_else_from_being_looked_at(
@@ -305,7 +305,7 @@ async def test_two_receipts_of_one_step_are_kept_as_a_pair(served: Served, tmp_p
     pairs: list[tuple[SignedReceipt, SignedReceipt]] = []
     inbox = Inbox(2, lambda one, other: pairs.append((one, other)))
     peer, holder = PeerId(b"the neighbour"), Held(2**20)
-    inbox.name(hop(1, 1).receipt.receipt.session_id, peer)
+    inbox.name(hop(1, 1).receipt.session_id, peer)
     first, second = hop(1, 1), hop(1, 2)
     for message in (first, first, hop(2, 2), second):
         inbox.accept(peer, message, holder)
@@ -313,12 +313,12 @@ async def test_two_receipts_of_one_step_are_kept_as_a_pair(served: Served, tmp_p
     for step in range(3, 100):
         inbox.accept(peer, hop(step, step), holder)
     assert sum(len(kept) for kept in inbox._signed.values()) <= 4
-    inbox.forget(first.receipt.receipt.session_id)
+    inbox.forget(first.receipt.session_id)
     assert not inbox._signed
 
     folder = tmp_path / "evidence"
     object.__setattr__(served.node.kit, "evidence", folder)
-    forged = SignedReceipt(second.receipt.receipt, first.receipt.signature)
+    forged = SignedReceipt(second.receipt.body, first.receipt.signature)
     served.node._differ(first.receipt, forged)
     assert not folder.exists()
     served.node._differ(first.receipt, second.receipt)

@@ -72,7 +72,7 @@ async def test_no_number_is_signed_twice_and_owed_is_never_above_the_promise(
             step = session.pending[0]
             receipt = await desk.answer(session, step)
             assert step.number not in signed
-            signed[step.number] = receipt.receipt.head
+            signed[step.number] = receipt.head
         elif move == "cancel":
             await desk.drop(session, Step(max(1, session.last - back)))
         elif move == "fail" and session.pending:
@@ -82,8 +82,8 @@ async def test_no_number_is_signed_twice_and_owed_is_never_above_the_promise(
             assert isinstance(judge(session, kept.request), Again)
         assert account.owed <= account.cover or account.owed == 0
         assert len(session.pending) <= ahead
-        assert session.spent == sum(s.price for s in session.pending) + PRICE * session.receipt.receipt.tokens
-        assert desk.journal.book(account.client).owed == PRICE * session.receipt.receipt.tokens
+        assert session.spent == sum(s.price for s in session.pending) + PRICE * session.receipt.tokens
+        assert desk.journal.book(account.client).owed == PRICE * session.receipt.tokens
     assert sorted(signed) == list(range(1, len(signed) + 1))
     await desk.journal.close()
 
@@ -158,7 +158,7 @@ async def test_a_crop_goes_back_and_tokens_still_grow(desk: Desk) -> None:
     await desk.answer(session, step)
     step = desk.asked(session, 2, 100, start=3)
     assert isinstance(step, TakenStep)
-    assert (await desk.answer(session, step)).receipt.tokens == 10
+    assert (await desk.answer(session, step)).tokens == 10
     assert session.length == 5
     gap = desk.asked(session, 1, 110, start=6)
     assert isinstance(gap, Refused)
@@ -192,7 +192,7 @@ async def test_a_fork_costs_nothing_and_is_never_taken_back_while_its_rows_are_c
     assert isinstance(step, TakenStep)
     await desk.answer(parent, step)
     child = await desk.session()
-    asked = desk.request(child, 8, 80, kind=FORK, parent=Digest(parent.receipt.receipt.head))
+    asked = desk.request(child, 8, 80, kind=FORK, parent=Digest(parent.receipt.head))
     assert child.parent(asked) is parent
     fork = desk.take(child, asked)
     assert isinstance(fork, TakenStep)

@@ -233,7 +233,7 @@ class FakeNode:
         self.sessions.append(state)
         shown = first.signed
         if self.has("old-opening", 0):
-            shown = SignedReceipt(shown.receipt, Signature(bytes(32) + shown.signature[32:]))
+            shown = SignedReceipt(shown.body, Signature(bytes(32) + shown.signature[32:]))
         owed = Credits(books.owed + (1 if self.has("claim", 0) else 0))
         await link.send(m.Opened(receipt=shown, highest=books.newest.signed if books.newest else None, owed=owed))
         route = await link.receive()
@@ -267,10 +267,10 @@ class FakeNode:
                     raise AssertionError(message)
 
     def _voucher(self, state: FakeSession, signed: Any, step: Step) -> Countersigned:
-        receipt = state.known[signed.voucher.receipt]
+        receipt = state.known[signed.body.receipt]
         checked = check_voucher(DOMAIN, signed, receipt.digest, state.session.session_key)
-        state.bound.append((step, receipt.receipt.step))
-        assert receipt.receipt.step >= step - self.ahead, "binds too old a receipt"
+        state.bound.append((step, receipt.step))
+        assert receipt.step >= step - self.ahead, "binds too old a receipt"
         return Countersigned(receipt, checked)
 
     def _keep(self, state: FakeSession, books: Books, countersigned: Countersigned) -> None:
@@ -298,9 +298,9 @@ class FakeNode:
     async def _request(self, state: FakeSession, books: Books, request: m.StepRequest) -> None:
         cost = request.count * state.session.price
         assert request.step == state.taken + 1
-        assert request.step - state.receipt.receipt.step <= self.ahead, "too many steps in flight"
+        assert request.step - state.receipt.step <= self.ahead, "too many steps in flight"
         assert request.start <= state.position, "a gap"
-        self.signed.append(request.voucher.voucher.total)
+        self.signed.append(request.voucher.body.total)
         countersigned = self._voucher(state, request.voucher, request.step)
         wrong = self._wrong(state, books, countersigned.voucher.total, cost)
         answer = self.refuse(state, request, books)
@@ -353,7 +353,7 @@ class FakeNode:
         tensor = from_wire(data, request.count, HIDDEN, "fp32", torch.float32)
         output = to_wire(tensor + (torch.nan if self.has("nan", request.step) else state.session.blocks), "fp32")
         rows = row_hashes(output, width)
-        previous = state.receipt.receipt
+        previous = state.receipt.body
         leaf = Leaf(
             previous.head,
             request.step,
@@ -373,7 +373,7 @@ class FakeNode:
             pushed = _changed(output) if self.has("push", request.step) else output
             other = None
             if self.has("two-faced", request.step):
-                lie = msgspec.structs.replace(state.receipt.receipt, head=b"\1" * 32)
+                lie = msgspec.structs.replace(state.receipt.body, head=b"\1" * 32)
                 other = sign_receipt(DOMAIN, lie, self.operator).signed
             await self.swarm.push(self, state, request.step, pushed, state.route.next.peer, other)
         if request.rows != "none" and not self.has("missing-output", request.step):
@@ -382,7 +382,7 @@ class FakeNode:
             await state.link.send(m.Tensor(m.TensorHead(step=request.step), sent))
         signed = state.receipt.signed
         if self.has("forged", request.step):
-            signed = sign_receipt(DOMAIN, signed.receipt, Signer(secrets.token_bytes(32))).signed
+            signed = sign_receipt(DOMAIN, signed.body, Signer(secrets.token_bytes(32))).signed
         shown = _changed(rows) if self.has("rows", request.step) else rows
         await state.link.send(m.StepReceipt(receipt=signed, rows=shown))
 

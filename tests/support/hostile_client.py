@@ -56,7 +56,7 @@ class HostileSession:
     def make(self, count: int, total: int, **changes: Any) -> Sent:
         """The next step, at the end of the cache, or from the beginning where there is no more room."""
         here = self.position if self.position + count <= TOKENS else 0
-        step = self.session.receipt.receipt.step + len(self.waiting) + 1
+        step = self.session.receipt.step + len(self.waiting) + 1
         voucher: SignedVoucher | None = changes.pop("voucher", None)
         request = self.session.request(count, start=here, step=step, total=total, rows="none", **changes)
         if voucher is not None:
@@ -135,7 +135,7 @@ class HostileSession:
 
     def _note(self, answer: Any) -> None:
         if isinstance(answer, StepReceipt):
-            receipt = answer.receipt.receipt
+            receipt = answer.receipt.body
             self.signed.setdefault(receipt.step, set()).add(receipt.digest(self.session.domain))
 
     def _answered(self, sent: Sent, answer: Any) -> StepReceipt | Refused | None:

@@ -163,7 +163,7 @@ class HostileNode:
             case m.Tensor():
                 pass  # taken with its request
             case m.Cancel():
-                await served.link.send(m.Cancelled(served.receipt.receipt.step, Credits(self.owed)))
+                await served.link.send(m.Cancelled(served.receipt.step, Credits(self.owed)))
             case m.Close():
                 if message.voucher is not None:
                     self._note(served, message.voucher)
@@ -174,7 +174,7 @@ class HostileNode:
         cost, link = served.session.price * request.count, served.link
         data = (await link.receive()).data
         move = self.moves.popleft() if self.moves else HONEST
-        if not served.open or request.step != served.receipt.receipt.step + 1:
+        if not served.open or request.step != served.receipt.step + 1:
             move = Move("silent") if not served.open else Move("refuse", m.Code.STEP)
         if move.kind == "refuse":
             await self._refuse(served, request, move)
@@ -203,20 +203,20 @@ class HostileNode:
     def _claim(self, move: Move) -> tuple[Credits, SignedVoucher | None]:
         wanted = {"truth": self.owed, "signed": self.highest, "nothing": 0, "anything": 10**9}[move.owed] + move.off
         owed = Credits(min(max(0, wanted), MAX_UINT96))
-        ranked = sorted(self.shown, key=lambda one: one.voucher.total)
+        ranked = sorted(self.shown, key=lambda one: one.body.total)
         proof = None
         if ranked and move.proof == "highest":
             proof = ranked[-1]
         elif ranked and move.proof == "older":
             proof = ranked[len(ranked) // 2]
         elif ranked and move.proof == "foreign":
-            signature = Signer(b"\x66" * 32).sign(ranked[-1].voucher.digest(self._domain))
-            proof = SignedVoucher(ranked[-1].voucher, Signature(signature))
+            signature = Signer(b"\x66" * 32).sign(ranked[-1].body.digest(self._domain))
+            proof = SignedVoucher(ranked[-1].body, Signature(signature))
         self.lies += proof is not None and owed > self.owed
         return owed, proof
 
     def _note(self, served: Served, voucher: SignedVoucher) -> None:
-        total = int(voucher.voucher.total)
+        total = int(voucher.body.total)
         self.signed.append(total)
         self.shown.append(voucher)
         if total > served.funded:
@@ -225,7 +225,7 @@ class HostileNode:
     async def _do(self, served: Served, request: m.StepRequest, data: bytes, *, forged: bool = False) -> None:
         width = row_bytes(HIDDEN, "fp32")
         output = to_wire(from_wire(data, request.count, HIDDEN, "fp32", torch.float32) + BLOCKS, "fp32")
-        rows, before = row_hashes(output, width), served.receipt.receipt
+        rows, before = row_hashes(output, width), served.receipt.body
         leaf = Leaf(
             before.head,
             request.step,
@@ -238,9 +238,7 @@ class HostileNode:
         made = sign_receipt(self._domain, following(before, leaf), self._operator)
         signed = made.signed
         if forged:
-            signed = SignedReceipt(
-                msgspec.structs.replace(signed.receipt, tokens=signed.receipt.tokens + 1), signed.signature
-            )
+            signed = SignedReceipt(msgspec.structs.replace(signed.body, tokens=signed.tokens + 1), signed.signature)
         else:
             served.receipt = made
         answer: list[Any] = [m.StepReceipt(signed, rows)]

@@ -42,8 +42,8 @@ def changed_signature(message: AnyMessage) -> AnyMessage:
 
 def more_tokens(message: AnyMessage) -> AnyMessage:
     if isinstance(message, StepReceipt):
-        receipt = msgspec.structs.replace(message.receipt.receipt, tokens=message.receipt.receipt.tokens + 1)
-        return msgspec.structs.replace(message, receipt=msgspec.structs.replace(message.receipt, receipt=receipt))
+        receipt = msgspec.structs.replace(message.receipt.body, tokens=message.receipt.tokens + 1)
+        return msgspec.structs.replace(message, receipt=msgspec.structs.replace(message.receipt, body=receipt))
     return message
 
 

@@ -19,7 +19,8 @@ from hivemint.protocol.ids import Address
 from hivemint.protocol.keccak import keccak
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
-from hivemint.swarm.host import Handler, Host, HostSettings
+from hivemint.swarm.host import Host, HostSettings
+from hivemint.swarm.link_registry import Handler
 from hivemint.testnet.devchain import CHAIN_ID
 from support.chain import TestChain
 from support.earning import COIN, earn_credits

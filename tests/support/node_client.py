@@ -129,7 +129,7 @@ class NodeSession:
 
     @property
     def session_id(self) -> SessionId:
-        return self.receipt.receipt.session_id
+        return self.receipt.session_id
 
     async def route(
         self, previous: "NodeSession | None" = None, to: tuple[PeerId, tuple[str, ...]] | None = None
@@ -143,7 +143,7 @@ class NodeSession:
     def request(self, count: int = 1, *, start: int, step: int | None = None, **changes: Any) -> StepRequest:
         """The next step, paid. Changes: any field of StepRequest, or `bound` (a receipt) and `total`."""
         bound = changes.pop("bound", self.receipt)
-        number = self.receipt.receipt.step + 1 if step is None else step
+        number = self.receipt.step + 1 if step is None else step
         self.total += self.session.price * count * (2 if changes.get("kind") == BACKWARD else 1)
         total = changes.pop("total", self.total)
         voucher = sign_voucher(self.domain, bound, Credits(total), changes.pop("signer", self.key)).signed
@@ -164,7 +164,7 @@ class NodeSession:
     def check(self, request: StepRequest, input_hash: TensorHash, answer: StepReceipt) -> CheckedReceipt:
         """The head as the client derives it, then the signature."""
         leaf = Leaf(
-            self.receipt.receipt.head,
+            self.receipt.head,
             request.step,
             request.kind,
             request.start,
@@ -172,7 +172,7 @@ class NodeSession:
             input_hash,
             tensor_hash(answer.rows),
         )
-        self.receipt = check_receipt(self.domain, answer.receipt, following(self.receipt.receipt, leaf))
+        self.receipt = check_receipt(self.domain, answer.receipt, following(self.receipt.body, leaf))
         self.kept.append(self.receipt)
         return self.receipt
 
@@ -185,13 +185,13 @@ class NodeSession:
         assert isinstance(answer, StepReceipt), answer
         assert tensor is None
         assert answer.rows == b""
-        before = self.receipt.receipt
-        leaf = fork(before, parent.receipt.receipt, count)
+        before = self.receipt.body
+        leaf = fork(before, parent.receipt.body, count)
         self.receipt = check_receipt(self.domain, answer.receipt, following(before, leaf))
         self.kept.append(self.receipt)
 
     def fork_request(self, parent: "NodeSession", count: int, **changes: Any) -> StepRequest:
-        head = changes.pop("head", parent.receipt.receipt.head)
+        head = changes.pop("head", parent.receipt.head)
         fields = {"kind": FORK, "parent": head, "total": self.total, **changes}
         made = self.request(count, start=fields.pop("start", 0), **fields)
         self.total -= self.session.price * count

@@ -62,7 +62,7 @@ class ReferencePayments:
         burned = minted = 0
         skipped = {}
         for item in items:
-            client, total = item.receipt.receipt.client, item.voucher.total
+            client, total = item.receipt.body.client, item.voucher.total
             escrow = self._account(client)
             due = min(total - escrow.collected, escrow.balance)
             if total <= escrow.collected:
@@ -96,7 +96,7 @@ class ReferencePayments:
             raise ChainError("WrongEpoch")
         skipped = {}
         for item in items:
-            session = item.newest.receipt.receipt.session_id
+            session = item.newest.receipt.session_id
             if session <= self.last.get(epoch, bytes(32)):
                 skipped[session] = "not rising"
                 continue

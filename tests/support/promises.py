@@ -59,7 +59,7 @@ class Work:
 
     def step(self, tokens: int = 1) -> CheckedReceipt:
         """The node signs one more step of `tokens` positions."""
-        last = self.receipt.receipt
+        last = self.receipt.body
         following = Receipt(
             last.node,
             last.client,

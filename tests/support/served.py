@@ -115,9 +115,9 @@ class Desk:
         verdict = judge(session, made)
         if verdict is not None:
             return verdict
-        bound = session.bound_step(made.voucher.voucher.receipt)
+        bound = session.bound_step(made.voucher.body.receipt)
         assert bound is not None
-        return session.take(made, self.voucher(session, session.receipts[bound], made.voucher.voucher.total))
+        return session.take(made, self.voucher(session, session.receipts[bound], made.voucher.body.total))
 
     def asked(self, session: ServedSession, count: int, total: int, **changes: Any) -> TakenStep | Refused | Again:
         return self.take(session, self.request(session, count, total, **changes))
@@ -128,8 +128,8 @@ class Desk:
         await self._store(session, step.price, step)
         hashes = TensorHash(secrets.token_bytes(32)), TensorHash(secrets.token_bytes(32))
         made = step.request
-        leaf = Leaf(session.receipt.receipt.head, made.step, made.kind, made.start, made.count, *hashes)
-        receipt = sign_receipt(DOMAIN, following(session.receipt.receipt, leaf), NODE)
+        leaf = Leaf(session.receipt.head, made.step, made.kind, made.start, made.count, *hashes)
+        receipt = sign_receipt(DOMAIN, following(session.receipt.body, leaf), NODE)
         session.answer(step, receipt, StepReceipt(receipt.signed, b""))
         return receipt
 
@@ -147,7 +147,7 @@ class Desk:
             self.accounts.pop(session.terms.client, None)
 
     async def _store(self, session: ServedSession, price: int, step: TakenStep) -> None:
-        owed, signed = session.account.entered(price), session.receipt.receipt
+        owed, signed = session.account.entered(price), session.receipt.body
         await self.journal.record(
             Entry(session.terms.client, session.session_id, owed, step.pair, signed.step, signed.tokens)
         )

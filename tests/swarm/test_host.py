@@ -120,7 +120,7 @@ async def raw_link(client: Host, node: Host, *first: AnyMessage) -> Link:
     """A link on which the dialer says what it likes instead of Hello."""
     await client._daemon.connect(node.peer_id, node.addresses)
     _, writer = await client._daemon.open(node.peer_id, CONTROL)
-    link = client._link(node.peer_id, writer, client._gate.enter(node.peer_id, 0.0))
+    link = client._links.add(node.peer_id, writer, client._gate.enter(node.peer_id, 0.0))
     link._transport.writelines(pack(first))
     return link
 
@@ -159,7 +159,7 @@ def test_a_proof_binds_label_peers_order_and_nonces() -> None:
 
 
 async def test_what_is_not_a_hello_ends_the_stream_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hivemint.swarm.host.HELLO_LIMIT", 0.3)
+    monkeypatch.setattr("hivemint.swarm.link_registry.HELLO_LIMIT", 0.3)
     async with hosts(HostSettings(NETWORK), CLIENT) as (node, stranger):
         await node.serve(CONTROL, echo)
         for first in ((Cancel(Step(1)),), ()):  # the second says nothing at all
@@ -176,7 +176,7 @@ async def test_a_silent_acceptor_costs_a_dialer_its_time_limit_only(monkeypatch:
         async def mute(link: Link, badge: Badge, theirs: Hello) -> None:
             await asyncio.sleep(60)
 
-        monkeypatch.setattr("hivemint.swarm.host.answer", mute)
+        monkeypatch.setattr("hivemint.swarm.link_registry.answer", mute)
         await node.serve(CONTROL, echo)
         with pytest.raises(SwarmError, match=r"does not answer.*waited 0\.5 s"):
             await client.dial(node.peer_id, node.addresses, CONTROL, timeout=0.5)
@@ -227,7 +227,7 @@ def test_the_gate_refills_and_forgets() -> None:
 
 
 async def test_streams_without_hello_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hivemint.swarm.host.HELLO_LIMIT", 1.0)
+    monkeypatch.setattr("hivemint.swarm.link_registry.HELLO_LIMIT", 1.0)
     async with hosts(HostSettings(NETWORK, limits=PeerLimits(links=2)), CLIENT) as (node, stranger):
         await node.serve(CONTROL, echo)
         silent = [await raw_link(stranger, node) for _ in range(8)]

@@ -125,8 +125,8 @@ async def _items(payer: Payer, left: Left, account: Account) -> tuple[Countersig
     """
     if left.release.total <= account.collected:
         return ()
-    if left.receipt is None or left.voucher is None or left.voucher.voucher.total != left.release.total:
-        shown = "none" if left.voucher is None else format_credits(left.voucher.voucher.total)
+    if left.receipt is None or left.voucher is None or left.voucher.body.total != left.release.total:
+        shown = "none" if left.voucher is None else format_credits(left.voucher.body.total)
         raise ProofError(
             "The node shows no voucher for what it claims",
             why=f"it releases for {format_credits(left.release.total)}, its voucher is for {shown}",
@@ -136,15 +136,15 @@ async def _items(payer: Payer, left: Left, account: Account) -> tuple[Countersig
 
 
 def _checked_receipt(domain: Domain, signed: SignedReceipt, release: Release) -> CheckedReceipt:
-    if (signed.receipt.node, signed.receipt.client) != (release.node, release.client):
-        raise ProofError("The node shows a receipt of another account", why=f"client {signed.receipt.client}")
+    if (signed.body.node, signed.body.client) != (release.node, release.client):
+        raise ProofError("The node shows a receipt of another account", why=f"client {signed.body.client}")
     return check_signature(domain, signed)
 
 
 async def _checked_voucher(payer: Payer, signed: SignedVoucher, receipt: CheckedReceipt) -> CheckedVoucher:
     """By the wallet, or a key of it that the chain has on record."""
     client = payer.who.client
-    signer = recover(signed.voucher.digest(payer.domain), signed.signature)
+    signer = recover(signed.body.digest(payer.domain), signed.signature)
     if signer != client and (payer.chain is None or not await payer.chain.on_record(client, signer)):
         raise ProofError("The node shows a voucher of somebody else", why=f"{signer} is no key of {client}")
     return check_voucher(payer.domain, signed, receipt.digest, signer)

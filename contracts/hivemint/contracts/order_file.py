@@ -94,8 +94,8 @@ def to_json(signed: SignedOrder) -> bytes:
         document["release"] = {**_shown(closing.release), "signature": _hex(closing.signature)}
         document["settle"] = [
             {
-                "receipt": {**_shown(one.receipt.receipt), "signature": _hex(one.receipt.signature)},
-                "voucher": {**_shown(one.voucher.voucher), "signature": _hex(one.voucher.signature)},
+                "receipt": {**_shown(one.receipt.body), "signature": _hex(one.receipt.signature)},
+                "voucher": {**_shown(one.voucher.body), "signature": _hex(one.voucher.signature)},
             }
             for one in closing.items
         ]
@@ -222,10 +222,10 @@ def _closing(domain: Domain, document: _OrderFile) -> Closing | None:
 
 def _pair(domain: Domain, one: _Settle) -> Countersigned:
     receipt, voucher = _raw(one.receipt), _raw(one.voucher)
-    first = _convert({"signature": receipt.pop("signature", None), "receipt": receipt}, SignedReceipt)
-    second = _convert({"signature": voucher.pop("signature", None), "voucher": voucher}, SignedVoucher)
+    first = _convert({"signature": receipt.pop("signature", None), "body": receipt}, SignedReceipt)
+    second = _convert({"signature": voucher.pop("signature", None), "body": voucher}, SignedVoucher)
     checked = check_signature(domain, first)
-    key = recover(second.voucher.digest(domain), second.signature)
+    key = recover(second.body.digest(domain), second.signature)
     return Countersigned(checked, check_voucher(domain, second, checked.digest, key))
 
 

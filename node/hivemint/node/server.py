@@ -248,7 +248,7 @@ class Node:
             except (ConfigError, OSError) as error:
                 log.error("evidence cannot be kept", reason=str(error))
         told = {} if kept is None else {"evidence": str(kept), "next": f"hivemint node report {kept}"}
-        log.error("a node signed two receipts of one step", node=proof.node, step=one.receipt.step, **told)
+        log.error("a node signed two receipts of one step", node=proof.node, step=one.step, **told)
 
 
 def _need(span: Span) -> Need | None:

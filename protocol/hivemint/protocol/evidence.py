@@ -37,12 +37,12 @@ class Equivocation:
 
     @property
     def node(self) -> Address:
-        return self.one.receipt.node
+        return self.one.body.node
 
 
 def prove(domain: Domain, one: SignedReceipt, other: SignedReceipt) -> Equivocation:
     """Two receipts of one node, session and step, both signed by that node, that differ. Raises ProofError."""
-    a, b = one.receipt, other.receipt
+    a, b = one.body, other.body
     if (a.node, a.session_id, a.step) != (b.node, b.session_id, b.step):
         raise ProofError("These receipts are of different steps", why=f"{a.node} step {a.step}, {b.node} step {b.step}")
     if a == b:
@@ -87,7 +87,7 @@ def keep(folder: Path, proof: Equivocation) -> Path | None:
 
     Raises ConfigError for a folder that cannot be used, OSError for a full disk.
     """
-    receipt = proof.one.receipt
+    receipt = proof.one.body
     path = private_folder(folder) / f"{receipt.node}-{receipt.session_id.hex()[:16]}-{receipt.step}.json"
     if path.exists() or sum(1 for _ in folder.glob("*.json")) >= MOST:
         return None
@@ -119,7 +119,7 @@ class _EvidenceFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _shown(receipt: CheckedReceipt) -> dict[str, Any]:
-    fields = {**msgspec.structs.asdict(receipt.receipt), "signature": receipt.signature}
+    fields = {**msgspec.structs.asdict(receipt.body), "signature": receipt.signature}
     return {name: "0x" + value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
 
 
@@ -129,4 +129,4 @@ def _bytes(entry: _ReceiptEntry) -> dict[str, Any]:
     for name in ("session_id", "head", "signature"):
         fields[name] = bytes.fromhex(fields[name].removeprefix("0x"))
     signature = fields.pop("signature")
-    return {"receipt": fields, "signature": signature}
+    return {"body": fields, "signature": signature}

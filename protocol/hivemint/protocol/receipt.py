@@ -1,13 +1,13 @@
 """Receipts and vouchers as states: what was signed, and what this process has checked.
 
-    Receipt -> SignedReceipt -> CheckedReceipt        Voucher -> SignedVoucher -> CheckedVoucher
+    Receipt -> SignedReceipt -> MatchedReceipt -> CheckedReceipt        Voucher -> SignedVoucher -> CheckedVoucher
 
-Only checked ones can be stored or settled. A head chains the leaves of all steps of a session; `docs/protocol.md`,
-section 1, is the source of every formula here.
+Each state holds what was signed as its `body`. Only checked ones can be stored or settled. A head chains the leaves
+of all steps of a session; `docs/protocol.md`, section 1, is the source of every formula here.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -83,17 +83,44 @@ def following(previous: Receipt, leaf: Leaf) -> Receipt:
     )
 
 
-class SignedReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _HasBody(Protocol):
+    @property
+    def body(self) -> Receipt: ...
+
+
+class _ReceiptState:
+    """What a receipt says, in whatever state it is."""
+
+    __slots__ = ()
+
+    @property
+    def step(self: _HasBody) -> Step:
+        return self.body.step
+
+    @property
+    def tokens(self: _HasBody) -> Tokens:
+        return self.body.tokens
+
+    @property
+    def head(self: _HasBody) -> Head:
+        return self.body.head
+
+    @property
+    def session_id(self: _HasBody) -> SessionId:
+        return self.body.session_id
+
+
+class SignedReceipt(_ReceiptState, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A receipt and a signature that nobody has looked at yet."""
 
-    receipt: Receipt
+    body: Receipt
     signature: SignatureBytes
 
 
 class SignedVoucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A voucher and a signature that nobody has looked at yet."""
 
-    voucher: Voucher
+    body: Voucher
     signature: SignatureBytes
 
 
@@ -107,44 +134,44 @@ def fork(previous: Receipt, parent: Receipt, count: int) -> Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedReceipt:
+class CheckedReceipt(_ReceiptState):
     """A receipt whose signature recovers to its own `node`. Made by `check_receipt` or `sign_receipt` only."""
 
-    receipt: Receipt
+    body: Receipt
     signature: Signature
     digest: Digest
 
     @property
     def signed(self) -> SignedReceipt:
-        return SignedReceipt(self.receipt, self.signature)
+        return SignedReceipt(self.body, self.signature)
 
 
 @dataclass(frozen=True, slots=True)
-class MatchedReceipt:
+class MatchedReceipt(_ReceiptState):
     """A receipt that says what this process derived itself; nobody has looked at its signature yet. Made by `match`."""
 
     signed: SignedReceipt
 
     @property
-    def receipt(self) -> Receipt:
-        return self.signed.receipt
+    def body(self) -> Receipt:
+        return self.signed.body
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedVoucher:
     """A voucher that an allowed key signed over a receipt we know. Made by `check_voucher` or `sign_voucher` only."""
 
-    voucher: Voucher
+    body: Voucher
     signature: Signature
     key: Address
 
     @property
     def total(self) -> Credits:
-        return self.voucher.total
+        return self.body.total
 
     @property
     def signed(self) -> SignedVoucher:
-        return SignedVoucher(self.voucher, self.signature)
+        return SignedVoucher(self.body, self.signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +182,7 @@ class Countersigned:
     voucher: CheckedVoucher
 
     def __post_init__(self) -> None:
-        if self.voucher.voucher.receipt != self.receipt.digest:
+        if self.voucher.body.receipt != self.receipt.digest:
             raise ProofError("A voucher binds another receipt than the one beside it")
 
 
@@ -172,18 +199,18 @@ def check_receipt(domain: Domain, signed: SignedReceipt, expected: Receipt) -> C
 
 def match(signed: SignedReceipt, expected: Receipt) -> MatchedReceipt:
     """A receipt must be what this process derived itself. Says nothing of its signature. Raises ProofError."""
-    if signed.receipt != expected:
-        raise ProofError("A receipt is not the expected one", why=_difference(signed.receipt, expected))
+    if signed.body != expected:
+        raise ProofError("A receipt is not the expected one", why=_difference(signed.body, expected))
     return MatchedReceipt(signed)
 
 
 def check_signature(domain: Domain, signed: SignedReceipt) -> CheckedReceipt:
     """A receipt must carry the signature of the operator that it names. Raises ProofError."""
-    digest = signed.receipt.digest(domain)
+    digest = signed.body.digest(domain)
     signer = recover(digest, signed.signature)
-    if signer != signed.receipt.node:
-        raise ProofError("A receipt is forged", why=f"expected the signature of {signed.receipt.node}, got {signer}")
-    return CheckedReceipt(signed.receipt, signed.signature, digest)
+    if signer != signed.body.node:
+        raise ProofError("A receipt is forged", why=f"expected the signature of {signed.body.node}, got {signer}")
+    return CheckedReceipt(signed.body, signed.signature, digest)
 
 
 def sign_voucher(domain: Domain, receipt: CheckedReceipt, total: Credits, signer: Signer) -> CheckedVoucher:
@@ -194,15 +221,15 @@ def sign_voucher(domain: Domain, receipt: CheckedReceipt, total: Credits, signer
 
 def check_voucher(domain: Domain, signed: SignedVoucher, receipt: Digest, key: Address) -> CheckedVoucher:
     """A voucher must bind `receipt` and carry the signature of `key`. Raises ProofError."""
-    if signed.voucher.receipt != receipt:
+    if signed.body.receipt != receipt:
         raise ProofError(
             "A voucher binds another receipt",
-            why=f"expected {receipt.hex()[:12]}, got {signed.voucher.receipt.hex()[:12]}",
+            why=f"expected {receipt.hex()[:12]}, got {signed.body.receipt.hex()[:12]}",
         )
-    signer = recover(signed.voucher.digest(domain), signed.signature)
+    signer = recover(signed.body.digest(domain), signed.signature)
     if signer != key:
         raise ProofError("A voucher is forged", why=f"expected the signature of {key}, got {signer}")
-    return CheckedVoucher(signed.voucher, signed.signature, key)
+    return CheckedVoucher(signed.body, signed.signature, key)
 
 
 def _difference(got: Receipt, expected: Receipt) -> str:

@@ -3,11 +3,18 @@
 `/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...`: only the first part matters here, as that is what gets connected to.
 """
 
-from collections.abc import Iterable
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.ids import PeerId
 
 PREFIX_4, PREFIX_6 = 24, 56
 """Bits of an address that one customer of a provider has, about."""
+LOOK_EVERY, LOOK_LIMIT = 1.0, 2.0
+"""Seconds between looks at the daemon's connections, where strangers ask whose network is not known; what one takes."""
 
 
 def host_of(address: str) -> IPv4Address | IPv6Address | None:
@@ -62,3 +69,39 @@ def within_reach(addresses: Iterable[str], *, private: bool, names: bool = True)
         for address in addresses
         if is_public(address) or (private and host_of(address) is not None) or (names and is_name(address))
     ]
+
+
+class ConnectedPrefixes:
+    """Which network every connected peer comes from. `connections`: the address of each one's connection."""
+
+    def __init__(self, connections: Callable[[], Awaitable[Mapping[PeerId, str]]], *, loopback: bool) -> None:
+        self._connections, self._loopback = connections, loopback
+        self._prefixes: dict[PeerId, str] = {}
+        self._looked_at = float("-inf")
+
+    def of(self, peer: PeerId) -> str | PeerId:
+        """The peer itself where no network is known."""
+        return self._prefixes.get(peer, peer)
+
+    def seen(self, peer: PeerId, address: str) -> str | None:
+        """The prefix of a peer's connection, kept while the peer is connected."""
+        prefix = prefix_of(address, loopback=self._loopback)
+        if prefix is not None:
+            self._prefixes[peer] = prefix
+        return prefix
+
+    def worth_a_look(self, peer: PeerId, now: float) -> bool:
+        """Whether to look around for a peer's network: it is not known, and the last such look is some time ago."""
+        if peer in self._prefixes or now - self._looked_at <= LOOK_EVERY:
+            return False
+        self._looked_at = now
+        return True
+
+    async def look_around(self) -> None:
+        """Ask where all connected peers come from; the others are forgotten."""
+        with contextlib.suppress(SwarmError, TimeoutError):
+            async with asyncio.timeout(LOOK_LIMIT):
+                connections = await self._connections()
+            self._prefixes.clear()
+            for peer, address in connections.items():
+                self.seen(peer, address)

@@ -7,29 +7,27 @@ underneath is a child process of ours; when it dies every link ends with that re
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from hivemint.protocol.errors import BadInput, HivemintError, ProtocolError, Refusal, SwarmError
+from hivemint.protocol.errors import BadInput, ProtocolError, SwarmError
 from hivemint.protocol.ids import ModelId, PeerId
-from hivemint.swarm.addresses import is_anywhere, is_name, is_public, prefix_of, within_reach
+from hivemint.swarm.addresses import ConnectedPrefixes, is_anywhere, is_name, is_public, within_reach
 from hivemint.swarm.daemon import Daemon, full_address, split_address
 from hivemint.swarm.dht.desk import Desk
 from hivemint.swarm.dht.directory import Directory
 from hivemint.swarm.dht.keys import Keys
 from hivemint.swarm.dht.known import KnownPeers
 from hivemint.swarm.dht.standing import OperatorRegistry, Standing
-from hivemint.swarm.frames import STRANGER
-from hivemint.swarm.held import Held
-from hivemint.swarm.hello import HELLO_LIMIT, Badge, answer, greet, read_hello
+from hivemint.swarm.hello import Badge, greet
 from hivemint.swarm.identity import PeerKey, peer_text
 from hivemint.swarm.limits import Gate, PeerLimits
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import Code, Hello, Refused
+from hivemint.swarm.link_registry import Handler, LinkRegistry
 from hivemint.swarm.records import CheckedRecord, SignedRecord
 
 log = structlog.get_logger(__name__)
@@ -37,10 +35,7 @@ CONTROL = "hivemint/control/1"
 PUSH = "hivemint/push/1"
 BEAT = 0.25
 HOUSEKEEPING = 10.0
-LOOK_EVERY = 1.0
-"""Seconds between looks at the daemon's connections, where strangers ask whose network is not known."""
 MIN_SWARM_KEY = 16
-Handler = Callable[[Link], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -91,14 +86,11 @@ class Host:
         self.key = key
         self.peer_id = key.peer_id
         self.addresses = ()
-        self.refusals: Counter[str] = Counter()
-        """Links that were turned away before their handler saw them, by code."""
         self._settings, self._daemon = settings, daemon
         self._badge = Badge(settings.network, key.peer_id, settings.swarm_key)
         self._gate = Gate(settings.limits)
-        self._links: dict[Link, str | None] = {}
-        self._prefixes: dict[PeerId, str] = {}
-        self._looked_at = float("-inf")
+        self._links = LinkRegistry(self._badge, self._gate)
+        self._prefixes = ConnectedPrefixes(daemon.connections, loopback=settings.limits.loopback)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._standing = Standing()
         self._directory: Directory | None = None
@@ -138,8 +130,8 @@ class Host:
         async def accept(
             peer: PeerId, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         ) -> None:
-            prefix = self._seen(peer, address)
-            work = self._accept(peer, prefix, reader, writer, handler)
+            prefix = self._prefixes.seen(peer, address)
+            work = self._links.accept(peer, prefix, reader, writer, handler)
             task = self._spawn(work, f"{protocol} {peer_text(peer)[-8:]}")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
@@ -161,7 +153,7 @@ class Host:
             async with asyncio.timeout(timeout):
                 await self._daemon.connect(peer, usable)
                 _, writer = await self._daemon.open(peer, protocol)
-                link = self._link(peer, writer, self._gate.enter(peer, self._now()))
+                link = self._links.add(peer, writer, self._gate.enter(peer, self._now()))
                 await greet(link, self._badge)
         except TimeoutError:
             if link is not None:
@@ -203,7 +195,12 @@ class Host:
 
         Whoever shares out seats or compute counts by this: a peer id costs nothing to make.
         """
-        return self._prefixes.get(peer, peer)
+        return self._prefixes.of(peer)
+
+    @property
+    def refusals(self) -> Counter[str]:
+        """Links that were turned away before their handler saw them, by code."""
+        return self._links.refusals
 
     async def wait_ended(self) -> str:
         """Until the host is closed or its daemon has died; why."""
@@ -213,7 +210,7 @@ class Host:
     async def close(self) -> None:
         """Say Bye on every link, end the handlers, leave the DHT, end the daemon. Safe to call twice."""
         self._end("the host was closed")
-        await asyncio.gather(*(link.close("the peer is shutting down") for link in list(self._links)))
+        await self._links.close("the peer is shutting down")
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -224,97 +221,23 @@ class Host:
 
     # ---- inside
 
-    async def _accept(
-        self,
-        peer: PeerId,
-        prefix: str | None,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        handler: Handler,
-    ) -> None:
-        """From a stream to a link: Hello first (bounded in size and time), then the limits, then the network.
-
-        The handler says what else the peer may send (`Link.allow`): until then nothing that could be large.
-        """
-        held = self._gate.enter(peer, self._now(), prefix)
-        hello: Hello | None = None
-        with contextlib.suppress(TimeoutError, EOFError, OSError, ProtocolError):
-            if not self._gate.flooded(peer, prefix):
-                async with asyncio.timeout(HELLO_LIMIT):
-                    hello = await read_hello(reader)
-        if hello is None:
-            self._gate.leave(peer, prefix)
-            writer.transport.abort()
-            return
-        link = self._link(peer, writer, held, prefix)
-        link.narrow(STRANGER)
-        reason = ""
-        try:
-            self._gate.check(peer, self._now(), prefix)
-            async with asyncio.timeout(HELLO_LIMIT):
-                await answer(link, self._badge, hello)
-            await handler(link)
-        except Refusal as error:
-            reason = str(error)
-            self.refusals[error.code] += 1
-            with contextlib.suppress(SwarmError):
-                await link.send(_refused(error))
-        except TimeoutError:
-            reason = "no proof in time"
-        except SwarmError as error:
-            reason = str(error)
-        except HivemintError as error:  # of the chain, of a file: its text may hold an address or a path of ours
-            reason = "this side failed at the link"
-            log.error("a link's handler failed", reason=type(error).__name__)
-        finally:
-            await link.close(reason)
-
-    def _link(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held, prefix: str | None = None) -> Link:
-        link = Link(peer, writer, held)
-        link.on_closed = self._forget
-        self._links[link] = prefix
-        return link
-
-    def _forget(self, link: Link) -> None:
-        if link in self._links:
-            self._gate.leave(link.peer, self._links.pop(link))
-
-    def _seen(self, peer: PeerId, address: str) -> str | None:
-        """The prefix of a peer's connection, kept for `prefix_of` while the peer is connected."""
-        prefix = prefix_of(address, loopback=self._settings.limits.loopback)
-        if prefix is not None:
-            self._prefixes[peer] = prefix
-        return prefix
-
     def _prefix_soon(self, peer: PeerId) -> str | PeerId:
         """As `prefix_of`, for a peer that may have opened no stream yet: then where it comes from is looked up."""
-        now = self._now()
-        if peer not in self._prefixes and now - self._looked_at > LOOK_EVERY:
-            self._looked_at = now
-            self._spawn(self._look_around(), "prefixes")
+        if self._prefixes.worth_a_look(peer, self._now()):
+            self._spawn(self._prefixes.look_around(), "prefixes")
         return self.prefix_of(peer)
-
-    async def _look_around(self) -> None:
-        """Which prefix every connected peer comes from; the others are forgotten."""
-        with contextlib.suppress(SwarmError, TimeoutError):
-            async with asyncio.timeout(BEAT * 8):
-                connections = await self._daemon.connections()
-            self._prefixes.clear()
-            for peer, address in connections.items():
-                self._seen(peer, address)
 
     async def _beat(self) -> None:
         housekeeping = self._now()
         while True:
             await asyncio.sleep(BEAT)
             now = self._now()
-            for link in list(self._links):
-                link.beat(now)
+            self._links.beat(now)
             if now - housekeeping > HOUSEKEEPING:
                 housekeeping = now
                 self._gate.forget_idle(now)
                 self._daemon.tidy()
-                self._spawn(self._look_around(), "prefixes")
+                self._spawn(self._prefixes.look_around(), "prefixes")
 
     async def _keep_joined(self, directory: Directory) -> None:
         while True:
@@ -332,8 +255,7 @@ class Host:
     async def _watch(self) -> None:
         reason = f"this host's libp2p daemon has died: {await self._daemon.wait()}"
         self._end(reason)
-        for link in list(self._links):
-            link.abort(reason)
+        self._links.abort(reason)
 
     def _end(self, reason: str) -> None:
         if not self._ended.is_set():
@@ -358,7 +280,3 @@ class Host:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _refused(error: Refusal) -> Refused:
-    return Refused.of(error, Code(error.code), retry_after=error.retry_after)

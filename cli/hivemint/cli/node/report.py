@@ -43,8 +43,8 @@ def report(
             known = await _check_node(contracts, proof)
             told: dict[str, Any] = {
                 "node": proof.node,
-                "session": proof.one.receipt.session_id,
-                "step": proof.one.receipt.step,
+                "session": proof.one.session_id,
+                "step": proof.one.step,
                 "owner": known.owner,
                 "sent": signer is not None,
             }

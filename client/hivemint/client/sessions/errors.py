@@ -37,7 +37,7 @@ class NodeEquivocated(NodeLied):
     """A node has signed two answers to one step; `evidence` proves it to anybody."""
 
     def __init__(self, leg: Leg, evidence: Equivocation) -> None:
-        step = evidence.one.receipt.step
+        step = evidence.one.step
         super().__init__((leg,), ProofError("It signed two answers to one step", why=f"step {step} of a session"))
         self.evidence = evidence
 

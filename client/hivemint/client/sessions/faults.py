@@ -99,7 +99,7 @@ class Complaints:
 
     def _look_into(self, hop: int, evidence: SignedReceipt | None) -> None:
         """What a neighbour is said to have signed, beside what it has signed here."""
-        ours = self._steps.receipt_of(hop - 1, evidence.receipt.step) if evidence is not None and hop else None
+        ours = self._steps.receipt_of(hop - 1, evidence.step) if evidence is not None and hop else None
         if evidence is None or ours is None:
             return
         if (error := self._sessions[hop - 1].equivocated(ours, evidence)) is not None:

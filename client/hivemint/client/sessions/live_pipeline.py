@@ -261,7 +261,7 @@ class LivePipeline:
     async def _hear(self, hop: int, message: AnyMessage) -> None:
         session = self._sessions[hop]
         if isinstance(message, StepReceipt):
-            session.heard = max(session.heard, message.receipt.receipt.step)
+            session.heard = max(session.heard, message.receipt.step)
         if self._error is not None and isinstance(message, StepReceipt | Tensor):
             return  # nothing of this step can be proved any more
         match message:

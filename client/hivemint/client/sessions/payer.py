@@ -81,9 +81,9 @@ async def believe(payer: Payer, leg: Leg, owed: Credits, proof: SignedVoucher | 
 
 async def _own_voucher(payer: Payer, _: Address, owed: Credits, proof: SignedVoucher | None) -> Shown | None:
     """The voucher that a node shows, if it reaches `owed` and this wallet's keys have signed it."""
-    if proof is None or proof.voucher.total < owed:
+    if proof is None or proof.body.total < owed:
         return None
-    who, voucher = payer.who, proof.voucher
+    who, voucher = payer.who, proof.body
     try:
         signer = recover(voucher.digest(payer.domain), proof.signature)
     except ProofError:

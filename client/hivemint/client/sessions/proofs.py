@@ -67,7 +67,7 @@ class StepProofs:
         if (state := self.open.get(step)) is not None and hop in state.arrived:
             return state.arrived[hop].receipt
         newest = self._sessions[hop].newest
-        return newest.signed if newest.receipt.step == step else None
+        return newest.signed if newest.step == step else None
 
     def unanswered(self) -> int | None:
         """The first hop that has sent no receipt for the oldest step; None: no step is open, or all have."""
@@ -86,13 +86,13 @@ class StepProofs:
 
     def receipt(self, hop: int, message: StepReceipt) -> None:
         """Keep a receipt, then check all whose inputs are known: hop by hop, step by step."""
-        state = self.open.get(message.receipt.receipt.step)
-        if state is None or hop in state.arrived or message.receipt.receipt.step not in self._sessions[hop].pending:
-            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.receipt.step}")
+        state = self.open.get(message.receipt.step)
+        if state is None or hop in state.arrived or message.receipt.step not in self._sessions[hop].pending:
+            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.step}")
         state.arrived[hop] = message
         for one in list(self.open.values()):
             while (at := len(one.hashes) - 1) < len(self._sessions) and at in one.arrived:
-                if self._sessions[at].newest.receipt.step != one.number - 1:
+                if self._sessions[at].newest.step != one.number - 1:
                     break
                 self._check(one, at)
             if len(one.hashes) > len(self._sessions):

@@ -129,7 +129,7 @@ class Relay:
     async def _ask(self, session: RemoteSession, kind: int, data: bytes, count: int) -> torch.Tensor:
         began = time.monotonic()
         session.admit(work(kind, count), count)
-        step = Step(session.newest.receipt.step + 1)
+        step = Step(session.newest.step + 1)
         with blaming(session.leg, "computing a training step"):
             async with asyncio.timeout(self._settings.step_timeout):
                 answer, tensor = await self._paid_for(session, step, kind, data, count)

@@ -57,7 +57,7 @@ class RemoteSession:
     def __init__(self, greeting: Greeting, signed: SignedSession, payer: Payer, first: CheckedReceipt) -> None:
         self.leg, self.link, self.terms = greeting.leg, greeting.link, greeting.terms
         self.session, self.session_id = signed.session, signed.session_id
-        self.newest = match(first.signed, first.receipt)  # derived from this node's own words
+        self.newest = match(first.signed, first.body)  # derived from this node's own words
         self.proved = self.newest  # and from every other hop's of the same step
         self.bindable = first  # the newest of these that all hops of the route have really signed
         self.spent = 0  # wei of the steps that were delivered, are under way, or whose fate is unknown
@@ -115,7 +115,7 @@ class RemoteSession:
         """A request that is paid for. From now on the step is pending."""
         self.spent += work(kind, count) * self.price
         self.raised += paid.rise
-        self._sent = paid.voucher.voucher
+        self._sent = paid.voucher.body
         request = StepRequest(
             step=step,
             kind=kind,
@@ -133,7 +133,7 @@ class RemoteSession:
         """The first step, free: begin with the K/V of the session at this node whose newest receipt is `parent`."""
         voucher = sign_voucher(self._payer.domain, self.bindable, Credits(0), self._payer.who.key).signed
         self.parent = parent
-        self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.receipt.head)
+        self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.head)
         return request
 
     def cost(self, request: StepRequest) -> Credits:
@@ -152,16 +152,16 @@ class RemoteSession:
 
         Gives those of its output. Raises ProofError.
         """
-        step = Step(self.newest.receipt.step + 1)
+        step = Step(self.newest.step + 1)
         request = self.pending.get(step)
         if request is None:
-            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.receipt.step}")
+            raise ProofError("A receipt came that nobody asked for", why=f"step {message.receipt.step}")
         rows = 0 if request.kind == FORK else request.count
         if len(message.rows) != rows * HASH_SIZE:
             raise ProofError("A receipt has the wrong number of row hashes", why=f"{len(message.rows)} bytes")
-        previous = self.newest.receipt
+        previous = self.newest.body
         if request.kind == FORK and self.parent is not None:
-            leaf = fork(previous, self.parent.receipt, request.count)
+            leaf = fork(previous, self.parent.body, request.count)
         else:
             hashes = tensor_hash(input_rows + self.adapter), tensor_hash(message.rows)
             leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
@@ -177,7 +177,7 @@ class RemoteSession:
 
     def check(self, proved: MatchedReceipt) -> CheckedReceipt:
         """Whether this node has signed what was proved. Raises NodeLied."""
-        if self.bindable.receipt.step == proved.receipt.step:
+        if self.bindable.step == proved.step:
             return self.bindable
         try:
             return check_signature(self._payer.domain, proved.signed)
@@ -209,7 +209,7 @@ class RemoteSession:
             self.distrusted = True
             return error
         owed = self._payer.book.standing(self.leg.operator).owed
-        if request.voucher.voucher.total == owed + self.cost(request):
+        if request.voucher.body.total == owed + self.cost(request):
             return NodeRefusal(self.leg, message)
         if self.pending or message.step == self._again:
             return self._lost("This wallet pays the node from elsewhere too", message.what)
@@ -248,7 +248,7 @@ class RemoteSession:
         """Ask the node to drop what it has not begun; the answer comes as Cancelled."""
         if self.pending and not self.distrusted and not self.link.closed:
             with contextlib.suppress(LinkClosed):
-                await self.link.send(Cancel(from_step=Step(self.newest.receipt.step + 1)))
+                await self.link.send(Cancel(from_step=Step(self.newest.step + 1)))
 
     async def close(self) -> None:
         """Sign off: a last voucher for the newest receipt, unless the node lied. Never raises for a dead link."""

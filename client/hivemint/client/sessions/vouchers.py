@@ -135,7 +135,7 @@ class VoucherSource:
             raise SessionLimit(error.what, why=error.why, next_step=error.next_step) from None
         rest = iter(promises)
         paid = [self._one(receipt, next(rest) if one.price else None) for one, receipt in hops]
-        return _Drawn(count, hops[0][1].receipt.step, promises, paid)
+        return _Drawn(count, hops[0][1].step, promises, paid)
 
     def _one(self, receipt: CheckedReceipt, promise: Promise | None) -> Paid:
         total, rise = (promise.total, promise.rise) if promise else (Credits(0), 0)

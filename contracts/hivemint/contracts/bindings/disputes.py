@@ -18,13 +18,12 @@ class Disputes(Binding):
 
     async def prove_equivocation(self, reporter: Signer, one: CheckedReceipt, other: CheckedReceipt) -> Mined:
         """Show two different receipts that a node signed for one step. Raises ProofError if they are not that."""
-        first, second = one.receipt, other.receipt
+        first, second = one.body, other.body
         same_step = (first.node, first.session_id, first.step) == (second.node, second.session_id, second.step)
         if not same_step or one.digest == other.digest:
             raise ProofError("These two receipts contradict nothing", why="they must differ for one session and step")
         statements = [
-            (checked.receipt.client, checked.receipt.tokens, checked.receipt.head, halves(checked.signature))
-            for checked in (one, other)
+            (checked.body.client, checked.tokens, checked.head, halves(checked.signature)) for checked in (one, other)
         ]
         call = self.function("proveEquivocation", first.node, first.session_id, first.step, *statements)
         return await self.chain.send(reporter, call, doing="Proving equivocation")

@@ -52,7 +52,7 @@ class Donation:
 
     @property
     def session_id(self) -> SessionId:
-        return self.countersigned.receipt.receipt.session_id
+        return self.countersigned.receipt.session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +162,9 @@ def _item(donation: Donation) -> tuple[Any, ...]:
         raise ProofError("A donation's voucher is not free", why=f"its total is {voucher.total} wei, not 0")
     return (
         tuple(donation.session.message().values()),
-        receipt.receipt.step,
-        receipt.receipt.tokens,
-        receipt.receipt.head,
+        receipt.step,
+        receipt.tokens,
+        receipt.head,
         *halves(receipt.signature),
         *halves(voucher.signature),
     )

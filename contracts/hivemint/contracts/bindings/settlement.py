@@ -287,7 +287,7 @@ def _values(struct: Delegation | Receipt | Release | Voucher) -> list[Any]:
 
 
 def _item(countersigned: Countersigned) -> tuple[Any, ...]:
-    receipt, voucher = countersigned.receipt.receipt, countersigned.voucher
+    receipt, voucher = countersigned.receipt.body, countersigned.voucher
     return (
         receipt.client,
         receipt.session_id,

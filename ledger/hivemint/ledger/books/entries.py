@@ -39,7 +39,7 @@ class Entry:
 
 def rank(pair: Countersigned) -> tuple[int, int, bytes]:
     """Of two claims the one with the higher total counts, at equal totals that with the newer receipt."""
-    receipt = pair.receipt.receipt
+    receipt = pair.receipt.body
     return pair.voucher.total, receipt.step, receipt.session_id
 
 
@@ -106,7 +106,7 @@ class Donated:
     @property
     def work(self) -> int:
         """Token positions times blocks, what the emission weighs (times the model's rate)."""
-        return self.newest.receipt.receipt.tokens * self.session.blocks
+        return self.newest.receipt.tokens * self.session.blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,20 @@ class LaneTotals:
         )
 
 
+@dataclass(slots=True)
+class Lanes:
+    """The sums of both lanes, counted on as sessions open and work."""
+
+    paid: LaneTotals
+    free: LaneTotals
+
+    def count(self, price: Credits, sessions: int, signed: int, countersigned: int) -> None:
+        if price:
+            self.paid = self.paid.plus(sessions, signed, countersigned, price)
+        else:
+            self.free = self.free.plus(sessions, signed, countersigned, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeTotals:
     """The credit flow of one node: signed -> countersigned -> settled -> minted."""
@@ -140,24 +154,11 @@ class NodeTotals:
     minted: Credits = NOTHING
 
 
-@dataclass(slots=True)
-class OpenRow:
-    """A session of this run: what the journal needs to keep its row from going back.
-
-    `ended`: it takes no entries any more, but one of its vouchers may still become a proof.
-    """
-
-    client: Address
-    price: Credits
-    row: dict[str, Any]
-    ended: bool = False
-
-
 def proof_row(newest: Countersigned | None) -> dict[str, Any]:
     """The columns of a countersigned receipt; all NULL without one."""
     if newest is None:
         return dict.fromkeys(("step", "tokens", "head", "receipt_signature", "voucher_signature", "voucher_key"))
-    receipt = newest.receipt.receipt
+    receipt = newest.receipt.body
     return {
         "step": receipt.step,
         "tokens": receipt.tokens,
@@ -191,7 +192,7 @@ def session_row(owner: int, session_id: SessionId, session: Session, signature: 
 
 def row_after(row: dict[str, Any], pair: Countersigned) -> dict[str, Any]:
     """A session's row once `pair` is its proof: one that ranks below the stored one changes nothing."""
-    receipt, total = pair.receipt.receipt, pair.voucher.total
+    receipt, total = pair.receipt.body, pair.voucher.total
     if row["step"] is not None and (total, receipt.step) <= (row["voucher_total"], row["step"]):
         return row
     after = row | proof_row(pair) | {"voucher_total": total}
@@ -217,7 +218,7 @@ def session_from(row: Any, node: Address) -> Session:
 
 def check_pair(pair: Countersigned, node: Address, client: Address, session: SessionId) -> None:
     """A proof must be of this node, this client and this session. Raises ProofError."""
-    receipt = pair.receipt.receipt
+    receipt = pair.receipt.body
     if (receipt.node, receipt.client, receipt.session_id) != (node, client, session):
         raise ProofError(
             "A journal entry and its receipt disagree",

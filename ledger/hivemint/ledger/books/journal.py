@@ -19,38 +19,40 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, func, select
+from sqlalchemy import Engine
 
 from hivemint.ledger.books.entries import (
-    NOTHING,
     Book,
-    Donated,
     Entry,
-    LaneTotals,
     NodeTotals,
-    OpenRow,
     account_row,
     check_pair,
-    proof_from,
     rank,
     row_after,
-    session_from,
     session_row,
 )
-from hivemint.ledger.books.keeping import KNOWN_EPOCHS, WORTHLESS_FOR, ClosedSession, Gone, Keeping
+from hivemint.ledger.books.free_sessions import FreeSessions
+from hivemint.ledger.books.keeping import WORTHLESS_FOR, ClosedSession
+from hivemint.ledger.books.open_sessions import OpenRow, OpenSessions
+from hivemint.ledger.books.stored import (
+    ACCOUNT,
+    DROP,
+    FORGET,
+    GONE,
+    SESSION,
+    UNKNOWN,
+    StoredBooks,
+    owner_of,
+    read_books,
+    statements,
+)
 from hivemint.ledger.books.writer import Change, GroupWriter, JournalError, WriteFailed
-from hivemint.ledger.store.database import WriterLock, open_store, reading, upsert, writing
-from hivemint.ledger.store.prepared import Prepared
-from hivemint.ledger.store.tables import accounts, gone, nodes, sessions
+from hivemint.ledger.store.database import WriterLock, open_store, writing
 from hivemint.protocol.credits import mintable
 from hivemint.protocol.eip712 import MAX_UINT96, Delegation, Domain, Session
-from hivemint.protocol.errors import ProofError
 from hivemint.protocol.ids import Address, Credits, SessionId, Signature
 from hivemint.protocol.receipt import Countersigned
 
-UNKNOWN = b""
-"""The genesis of books that an older version wrote: whoever opens them first says which chain they are of."""
-_FORGET, _ACCOUNT, _SESSION, _CLAIM, _DROP, _GONE = range(6)
 MOST_PROMISED = 256
 """Vouchers of one client that wait for the sum owed; an honest one has as many as steps in flight."""
 
@@ -58,14 +60,15 @@ MOST_PROMISED = 256
 class Journal:
     """The books of one operator on one `Settlement` contract. One process at a time; its methods are for one thread."""
 
-    def __init__(self, engine: Engine, lock: WriterLock, domain: Domain, node: Address, owner: int) -> None:
+    def __init__(
+        self, engine: Engine, lock: WriterLock, domain: Domain, node: Address, owner: int, stored: StoredBooks
+    ) -> None:
         self.domain, self.node = domain, node
         self._engine, self._lock, self._owner = engine, lock, owner
-        self._books: dict[Address, Book] = {}
-        self._open: dict[SessionId, OpenRow] = {}
-        self._paid, self._free = LaneTotals(), LaneTotals()
-        self._keeping = Keeping(Gone())
-        self._writer = GroupWriter(engine, _statements(engine, owner))
+        self._books, self._lanes, self._keeping = stored.books, stored.lanes, stored.keeping
+        self._open = OpenSessions()
+        self._writer = GroupWriter(engine, statements(engine, owner))
+        self.free_sessions = FreeSessions(engine, owner, domain, node, self._writer)
 
     @classmethod
     def open(
@@ -83,10 +86,9 @@ class Journal:
             lock = WriterLock(engine, node.lower())
             undo.callback(lock.release)
             with writing(engine) as connection:
-                owner = _owner(connection, domain, node, genesis, begin_anew)
-                journal = cls(engine, lock, domain, node, owner)
+                owner = owner_of(connection, domain, node, genesis, begin_anew)
+                journal = cls(engine, lock, domain, node, owner, read_books(engine, connection, owner, domain, node))
                 undo.callback(journal._writer.close)
-                journal._load(connection)
             undo.pop_all()
         return journal
 
@@ -105,8 +107,8 @@ class Journal:
         """The credit flow, for the live view."""
         books, went = self._books.values(), self._keeping.gone
         return NodeTotals(
-            paid=self._paid,
-            free=self._free,
+            paid=self._lanes.paid,
+            free=self._lanes.free,
             promised=Credits(went.promised + sum(book.earned for book in books)),
             settled=Credits(went.settled + sum(book.collected for book in books)),
             minted=Credits(went.minted + sum(mintable(book.collected) for book in books)),
@@ -125,9 +127,9 @@ class Journal:
         if delegation is not None:
             row |= {"delegation_until": delegation[0].valid_until, "delegation_signature": delegation[1]}
         self._writer.check()
-        self._open[session_id] = OpenRow(session.client, session.price, row)
-        self._count(session.price, 1, 0, 0)
-        await self._writer.commit(Change(_SESSION, session_id, row))
+        self._open.add(session_id, OpenRow(session.client, session.price, row))
+        self._lanes.count(session.price, 1, 0, 0)
+        await self._writer.commit(Change(SESSION, session_id, row))
         return session_id
 
     def promise(self, pair: Countersigned) -> None:
@@ -135,8 +137,8 @@ class Journal:
 
         Raises JournalError, ProofError before anything has changed.
         """
-        receipt = pair.receipt.receipt
-        if self._session(receipt.client, receipt.session_id).price:
+        receipt = pair.receipt.body
+        if self._open.taking(receipt.client, receipt.session_id).price:
             check_pair(pair, self.node, receipt.client, receipt.session_id)
             book = self.book(receipt.client)
             self._books[receipt.client] = replace(book, promised=_with(book.promised, pair))
@@ -147,7 +149,7 @@ class Journal:
         The sum owed never falls, and never passes what was promised. Every voucher that it reaches becomes a proof.
         A free session's entry leaves it as it is.
         """
-        opened = self._session(entry.client, entry.session)
+        opened = self._open.taking(entry.client, entry.session)
         if entry.newest is not None:
             check_pair(entry.newest, self.node, entry.client, entry.session)
         book = self.book(entry.client)
@@ -162,10 +164,10 @@ class Journal:
         if entry.newest is not None and not opened.price:
             rows[entry.session] = row_after(rows[entry.session], entry.newest)
         for pair in proofs:
-            session = pair.receipt.receipt.session_id
+            session = pair.receipt.session_id
             rows[session] = row_after(rows.get(session, self._open[session].row), pair)
             book = book.proved(pair)
-        changes = [Change(_SESSION, session, row) for session, row in rows.items()]
+        changes = [Change(SESSION, session, row) for session, row in rows.items()]
         if opened.price:  # a wallet that pays nothing has no account
             self._books[entry.client] = book
             changes.append(self._account(entry.client, book))
@@ -176,15 +178,14 @@ class Journal:
             self._tidy(entry.client)
         for key, pair in before.items():
             if book.proofs[key] is not pair:
-                self._drop(self._keeping.outbid(pair.receipt.receipt.session_id))
+                self._drop(self._keeping.outbid(pair.receipt.session_id))
         await stored
 
     def close_session(self, session: SessionId) -> None:
         """Forget an ended session in memory. Of its row what can be claimed is kept, and a bounded past."""
-        opened = self._open.get(session)
-        if opened is not None:
-            opened.ended = True
-            self._tidy(opened.client)
+        client = self._open.end(session)
+        if client is not None:
+            self._tidy(client)
 
     async def release(self, client: Address, until: int) -> None:
         """The account may be closed by a release until `until`; durable when it returns: the release leaves after it.
@@ -225,7 +226,7 @@ class Journal:
                 continue
             since = (book.worthless_since or now) if found and client not in live else 0
             if since and now - since >= WORTHLESS_FOR and now > book.released_until:
-                self._writer.submit(Change(_FORGET, client, {"forgotten": client}, instead_of=_ACCOUNT))
+                self._writer.submit(Change(FORGET, client, {"forgotten": client}, instead_of=ACCOUNT))
                 del self._books[client]
                 self._drop(self._keeping.forgotten(client, book))
             elif since != book.worthless_since:
@@ -235,7 +236,7 @@ class Journal:
     @property
     def clients(self) -> set[Address]:
         """Who has a session open, or vouchers that wait."""
-        return {opened.client for opened in self._open.values()}
+        return self._open.clients()
 
     def collectable(self) -> list[Countersigned]:
         """For each client and key the proof with the highest total, where the chain has not paid all; most first."""
@@ -247,56 +248,10 @@ class Journal:
         ]
         return [pair for _, pair in sorted(unpaid, key=lambda one: -one[0])]
 
-    def donated(self, begin: int, end: int) -> list[Donated]:
-        """Free sessions with countersigned work that expire in [begin, end) seconds, in rising order of session id.
-
-        Reads the database, so call it in a thread. A stored proof that does not hold is left out and marked.
-        """
-        wanted = (
-            select(sessions)
-            .where(sessions.c.owner == self._owner, sessions.c.expiry >= begin, sessions.c.expiry < end)
-            .where(sessions.c.price == NOTHING, sessions.c.tokens > 0, sessions.c.voucher_total == NOTHING)
-            .order_by(sessions.c.id)
-        )
-        with reading(self._engine) as connection:
-            rows = connection.execute(wanted).all()
-        found: list[Donated] = []
-        for row in rows:
-            try:
-                newest = proof_from(row, self.domain, self.node, SessionId(row.id), NOTHING)
-            except (ProofError, ValueError):
-                self.note_claims([SessionId(row.id)], "its stored proof does not hold")
-                continue
-            shown = None if row.delegation_until is None else (row.delegation_until, row.delegation_signature)
-            found.append(Donated(session_from(row, self.node), row.signature, shown, newest, row.claim))
-        return found
-
-    def donated_epochs(self, length: int) -> set[int]:
-        """Epochs (of `length` seconds) in which free sessions expired that were claimed. Reads the database."""
-        wanted = select(sessions.c.expiry).where(
-            sessions.c.owner == self._owner, sessions.c.claim.startswith("claimed")
-        )
-        with reading(self._engine) as connection:
-            return {expiry // length for expiry in connection.scalars(wanted.distinct())}
-
     async def drop_over(self, epoch: int, length: int) -> None:
         """Keep no more what is of no use once `epoch` can be claimed. Raises WriteFailed, StoreError."""
         await self._writer.commit()  # what was noted of claims is stored
-        self._drop(self._keeping.expired(await asyncio.to_thread(self._over, epoch, length)))
-
-    def _over(self, epoch: int, length: int) -> set[SessionId]:
-        begin = sessions.c.expiry < epoch * length
-        known = sessions.c.claim.startswith("claimed") & (sessions.c.expiry >= (epoch - KNOWN_EPOCHS) * length)
-        wanted = select(sessions.c.id).where(
-            sessions.c.owner == self._owner, sessions.c.price == NOTHING, begin, ~known
-        )
-        with reading(self._engine) as connection:
-            return {SessionId(bytes(found)) for found in connection.scalars(wanted)}
-
-    def note_claims(self, claimed: Iterable[SessionId], outcome: str) -> None:
-        """Note what became of free sessions on the chain, for the live view; durable a little later."""
-        for session in claimed:
-            self._writer.submit(Change(_CLAIM, session, {"session": session, "outcome": outcome[:80]}))
+        self._drop(self._keeping.expired(await asyncio.to_thread(self.free_sessions.over, epoch, length)))
 
     async def close(self) -> None:
         """Commit what is pending and let the database go. Raises JournalError if something could not be stored."""
@@ -309,39 +264,29 @@ class Journal:
     # Inside.
 
     def _account(self, client: Address, book: Book) -> Change:
-        return Change(_ACCOUNT, client, account_row(self._owner, client, book))
-
-    def _session(self, client: Address, session: SessionId) -> OpenRow:
-        opened = self._open.get(session)
-        if opened is None or opened.ended or opened.client != client:
-            raise JournalError(
-                "A journal entry of an unknown session",
-                why=f"{session.hex()[:12]} of {client} is not open",
-                next_step="call open_session first",
-            )
-        return opened
+        return Change(ACCOUNT, client, account_row(self._owner, client, book))
 
     def _drop(self, closed: Iterable[ClosedSession]) -> None:
-        changes = [Change(_DROP, one.id, {"session": one.id}) for one in closed]
+        changes = [Change(DROP, one.id, {"session": one.id}) for one in closed]
         if changes:
-            self._writer.submit(*changes, Change(_GONE, 0, self._keeping.gone.row(self._owner)))
+            self._writer.submit(*changes, Change(GONE, 0, self._keeping.gone.row(self._owner)))
 
     def _put(self, session: SessionId, row: dict[str, Any]) -> None:
         opened = self._open[session]
         signed, bound = (row[name] - opened.row[name] for name in ("signed_tokens", "tokens"))
-        self._count(opened.price, 0, signed, bound)
+        self._lanes.count(opened.price, 0, signed, bound)
         opened.row = row
 
     def _tidy(self, client: Address) -> None:
         """Ended sessions are kept while their vouchers wait, and these while other sessions may raise the sum owed."""
-        ended = [session for session, one in self._open.items() if one.ended and one.client == client]
+        ended = self._open.ended(client)
         if not ended:
             return
         book = self.book(client)
-        if all(one.ended for one in self._open.values() if one.client == client):
+        if self._open.have_all_ended(client):
             book = self._books[client] = replace(book, promised=())
-        waiting = {pair.receipt.receipt.session_id for pair in book.promised}
-        presented = {pair.receipt.receipt.session_id for pair in book.proofs.values()}
+        waiting = {pair.receipt.session_id for pair in book.promised}
+        presented = {pair.receipt.session_id for pair in book.proofs.values()}
         for session in ended:
             if session not in waiting:
                 row = self._open.pop(session).row
@@ -351,62 +296,6 @@ class Journal:
                     )
         if book == Book():
             self._books.pop(client, None)
-
-    def _count(self, price: Credits, opened: int, signed: int, countersigned: int) -> None:
-        if price:
-            self._paid = self._paid.plus(opened, signed, countersigned, price)
-        else:
-            self._free = self._free.plus(opened, signed, countersigned, 0)
-
-    def _load(self, connection: Connection) -> None:
-        self._keeping = Keeping(Gone.read(connection.execute(select(gone).filter_by(owner=self._owner)).first()))
-        self._paid, self._free = self._keeping.gone.paid, self._keeping.gone.free
-        for row in connection.execute(select(accounts).where(accounts.c.owner == self._owner)):
-            book = Book(
-                row.owed,
-                row.collected,
-                row.reason,
-                worthless_since=row.worthless_since,
-                released_until=row.released_until,
-            )
-            if book != Book():
-                self._books[row.client] = book
-        for row in connection.execute(_best_proofs(self._owner)):
-            book = self.book(row.client)
-            try:
-                proof = proof_from(row, self.domain, self.node, SessionId(row.id), row.voucher_total)
-                if row.voucher_total > book.owed:
-                    raise ProofError("more is promised than owed", why=f"{row.voucher_total} wei of {book.owed}")
-            except (ProofError, ValueError) as error:
-                raise JournalError(
-                    f"The journal's account of {row.client} is damaged",
-                    why=str(error),
-                    next_step="restore the journal from a backup",
-                ) from None
-            self._books[row.client] = book.proved(proof)
-        sums = select(
-            sessions.c.price, func.count(), func.sum(sessions.c.signed_tokens), func.sum(sessions.c.tokens)
-        ).where(sessions.c.owner == self._owner)
-        for price, count, signed, countersigned in connection.execute(sums.group_by(sessions.c.price)):
-            if price:
-                self._paid = self._paid.plus(count, int(signed), int(countersigned), price)
-            else:
-                self._free = self._free.plus(count, int(signed), int(countersigned), 0)
-        self._tidy_rows(connection)
-
-    def _tidy_rows(self, connection: Connection) -> None:
-        """All sessions of earlier runs have ended, however these did."""
-        presented = {p.receipt.receipt.session_id for book in self._books.values() for p in book.proofs.values()}
-        names = ("id", "client", "price", "signed_tokens", "tokens", "first_block", "end_block", "step")
-        wanted = select(*(sessions.c[name] for name in names)).where(sessions.c.owner == self._owner)
-        went: list[ClosedSession] = []
-        for row in connection.execute(wanted.order_by(sessions.c.expiry)).mappings().all():
-            closed = ClosedSession.of(dict(row))
-            went += self._keeping.ended(closed, row["step"] is not None, closed.id in presented)
-        if went:
-            statements = _statements(self._engine, self._owner)
-            statements[_DROP].run(connection, [{"session": one.id} for one in went])
-            statements[_GONE].run(connection, [self._keeping.gone.row(self._owner)])
 
 
 def _with(promised: tuple[Countersigned, ...], pair: Countersigned) -> tuple[Countersigned, ...]:
@@ -431,53 +320,3 @@ def _signed(row: dict[str, Any], entry: Entry) -> dict[str, Any]:
     if entry.signed_step <= row["signed_step"]:
         return row
     return row | {"signed_step": entry.signed_step, "signed_tokens": entry.signed_tokens}
-
-
-def _best_proofs(owner: int) -> Any:
-    """Of each client and key the session row with the highest total."""
-    order = (sessions.c.voucher_total.desc(), sessions.c.step.desc(), sessions.c.id.desc())
-    place = func.row_number().over(partition_by=(sessions.c.client, sessions.c.voucher_key), order_by=order)
-    paid = (sessions.c.owner == owner) & (sessions.c.price != NOTHING) & sessions.c.step.is_not(None)
-    ranked = select(sessions, place.label("place")).where(paid).subquery()
-    return select(ranked).where(ranked.c.place == 1)
-
-
-def _owner(connection: Connection, domain: Domain, node: Address, genesis: bytes, begin_anew: bool) -> int:
-    key = {"chain_id": domain.chain_id, "settlement": domain.settlement, "node": node}
-    known = {row.genesis: row.id for row in connection.execute(select(nodes).filter_by(**key))}
-    if genesis in known:
-        return int(known[genesis])
-    if UNKNOWN in known and not begin_anew:
-        connection.execute(nodes.update().where(nodes.c.id == known[UNKNOWN]).values(genesis=genesis))
-        return int(known[UNKNOWN])
-    if known and not begin_anew:
-        raise JournalError(
-            "These books are of another chain",
-            why=f"they were begun on the chain whose first block is 0x{next(iter(known)).hex()[:16]}..., this one's is "
-            f"0x{genesis.hex()[:16]}..., although its chain id and contract are the same",
-            next_step="connect to the chain of these books, or begin new ones beside them: "
-            "`hivemint node start --new-books`",
-        )
-    inserted = connection.execute(nodes.insert().values(**key, genesis=genesis)).inserted_primary_key
-    return int(inserted[0]) if inserted else 0
-
-
-def _statements(engine: Engine, owner: int) -> list[Prepared]:
-    """By number: _FORGET, _ACCOUNT, _SESSION, _CLAIM, _DROP, _GONE. A client that is forgotten and comes back between
-    two commits keeps its new row.
-    """
-    claim = (
-        sessions.update()
-        .where(sessions.c.owner == owner, sessions.c.id == bindparam("session"))
-        .values(claim=bindparam("outcome"))
-    )
-    mine = (sessions.c.owner == owner) & (sessions.c.id == bindparam("session"))
-    forget = accounts.delete().where(accounts.c.owner == owner, accounts.c.client == bindparam("forgotten"))
-    return [
-        Prepared(engine, forget),
-        Prepared(engine, upsert(engine, accounts, lambda new, old: new.owed >= old.owed), accounts),
-        Prepared(engine, upsert(engine, sessions), sessions),
-        Prepared(engine, claim),
-        Prepared(engine, sessions.delete().where(mine)),
-        Prepared(engine, upsert(engine, gone), gone),
-    ]

@@ -142,7 +142,7 @@ class Keeping:
         went = [one for one in self._outbid if one.client == client]
         self._outbid = deque(one for one in self._outbid if one.client != client)
         for pair in book.proofs.values():
-            closed = self._presented.pop(pair.receipt.receipt.session_id, None)
+            closed = self._presented.pop(pair.receipt.session_id, None)
             went += [closed] if closed else []
         return self._go(went)
 

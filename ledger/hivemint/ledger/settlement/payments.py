@@ -138,7 +138,7 @@ class ContractPayments:
         result = await self._sent(by)
         if any(one.index >= len(items) for one in result.skipped):
             raise self._contracts.chain.odd("Settling", "it skipped an item that was not sent")
-        skipped = {items[one.index].receipt.receipt.client: _words(one.reason.name) for one in result.skipped}
+        skipped = {items[one.index].receipt.body.client: _words(one.reason.name) for one in result.skipped}
         return Settled(Credits(result.burned), Credits(result.minted), skipped)
 
     async def _sent(self, by: "Callable[[bindings.Bindings], Awaitable[_T]]") -> _T:

@@ -178,7 +178,7 @@ class Settler:
         found: dict[Address, Due] = {}
         for first in range(0, len(proofs), _AT_ONCE):
             some = proofs[first : first + _AT_ONCE]
-            pairs = [(proof.receipt.receipt.client, proof.voucher.key) for proof in some]
+            pairs = [(proof.receipt.body.client, proof.voucher.key) for proof in some]
             for proof, escrow in zip(some, await self._payments.escrows(pairs), strict=True):
                 due = Due.of(proof, escrow, now, thaw)
                 lost = due.over or (not escrow.balance and due.total - due.confirmed < self._settings.dust)
@@ -197,14 +197,14 @@ class Settler:
         return open_ones
 
     def _is_quiet(self, proof: Countersigned, live: set[Address]) -> bool:
-        client = proof.receipt.receipt.client
+        client = proof.receipt.body.client
         return client not in live and self._quiet.get(client, -1) >= proof.voucher.total
 
     async def _look_at_paid(self) -> dict[Address, bool]:
         """Accounts without open proofs, and which of them are worth nothing: no more is owed than was paid, or nothing
         is funded.
         """
-        open_ones = {proof.receipt.receipt.client for proof in self._journal.collectable()}
+        open_ones = {proof.receipt.body.client for proof in self._journal.collectable()}
         paid = [client for client in self._journal.books() if client not in open_ones]
         worthless: dict[Address, bool] = {}
         for first in range(0, len(paid), _AT_ONCE):
@@ -224,7 +224,7 @@ class Settler:
         last = await self._payments.last_claimed(epoch)
         if (epoch, last) == self._claimed:  # else there is more to do, or a reorganisation took a claim back
             return
-        donated = await asyncio.to_thread(self._journal.donated, epoch * length, (epoch + 1) * length)
+        donated = await asyncio.to_thread(self._journal.free_sessions.donated, epoch * length, (epoch + 1) * length)
         self._note([one for one in donated if _id(one) <= last and not one.claim], epoch, {})
         open_ones = [one for one in donated if _id(one) > last]
         chosen = await self._largest(epoch, open_ones)
@@ -256,13 +256,15 @@ class Settler:
         return sorted(chosen, key=_id)
 
     def _note(self, items: Sequence[Donated], epoch: int, skipped: dict[SessionId, str]) -> None:
-        self._journal.note_claims([_id(one) for one in items if _id(one) not in skipped], f"claimed in epoch {epoch}")
+        self._journal.free_sessions.note_claims(
+            [_id(one) for one in items if _id(one) not in skipped], f"claimed in epoch {epoch}"
+        )
         for session, reason in skipped.items():
-            self._journal.note_claims([session], f"skipped: {reason}")
+            self._journal.free_sessions.note_claims([session], f"skipped: {reason}")
 
     async def _mint(self, newest: int, length: int) -> None:
         """Mint the shares of all epochs up to `newest`; one counts as ended when the chain says so in a later round."""
-        known = await asyncio.to_thread(self._journal.donated_epochs, length)
+        known = await asyncio.to_thread(self._journal.free_sessions.claimed_epochs, length)
         waiting, (claimed, last) = "", self._claimed
         if any(last):  # the journal may not have written it down yet
             known.add(claimed)
@@ -283,4 +285,4 @@ class Settler:
 
 
 def _id(donated: Donated) -> SessionId:
-    return donated.newest.receipt.receipt.session_id
+    return donated.newest.receipt.session_id

@@ -84,7 +84,7 @@ class Due:
 
     @property
     def client(self) -> Address:
-        return self.proof.receipt.receipt.client
+        return self.proof.receipt.body.client
 
     @property
     def total(self) -> Credits:

@@ -207,7 +207,7 @@ class Conversation:
             signed = request.voucher
             try:
                 voucher = await self._services.meter.check_voucher(
-                    signed, signed.voucher.receipt, session.terms.session_key
+                    signed, signed.body.receipt, session.terms.session_key
                 )
                 # Once more: other steps and sessions of this client went on meanwhile. No await from here to `take`.
                 verdict = judge(session, request)
@@ -251,11 +251,11 @@ class Conversation:
         session = steps.session
         steps.drop(Step(1))
         await steps.finish()
-        if last is not None and session.may_promise(last.voucher.total):
+        if last is not None and session.may_promise(last.body.total):
             with suppress(ProofError):
-                if session.bound_step(last.voucher.receipt) is not None:
+                if session.bound_step(last.body.receipt) is not None:
                     voucher = await self._services.meter.check_voucher(
-                        last, last.voucher.receipt, session.terms.session_key
+                        last, last.body.receipt, session.terms.session_key
                     )
                     await steps.entries.store(0, session.countersign(voucher))
         await self._link.send(Closed())

@@ -123,6 +123,6 @@ def _check_hop(domain: Domain, source: Source, given: TensorHash, leaf: Leaf, si
         )
     if leaf.step != source.step:
         raise ProofError("A neighbour's leaf is of another step", why=f"expected {source.step}, got {leaf.step}")
-    claimed = signed.receipt  # its client and its sum of tokens are the neighbour's affair
+    claimed = signed.body  # its client and its sum of tokens are the neighbour's affair
     expected = Receipt(source.operator, claimed.client, source.session, source.step, claimed.tokens, leaf.head())
     check_receipt(domain, signed, expected)

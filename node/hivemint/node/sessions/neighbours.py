@@ -142,7 +142,7 @@ class Inbox:
         if isinstance(message, Tensor):
             source, step = self._source(peer, message.head.session), message.head.step
         elif isinstance(message, HopReceipt):
-            source, step = self._source(peer, message.receipt.receipt.session_id), message.receipt.receipt.step
+            source, step = self._source(peer, message.receipt.session_id), message.receipt.step
         else:
             source, step = None, Step(0)
         if source is None:
@@ -181,7 +181,7 @@ class Inbox:
         """The receipts of the newest steps are kept for as long as another one of theirs could come."""
         kept = self._signed.setdefault(source, {})
         first = kept.setdefault(step, signed)
-        if first.receipt != signed.receipt:
+        if first.body != signed.body:
             del kept[step]  # a flood of them is compared in pairs alone
             self._differ(first, signed)
         while len(kept) > 2 * self._ahead:

@@ -262,7 +262,7 @@ class SessionRegistry:
         session, idle = occupant.session, self._limits.idle_s
         if session is None:
             return idle
-        if not session.receipt.receipt.step and not session.adapter:
+        if not session.receipt.step and not session.adapter:
             idle = min(idle, OPENING)
         return math.inf if any(step.fed for step in session.pending) else keeps(idle, len(session.pending))
 

@@ -68,7 +68,7 @@ class ServedSession:
     why: str = ""
 
     def __post_init__(self) -> None:
-        self.receipts[self.receipt.receipt.step] = self.receipt
+        self.receipts[self.receipt.step] = self.receipt
         self.account.sessions.append(self)
 
     @property
@@ -127,11 +127,11 @@ class ServedSession:
 
         Raises KeyError if its receipt is not known here (any more).
         """
-        bound = self.bound_step(voucher.voucher.receipt)
+        bound = self.bound_step(voucher.body.receipt)
         pair = Countersigned(self.receipts[Step(-1) if bound is None else bound], voucher)
         if self.terms.price:
             self.account.promise(pair)
-        self.bound = bound = max(self.bound, pair.receipt.receipt.step)
+        self.bound = bound = max(self.bound, pair.receipt.step)
         for number in [number for number in self.steps if number <= bound and self.steps[number].answer]:
             del self.steps[number]
         for number in [number for number in self.receipts if number < min(bound, self.last - self.limits.ahead)]:
@@ -140,7 +140,7 @@ class ServedSession:
 
     def seal(self, step: TakenStep) -> None:
         """From here on the step's number is used up, whatever happens."""
-        if step.sealed or self.steps.get(step.number) is not step or step.number != self.receipt.receipt.step + 1:
+        if step.sealed or self.steps.get(step.number) is not step or step.number != self.receipt.step + 1:
             raise RuntimeError(f"step {step.number} would be signed twice or out of order")
         step.sealed = True
 
@@ -204,7 +204,7 @@ class ServedSession:
     def parent(self, request: StepRequest) -> "ServedSession | None":
         """The open session whose K/V a fork may begin with: of the same key, blocks, numerics and lane as this one."""
         for other in self.account.sessions:
-            if other is not self and isinstance(other, ServedSession) and other.receipt.receipt.head == request.parent:
+            if other is not self and isinstance(other, ServedSession) and other.receipt.head == request.parent:
                 return other if other.kin == self.kin else None
         return None
 

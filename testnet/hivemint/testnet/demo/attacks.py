@@ -71,20 +71,20 @@ class Attacker:
         """A million tokens more, signed by somebody who is not the node; Alice's voucher over it is real."""
         domain, alice = self._net.network.domain, self._net.signer("alice")
         mallory = Signer(b"\x66" * 32)
-        claimed = msgspec.structs.replace(paid.receipt.receipt, tokens=Tokens(10**6))
-        forged = replace(sign_receipt(domain, claimed, mallory), receipt=claimed)
+        claimed = msgspec.structs.replace(paid.receipt.body, tokens=Tokens(10**6))
+        forged = replace(sign_receipt(domain, claimed, mallory), body=claimed)
         voucher = sign_voucher(domain, forged, Credits(paid.voucher.total + 1), alice)
         return await self._settle("forged receipt", Countersigned(forged, voucher))
 
     async def _replayed_settlement(self, paid: Countersigned) -> Attack:
-        node, sender = paid.receipt.receipt.node, self._net.signer("carol")
+        node, sender = paid.receipt.body.node, self._net.signer("carol")
         await self._bindings.settlement.settle(sender, node, [paid])
         return await self._settle("replayed settlement", paid)
 
     async def _settle(self, name: str, proof: Countersigned) -> Attack:
         """Anybody may call `settle`; what is wrong with an item is said by the contract."""
         token = self._bindings.token
-        node, sender = proof.receipt.receipt.node, self._net.signer("carol")
+        node, sender = proof.receipt.body.node, self._net.signer("carol")
         before = await token.supply()
         result = await self._bindings.settlement.settle(sender, node, [proof])
         reason = "; ".join(skipped.reason.name.lower().replace("_", " ") for skipped in result.skipped)

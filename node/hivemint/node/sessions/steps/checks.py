@@ -161,7 +161,7 @@ def check_amount(session: ServedSession, request: StepRequest) -> Refused | None
 
 
 def check_binding(session: ServedSession, request: StepRequest) -> Refused | None:
-    bound = session.bound_step(request.voucher.voucher.receipt)
+    bound = session.bound_step(request.voucher.body.receipt)
     oldest = max(0, request.step - session.limits.ahead)
     if bound is None or bound < oldest:
         return session.refused(
@@ -178,7 +178,7 @@ def check_cover(session: ServedSession, request: StepRequest) -> Refused | None:
     """The chain would pay everything owed, this step included, as far as it was last read. Called again right
     before `take`.
     """
-    total, price = request.voucher.voucher.total, session.price_of(request)
+    total, price = request.voucher.body.total, session.price_of(request)
     if not session.terms.price:
         return None if total == 0 else session.refused(request, Code.VOUCHER, "expected a total of 0", f"got {total}")
     account, due = session.account, session.account.owed + price

@@ -22,7 +22,7 @@ class JournalEntries:
 
     async def store(self, price: int, pair: Countersigned | None) -> None:
         """A change of the sum owed, and a voucher; durable when it returns."""
-        session, signed = self._session, self._session.receipt.receipt
+        session, signed = self._session, self._session.receipt.body
         self._told = signed.step
         owed = session.account.entered(price)
         await self._journal.record(
@@ -39,7 +39,7 @@ class JournalEntries:
 
     async def settle(self) -> None:
         """Until the journal knows of the last receipt, and nothing is on its way there."""
-        if self._told != self._session.receipt.receipt.step:
+        if self._told != self._session.receipt.step:
             self.begin(0, None)
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -23,7 +23,7 @@ def begin(at: StepService, step: TakenStep) -> tuple[Leaf, Copied]:
     except OutOfRoom as error:
         copied = asyncio.get_running_loop().create_future()
         copied.set_exception(error)
-    return fork(session.receipt.receipt, parent.receipt.receipt, count), copied
+    return fork(session.receipt.body, parent.receipt.body, count), copied
 
 
 async def serve(at: StepService, step: TakenStep, leaf: Leaf, copied: Copied) -> None:
@@ -39,7 +39,7 @@ async def serve(at: StepService, step: TakenStep, leaf: Leaf, copied: Copied) ->
         at.session.seal(step)
         at.used()
         await at.entries.store(0, step.pair)
-        signed = await at.services.meter.sign(following(at.session.receipt.receipt, leaf))
+        signed = await at.services.meter.sign(following(at.session.receipt.body, leaf))
         answer = StepReceipt(signed.signed, b"")
         at.session.answer(step, signed, answer)
         await at.outputs.prove(step.request, HopReceipt(signed.signed, leaf), answer)

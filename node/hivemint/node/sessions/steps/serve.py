@@ -133,7 +133,7 @@ class StepService:
         """The receipt leaves when the journal has the voucher (P11)."""
         session, services = self.session, self.services
         await asyncio.sleep(0)  # the journal's thread writes while the receipt is made here
-        previous = session.receipt.receipt
+        previous = session.receipt.body
         measured = await services.meter.measure(previous.head, step.request, given, data)
         receipt = await services.meter.sign(following(previous, measured.leaf))
         await stored
