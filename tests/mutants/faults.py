@@ -34,8 +34,9 @@ ENTRIES, JOURNAL, PROMISED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
 OPENING, NODES, PAYER, PIPELINE, PROOFS, SOURCE, SEQUENCES, SESSION, SWARM = (
     f"client/hivemint/client/{name}.py"
     for name in (
-        "sessions/opening", "sessions/nodes", "sessions/payer", "sessions/live_pipeline", "sessions/proofs",
-        "sessions/vouchers", "generation/sequences", "sessions/session", "sessions/swarm_client",
+        "sessions/opening", "sessions/nodes", "sessions/payer", "sessions/pipelines/live_pipeline",
+        "sessions/pipelines/proofs", "sessions/pipelines/vouchers", "generation/sequences", "sessions/session",
+        "sessions/swarm_client",
     )
 )  # fmt: skip
 FEES, RECEIPT = "contracts/hivemint/contracts/fees.py", "protocol/hivemint/protocol/receipt.py"

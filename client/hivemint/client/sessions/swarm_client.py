@@ -14,16 +14,16 @@ import structlog
 
 from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
 from hivemint.client.sessions.errors import NodeEquivocated
-from hivemint.client.sessions.live_pipeline import LivePipeline
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.opening import Greeting, greet, neighbours, shake_hands, sign_session, within
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter, load_adapter
-from hivemint.client.sessions.relay import Relay, check_training
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
+from hivemint.client.sessions.pipelines.relay import Relay, check_training
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.route import Leg, MissingBlocks, Route, Wish, plan_route
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Allowance, Speeds
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.sessions.wallet import ContractPort, Identity, sign_by_key, unlock
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.ledger.books.voucher_book import VoucherBook

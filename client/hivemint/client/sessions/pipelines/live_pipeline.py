@@ -14,13 +14,13 @@ import torch
 
 from hivemint.client.pipeline import Rows
 from hivemint.client.sessions.errors import NodeEquivocated, NodeGone, NodeLied
-from hivemint.client.sessions.faults import Complaints, NodeSlow
-from hivemint.client.sessions.finite import check_own
 from hivemint.client.sessions.payer import Paid
-from hivemint.client.sessions.proofs import StepProofs, StepState
+from hivemint.client.sessions.pipelines.faults import Complaints, NodeSlow
+from hivemint.client.sessions.pipelines.finite import check_own
+from hivemint.client.sessions.pipelines.proofs import StepProofs, StepState
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import FAREWELL, RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
 from hivemint.protocol.ids import Step

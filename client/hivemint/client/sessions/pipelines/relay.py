@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hivemint.client.sessions.errors import NodeGone, blaming
-from hivemint.client.sessions.faults import NodeSlow
-from hivemint.client.sessions.finite import check_own, check_theirs
 from hivemint.client.sessions.opening import Greeting
 from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.pipelines.faults import NodeSlow
+from hivemint.client.sessions.pipelines.finite import check_own, check_theirs
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError, ProofError, ProtocolError, SwarmError
 from hivemint.protocol.ids import BACKWARD, FORWARD, Step
