@@ -31,12 +31,12 @@ ENTRIES, JOURNAL, PROMISED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
         "books/writer",
     )
 )
-OPENING, NODES, PAYER, PIPELINE, PROOFS, SOURCE, SEQUENCES, SESSION, SWARM = (
+CHUNKING, OPENING, NODES, PAYER, PROOFS, RECEIVER, SOURCE, SEQUENCES, SESSION, SWARM = (
     f"client/hivemint/client/{name}.py"
     for name in (
-        "sessions/opening", "sessions/nodes", "sessions/payer", "sessions/pipelines/live_pipeline",
-        "sessions/pipelines/proofs", "sessions/pipelines/vouchers", "generation/sequences", "sessions/session",
-        "sessions/swarm_client",
+        "sessions/pipelines/chunking", "sessions/opening", "sessions/nodes", "sessions/payer",
+        "sessions/pipelines/proofs", "sessions/pipelines/receiver", "sessions/pipelines/vouchers",
+        "generation/sequences", "sessions/session", "sessions/swarm_client",
     )
 )  # fmt: skip
 FEES, RECEIPT = "contracts/hivemint/contracts/fees.py", "protocol/hivemint/protocol/receipt.py"
@@ -120,7 +120,7 @@ FAULTS = (
     fault("C4: signs anew though nothing has changed", SESSION,
           "if request.voucher.voucher.total == owed + self.cost(request):", "if False:",
           BELIEFS + "test_a_refusal_without_a_reason_is_no_reason_to_sign"),
-    fault("C4: drawn vouchers are not put back before a refusal", PIPELINE,
+    fault("C4: drawn vouchers are not put back before a refusal", RECEIVER,
           "await self._source.put_back()  # what has not left is no debt that a node could speak of", "pass",
           CORNERS + "test_a_voucher_drawn_ahead_is_no_debt_that_a_node_could_speak_of"),
     fault("C5: maxAmount bounds what was delivered", SESSION, "return self.session.max_amount - self.raised",
@@ -147,9 +147,9 @@ FAULTS = (
           "ahead=named.ahead", BELIEFS + "test_a_nodes_limits_are_cut_to_the_clients_own"),
     fault("C8: rows a step as the node wants them", OPENING, "rows=min(named.rows, settings.max_rows)",
           "rows=named.rows", BELIEFS + "test_a_nodes_limits_are_cut_to_the_clients_own"),
-    fault("C8: a stranger gets whole chunks", PIPELINE, "smallest if self._strangers() else max(wanted, smallest)",
+    fault("C8: a stranger gets whole chunks", CHUNKING, "smallest if self._strangers() else max(wanted, smallest)",
           "max(wanted, smallest)", BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
-    fault("C8: a stranger gets many chunks", PIPELINE, "return 1 if count == 1 or self._strangers() else self._ahead",
+    fault("C8: a stranger gets many chunks", CHUNKING, "return 1 if count == 1 or self._strangers() else self._ahead",
           "return 1 if count == 1 else self._ahead",
           BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
     fault("C8: waits as long as a node likes", SWARM, "wait = min(error.retry_after, self.settings.max_wait)",
