@@ -22,7 +22,6 @@ TWICE = {
 """Class names that stand in two files, and why."""
 
 OVER = {
-    "client/hivemint/client/sessions/swarm_client.py::SwarmClient": 277,
     "ledger/hivemint/ledger/books/journal.py::Journal": 352,
     "node/hivemint/node/engine/engine.py::Engine": 288,
     "swarm/hivemint/swarm/host.py::Host": 277,

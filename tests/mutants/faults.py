@@ -31,11 +31,12 @@ ENTRIES, JOURNAL, PROMISED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
         "books/writer",
     )
 )
-CHUNKING, OPENING, NODES, PAYER, PROOFS, RECEIVER, SOURCE, SEQUENCES, SESSION, SWARM = (
+CHUNKING, OPENER, OPENING, NODES, PAYER, PLANNER, PROOFS, RECEIVER, SOURCE, SEQUENCES, SESSION, SWARM = (
     f"client/hivemint/client/{name}.py"
     for name in (
-        "sessions/pipelines/chunking", "sessions/opening", "sessions/nodes", "sessions/payer",
-        "sessions/pipelines/proofs", "sessions/pipelines/receiver", "sessions/pipelines/vouchers",
+        "sessions/pipelines/chunking", "sessions/route_opener", "sessions/opening", "sessions/nodes", "sessions/payer",
+        "sessions/route_planner", "sessions/pipelines/proofs", "sessions/pipelines/receiver",
+        "sessions/pipelines/vouchers",
         "generation/sequences", "sessions/session", "sessions/swarm_client",
     )
 )  # fmt: skip
@@ -133,7 +134,7 @@ FAULTS = (
           BOOK + "test_no_promise_passes_the_account_or_the_session"),
     fault("C6: funded is ignored", PROMISED, "if owing.funded is not None and total > owing.funded:", "if False:",
           BOOK + "test_no_promise_passes_the_account_or_the_session"),
-    fault("C6: accounts are not read when a session opens", SWARM,
+    fault("C6: accounts are not read when a session opens", OPENER,
           "await self._payer.look(leg.operator for leg in route.legs if leg.price)", "pass",
           BELIEFS + "test_nothing_is_signed_past_what_the_account_holds"),
     fault("C6: an account that thaws counts", "contracts/hivemint/contracts/bindings/settlement.py",
@@ -154,7 +155,7 @@ FAULTS = (
           BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
     fault("C8: waits as long as a node likes", SWARM, "wait = min(error.retry_after, self.settings.max_wait)",
           "wait = error.retry_after", BELIEFS + "test_a_busy_node_is_not_waited_for_longer_than_this_client_likes"),
-    fault("C9: no default ceiling of prices", SWARM, "times_median=self.settings.max_times_median",
+    fault("C9: no default ceiling of prices", PLANNER, "times_median=settings.max_times_median",
           "times_median=None", BELIEFS + "test_without_a_ceiling_a_dear_node_is_left_out"),
     # ---- N1 to N8: what a node takes, stores and claims
     fault("N1: a dead key covers", ACCOUNT, "pair.voucher.total <= self.funded and self.lives(pair.voucher.key)",

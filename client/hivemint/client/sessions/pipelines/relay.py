@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hivemint.client.sessions.errors import NodeGone, blaming
-from hivemint.client.sessions.opening import Greeting
+from hivemint.client.sessions.errors import blaming
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.finite import check_own, check_theirs
@@ -197,12 +196,3 @@ async def _answer(session: RemoteSession) -> tuple[StepReceipt | Refused | Close
                 return message, tensor
             case _:
                 raise ProtocolError(f"A node sent a {type(message).__name__} in a training session")
-
-
-def check_training(greetings: Sequence[Greeting], tokens: int) -> None:
-    """Whether all nodes take sequences of `tokens` positions, forward and backward. Raises NodeGone."""
-    for one in greetings:
-        most = min(one.terms.limits.backward_rows, one.terms.limits.rows)
-        if tokens > most:
-            limit = f"it takes {most} positions a step" if most else "it serves no backward steps"
-            raise NodeGone(one.leg, f"trains no sequences of {tokens} positions", limit)
