@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hivemint.client.pipeline import RoomLost, SessionLimit
 from hivemint.client.sessions.errors import NodeEquivocated, NodeRefusal
-from hivemint.client.sessions.live_pipeline import LivePipeline
 from hivemint.client.sessions.payer import NodeUnproven
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.sessions.swarm_client import SwarmClient
 from hivemint.client.sessions.wallet import Identity
 from hivemint.protocol import evidence

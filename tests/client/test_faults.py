@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hivemint.client.generation.sequences import REPLACED, Sequence
-from hivemint.client.sessions import faults
 from hivemint.client.sessions.errors import NodeGone, NodeRefusal
+from hivemint.client.sessions.pipelines import faults
 from hivemint.client.sessions.speeds import Allowance, Speeds
 from hivemint.protocol.errors import HivemintError, SwarmError
 from hivemint.swarm.messages import Code, Refused

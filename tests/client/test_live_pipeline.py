@@ -9,8 +9,8 @@ import torch
 
 from hivemint.client.pipeline import SessionLimit
 from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
-from hivemint.client.sessions.live_pipeline import LivePipeline
 from hivemint.client.sessions.payer import NodeUnproven
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.settings import Bid
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.protocol.errors import SwarmError

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hivemint.client.sessions.opening import Greeting, SignedSession, sign_session
 from hivemint.client.sessions.payer import NodeUnproven, Payer
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.route import Leg
 from hivemint.client.sessions.session import RemoteSession
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.sessions.wallet import Identity
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.protocol.ids import BlockIndex, Credits, Step

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from hivemint.client.sessions.live_pipeline import LivePipeline
 from hivemint.client.sessions.nodes import Target
 from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.sessions.swarm_client import SwarmClient
 from hivemint.client.sessions.wallet import ContractPort, Identity
 from hivemint.client.settings import Bid, ClientSettings

@@ -14,8 +14,8 @@ import torch
 
 from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 from hivemint.client.generation.ends import Ends
-from hivemint.client.sessions import faults
 from hivemint.client.sessions.errors import NodeGone
+from hivemint.client.sessions.pipelines import faults
 from hivemint.client.sessions.speeds import Allowance, Speeds
 from hivemint.model.local_models import LocalModel
 from hivemint.node.server import Node

@@ -22,8 +22,6 @@ TWICE = {
 """Class names that stand in two files, and why."""
 
 OVER = {
-    "client/hivemint/client/sessions/live_pipeline.py::LivePipeline": 326,
-    "client/hivemint/client/sessions/swarm_client.py::SwarmClient": 277,
     "node/hivemint/node/engine/engine.py::Engine": 288,
     "cli/hivemint/cli/node/serving.py::start": 80,
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
-from hivemint.client.sessions.live_pipeline import LivePipeline
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.swarm.messages import AnyMessage
 from support.lies import changed_output, changed_rows, changed_signature, more_tokens
 from support.real_nodes import ASK, CLIENT, RealNodes

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.client.sessions.live_pipeline import LivePipeline
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from support.real_nodes import ASK, CLIENT, RealNodes
 
 PROMPT = [3, 17, 42, 5, 9, 23, 31]

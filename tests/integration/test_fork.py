@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hivemint.client.generation.sequences import Sequence
-from hivemint.client.sessions.live_pipeline import LivePipeline
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.node.engine.scheduler import Lane
 from hivemint.protocol.errors import SwarmError
 from hivemint.protocol.receipt import following, fork, opening

@@ -147,7 +147,7 @@ async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(two_nodes: RealNod
     """Prefill, decode, training and `generate` through two nodes, each with its part of the adapter; then without."""
     folder = write_lora(two_nodes.folder, tmp_path / "lora", ["q_proj", "v_proj", "up_proj"], lora_alpha=40)
     theirs, client = with_lora(two_nodes.folder, folder), two_nodes.client
-    client._adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
+    client._opener.adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
     rows = torch.randn(20, 32)
     pipeline = await client.open(40)
     got = [await pipeline.forward(rows[:16]), *[await pipeline.forward(rows[at : at + 1]) for at in range(16, 20)]]
@@ -166,7 +166,7 @@ async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(two_nodes: RealNod
     expected = gradient(lambda x: theirs(inputs_embeds=x).logits, hidden)
     torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert torch.equal(text, theirs.generate(input_ids=ids, max_new_tokens=6, do_sample=False))
-    client._adapter = None
+    client._opener.adapter = None
     pipeline = await client.open(40)
     plain = await pipeline.forward(rows[:16], rows="all")
     await pipeline.close()
@@ -177,7 +177,7 @@ async def test_an_adapter_is_what_peft_makes_of_it_end_to_end(two_nodes: RealNod
 async def test_a_lost_adapter_is_loaded_again_in_a_new_session(two_nodes: RealNodes, tmp_path: Path) -> None:
     folder = write_lora(two_nodes.folder, tmp_path / "lora", ["q_proj"])
     theirs, client = with_lora(two_nodes.folder, folder), two_nodes.client
-    client._adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
+    client._opener.adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
     model, hidden, room = model_of(two_nodes, tmp_path), torch.randn(1, 6, 32), two_nodes.nodes[1].engine.room
     room._idle = 0.0
 
@@ -196,7 +196,7 @@ async def test_a_lost_adapter_is_loaded_again_in_a_new_session(two_nodes: RealNo
 
 async def test_an_adapter_that_a_node_does_not_take_is_told(two_nodes: RealNodes, tmp_path: Path) -> None:
     folder = write_lora(two_nodes.folder, tmp_path / "lora", ["q_proj"], r=100)
-    two_nodes.client._adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
+    two_nodes.client._opener.adapter = LoraAdapter.load(folder, Anatomy.read(two_nodes.folder))
     with pytest.raises(NodeRefusal, match=r"too high a rank.*at most 64, got 100"):
         await two_nodes.client.open(40)
     for node in two_nodes.nodes:

@@ -32,11 +32,13 @@ ENTRIES, JOURNAL, PROMISED, STORED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = 
         "books/writer",
     )
 )
-OPENING, NODES, PAYER, PIPELINE, PROOFS, SOURCE, SEQUENCES, SESSION, SWARM = (
+CHUNKING, OPENER, OPENING, NODES, PAYER, PLANNER, PROOFS, RECEIVER, SOURCE, SEQUENCES, SESSION, SWARM = (
     f"client/hivemint/client/{name}.py"
     for name in (
-        "sessions/opening", "sessions/nodes", "sessions/payer", "sessions/live_pipeline", "sessions/proofs",
-        "sessions/vouchers", "generation/sequences", "sessions/session", "sessions/swarm_client",
+        "sessions/pipelines/chunking", "sessions/route_opener", "sessions/opening", "sessions/nodes", "sessions/payer",
+        "sessions/route_planner", "sessions/pipelines/proofs", "sessions/pipelines/receiver",
+        "sessions/pipelines/vouchers",
+        "generation/sequences", "sessions/session", "sessions/swarm_client",
     )
 )  # fmt: skip
 FEES, RECEIPT = "contracts/hivemint/contracts/fees.py", "protocol/hivemint/protocol/receipt.py"
@@ -120,7 +122,7 @@ FAULTS = (
     fault("C4: signs anew though nothing has changed", SESSION,
           "if request.voucher.body.total == owed + self.cost(request):", "if False:",
           BELIEFS + "test_a_refusal_without_a_reason_is_no_reason_to_sign"),
-    fault("C4: drawn vouchers are not put back before a refusal", PIPELINE,
+    fault("C4: drawn vouchers are not put back before a refusal", RECEIVER,
           "await self._source.put_back()  # what has not left is no debt that a node could speak of", "pass",
           CORNERS + "test_a_voucher_drawn_ahead_is_no_debt_that_a_node_could_speak_of"),
     fault("C5: maxAmount bounds what was delivered", SESSION, "return self.session.max_amount - self.raised",
@@ -133,7 +135,7 @@ FAULTS = (
           BOOK + "test_no_promise_passes_the_account_or_the_session"),
     fault("C6: funded is ignored", PROMISED, "if owing.funded is not None and total > owing.funded:", "if False:",
           BOOK + "test_no_promise_passes_the_account_or_the_session"),
-    fault("C6: accounts are not read when a session opens", SWARM,
+    fault("C6: accounts are not read when a session opens", OPENER,
           "await self._payer.look(leg.operator for leg in route.legs if leg.price)", "pass",
           BELIEFS + "test_nothing_is_signed_past_what_the_account_holds"),
     fault("C6: an account that thaws counts", "contracts/hivemint/contracts/bindings/settlement.py",
@@ -147,14 +149,14 @@ FAULTS = (
           "ahead=named.ahead", BELIEFS + "test_a_nodes_limits_are_cut_to_the_clients_own"),
     fault("C8: rows a step as the node wants them", OPENING, "rows=min(named.rows, settings.max_rows)",
           "rows=named.rows", BELIEFS + "test_a_nodes_limits_are_cut_to_the_clients_own"),
-    fault("C8: a stranger gets whole chunks", PIPELINE, "smallest if self._strangers() else max(wanted, smallest)",
+    fault("C8: a stranger gets whole chunks", CHUNKING, "smallest if self._strangers() else max(wanted, smallest)",
           "max(wanted, smallest)", BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
-    fault("C8: a stranger gets many chunks", PIPELINE, "return 1 if count == 1 or self._strangers() else self._ahead",
+    fault("C8: a stranger gets many chunks", CHUNKING, "return 1 if count == 1 or self._strangers() else self._ahead",
           "return 1 if count == 1 else self._ahead",
           BELIEFS + "test_until_it_has_delivered_a_node_gets_one_small_chunk"),
     fault("C8: waits as long as a node likes", SWARM, "wait = min(error.retry_after, self.settings.max_wait)",
           "wait = error.retry_after", BELIEFS + "test_a_busy_node_is_not_waited_for_longer_than_this_client_likes"),
-    fault("C9: no default ceiling of prices", SWARM, "times_median=self.settings.max_times_median",
+    fault("C9: no default ceiling of prices", PLANNER, "times_median=settings.max_times_median",
           "times_median=None", BELIEFS + "test_without_a_ceiling_a_dear_node_is_left_out"),
     # ---- N1 to N8: what a node takes, stores and claims
     fault("N1: a dead key covers", ACCOUNT, "pair.voucher.total <= self.funded and self.lives(pair.voucher.key)",

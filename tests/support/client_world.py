@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from hivemint.client.sessions.live_pipeline import LivePipeline
 from hivemint.client.sessions.nodes import Target
 from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.sessions.swarm_client import SwarmClient
 from hivemint.client.sessions.wallet import Identity
 from hivemint.client.settings import Bid, ClientSettings

@@ -5,6 +5,7 @@ Whatever goes wrong here names the node and says what to do; `peers` of an error
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
@@ -155,6 +156,15 @@ def neighbours(greetings: list[Greeting], signed: list[SignedSession]) -> list[t
         previous.append(Previous(one.leg.peer, one.leg.operator, its.session_id))
         following_.append(Peer(other.leg.peer, other.leg.record.addresses))
     return list(zip(previous, [*following_, None], strict=True))
+
+
+def check_training(greetings: Sequence[Greeting], tokens: int) -> None:
+    """Whether all nodes take sequences of `tokens` positions, forward and backward. Raises NodeGone."""
+    for one in greetings:
+        most = min(one.terms.limits.backward_rows, one.terms.limits.rows)
+        if tokens > most:
+            limit = f"it takes {most} positions a step" if most else "it serves no backward steps"
+            raise NodeGone(one.leg, f"trains no sequences of {tokens} positions", limit)
 
 
 async def _expect(link: Link, leg: Leg, kind: type[_M]) -> _M:

@@ -5,6 +5,7 @@ prove that this wallet has promised it elsewhere: a voucher by the wallet or a k
 out (the contract pays for vouchers of this wallet alone; that remains when both ends have lost their books).
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,17 @@ class Payer:
         if self.chain is not None and (wanted := sorted(set(nodes))):
             accounts = await self.chain.accounts(self.who.client, wanted)
             self.funded.update({node: account.funded for node, account in accounts.items()})
+
+    async def expiry(self, seconds: float) -> int:
+        """When a session of so many seconds ends that is signed now, in seconds since 1970. Raises ChainError.
+
+        By the later of the two clocks; never beyond a separate key's own end.
+        """
+        now = int(time.time())
+        if self.chain is not None:
+            now = max(now, await self.chain.time())
+        expiry = now + int(seconds)
+        return min(expiry, self.who.valid_until or expiry)
 
     def owing(self, node: Address, amount: int, receipt: bytes, room: int) -> Owing:
         """A step's price and its limits: the account's, and the session's `room`."""

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +14,16 @@ import structlog
 
 from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
 from hivemint.client.sessions.errors import NodeEquivocated
-from hivemint.client.sessions.live_pipeline import LivePipeline
 from hivemint.client.sessions.nodes import Nodes, Target
-from hivemint.client.sessions.opening import Greeting, greet, neighbours, shake_hands, sign_session, within
 from hivemint.client.sessions.payer import Payer
-from hivemint.client.sessions.peft import LoraAdapter, load_adapter
-from hivemint.client.sessions.relay import Relay, check_training
-from hivemint.client.sessions.route import Leg, MissingBlocks, Route, Wish, plan_route
-from hivemint.client.sessions.session import RemoteSession
+from hivemint.client.sessions.peft import LoraAdapter
+from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
+from hivemint.client.sessions.pipelines.relay import Relay
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
+from hivemint.client.sessions.route import Route
+from hivemint.client.sessions.route_opener import RouteOpener
+from hivemint.client.sessions.route_planner import RoutePlanner
 from hivemint.client.sessions.speeds import Allowance, Speeds
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.sessions.wallet import ContractPort, Identity, sign_by_key, unlock
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.ledger.books.voucher_book import VoucherBook
@@ -38,7 +38,6 @@ from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.messages import Code
-from hivemint.swarm.records import CheckedRecord
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +48,6 @@ _TRY_LATER = (Code.BUSY, Code.RATE)
 _UNFUNDED = (Code.FUNDS, Code.THAWING, Code.RELEASED)
 _OUR_OWN = (*_UNFUNDED, Code.KEY, Code.REVOKED, Code.EXPIRY, Code.NETWORK)
 """Refusals that are not the node's fault: another one would say the same."""
-_LOOK_AGAIN = 0.5
 
 
 class SwarmClient:
@@ -71,11 +69,13 @@ class SwarmClient:
 
         `proofs`: the folder that keeps evidence against nodes.
         """
-        self._host, self._target, self._payer, self._chain, self._adapter = host, target, payer, payer.chain, adapter
-        self.settings, self._proofs = settings, proofs
+        self._host, self._target, self._payer, self._proofs = host, target, payer, proofs
+        self.settings = settings
         self.speeds = Speeds(Allowance(settings.slow_times, settings.slow_floor))
         self.nodes = Nodes(host, target, payer.chain)
         self._pipelines: set[LivePipeline | Relay] = set()
+        self._planner = RoutePlanner(self.nodes, target, payer, self._reserved)
+        self._opener = RouteOpener(host, payer, adapter)
 
     @property
     def host(self) -> Host:
@@ -104,7 +104,7 @@ class SwarmClient:
         deadline = time.monotonic() + self.settings.patience
         failures, free_only = 0, False
         while True:
-            route = await self._awaited_route(tokens, free_only, work)
+            route = await self._planner.awaited(tokens, self.settings, self.speeds, free_only=free_only, work=work)
             try:
                 pipeline = await go(route)
             except Refusal as error:
@@ -156,37 +156,30 @@ class SwarmClient:
 
     async def route(self, tokens: int, *, free_only: bool = False, work: int = 0) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
-        records = await self.nodes.usable()
-        bid, ceiling = Bid("free") if free_only else self.settings.bid, self.settings.max_price
-        wish = Wish(
-            blocks=self._target.blocks,
-            tokens=tokens,
-            bid=bid,
-            ceiling=ceiling,
-            seconds_per_credit=self.settings.seconds_per_credit,
-            margin=self.settings.margin,
-            work=work,
-            times_median=self.settings.max_times_median,
-        )
-        if not bid.paid:
-            return plan_route(records, wish, self.speeds)
-        funds = await self._funds(records) if self._chain else None
-        if bid.kind != "auto":
-            return plan_route(records, _with(wish, bid, funds), self.speeds)
-        if funds and any(funds.values()):
-            try:
-                return plan_route(records, _with(wish, Bid("times"), funds), self.speeds)
-            except SwarmError:
-                pass  # not enough for a paid route: the free lane is what `auto` stands for then
-        return plan_route(records, _with(wish, Bid("free"), None), self.speeds)
+        return await self._planner.route(tokens, self.settings, self.speeds, free_only=free_only, work=work)
+
+    async def along(self, route: Route, tokens: int) -> LivePipeline:
+        """A pipeline over these nodes."""
+        sessions = await self._opener.open(route, tokens, self.settings, self.speeds)
+        source = VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
+        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, source, self._set_aside)
+
+    async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
+        """A relay over these nodes."""
+        sessions = await self._opener.open(route, tokens, self.settings, self.speeds, work)
+        return Relay(sessions, self._target.hidden, self._payer, self.settings, self.speeds, self._set_aside)
+
+    async def expiry(self) -> int:
+        """By the later of the two clocks; never beyond a separate key's own end."""
+        return await self._payer.expiry(self.settings.session_time)
 
     async def close(self) -> None:
         """Sign off everywhere, leave the swarm. Harmless when called again."""
         await asyncio.gather(*(one.close() for one in self._pipelines), return_exceptions=True)
         self._pipelines.clear()
         await self._host.close()
-        if self._chain is not None:
-            await self._chain.close()
+        if self._payer.chain is not None:
+            await self._payer.chain.close()
         self._payer.book.close()
 
     # ---- inside
@@ -195,17 +188,12 @@ class SwarmClient:
         self._pipelines = {one for one in self._pipelines if one.open}
         self._pipelines.add(pipeline)
 
-    async def _awaited_route(self, tokens: int, free_only: bool, work: int) -> Route:
-        """A route; where blocks are missing, wait for them as long as the settings say."""
-        deadline = time.monotonic() + self.settings.wait_for_blocks
-        while True:
-            try:
-                return await self.route(tokens, free_only=free_only, work=work)
-            except MissingBlocks:
-                if time.monotonic() + _LOOK_AGAIN > deadline:
-                    raise
-                await asyncio.sleep(_LOOK_AGAIN)
-                self.nodes.forget()
+    def _reserved(self) -> Counter[Address]:
+        """What each node still reserves for sessions that are open, in wei."""
+        reserved: Counter[Address] = Counter()
+        for session in (session for one in self._pipelines if one.open for session in one.sessions):
+            reserved[session.leg.operator] += session.unspent
+        return reserved
 
     async def _later(self, error: Refusal, deadline: float) -> bool:
         """After a `busy`: take another node meanwhile if there is one, else wait. False: there is no time left."""
@@ -218,87 +206,6 @@ class SwarmClient:
         else:
             await asyncio.sleep(wait)
         return True
-
-    async def along(self, route: Route, tokens: int) -> LivePipeline:
-        """A pipeline over these nodes."""
-        sessions = await self._sessions(route, tokens)
-        source = VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
-        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, source, self._set_aside)
-
-    async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
-        """A relay over these nodes."""
-        sessions = await self._sessions(route, tokens, work)
-        return Relay(sessions, self._target.hidden, self._payer, self.settings, self.speeds, self._set_aside)
-
-    async def _sessions(self, route: Route, tokens: int, work: int = 0) -> list[RemoteSession]:
-        """Dial all hops at once, sign all sessions, then shake hands with all of them at once.
-
-        With `work` the sessions are for training: no node knows its neighbours.
-        """
-        timeout, margin = self.settings.open_timeout, self.settings.margin
-        greetings = await self._greet_all(route, timeout)
-        try:
-            await self._payer.look(leg.operator for leg in route.legs if leg.price)
-            expiry = await self.expiry()
-            if work:
-                check_training(greetings, tokens)
-            signed = [
-                sign_session(one, self._payer, tokens=tokens, margin=margin, expiry=expiry, work=work)
-                for one in greetings
-            ]
-            places = [(None, None)] * len(signed) if work else neighbours(greetings, signed)
-            firsts = await _all(
-                [
-                    shake_hands(one, its, self._payer, previous=previous, next_hop=after, timeout=timeout)
-                    for one, its, (previous, after) in reversed(list(zip(greetings, signed, places, strict=True)))
-                ]
-            )
-            sessions = [
-                RemoteSession(one, its, self._payer, first)
-                for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
-            ]
-            if self._adapter is not None:
-                loads = [load_adapter(one, self._adapter, self.settings.step_timeout) for one in greetings]
-                for session, digest in zip(sessions, await _all(loads), strict=True):
-                    session.adapter = digest
-        except BaseException:
-            await _hang_up(greetings)
-            raise
-        return sessions
-
-    async def _greet_all(self, route: Route, timeout: float) -> list[Greeting]:
-        done: list[Greeting] = []
-
-        async def one(leg: Leg) -> Greeting:
-            greeting = within(await greet(self._host, leg, timeout), self.settings)
-            done.append(greeting)
-            self.speeds.trip(leg.peer, greeting.trip)
-            return greeting
-
-        try:
-            return await _all([one(leg) for leg in route.legs])
-        except BaseException:
-            await _hang_up(done)
-            raise
-
-    async def expiry(self) -> int:
-        """By the later of the two clocks; never beyond a separate key's own end."""
-        now = int(time.time())
-        if self._chain is not None:
-            now = max(now, await self._chain.time())
-        expiry = now + int(self.settings.session_time)
-        return min(expiry, self._payer.who.valid_until or expiry)
-
-    async def _funds(self, records: list[CheckedRecord]) -> dict[Address, int]:
-        """What each node's account still admits: funded, less what is owed already."""
-        assert self._chain is not None  # noqa: S101 - the caller has looked
-        nodes = sorted({one.record.operator for one in records})
-        accounts, totals = await self._chain.accounts(self._payer.who.client, nodes), self._payer.book.totals()
-        self._payer.funded.update({node: account.funded for node, account in accounts.items()})
-        owed = {node: max(account.collected, totals.get(node, (0, 0))[1]) for node, account in accounts.items()}
-        for session in (session for one in self._pipelines if one.open for session in one.sessions):
-            owed[session.leg.operator] = owed.get(session.leg.operator, 0) + session.unspent
-        return {node: max(0, account.funded - owed[node]) for node, account in accounts.items()}
 
     def _failed(self, error: HivemintError, failures: int) -> int:
         """Set the nodes aside and allow another route, as long as there is another one."""
@@ -387,23 +294,3 @@ def _check_model(network: Network, model: LocalModel) -> None:
     for one in network.models:
         if one.model_id == model.model_id:
             companions.check(model.folder, one.files)
-
-
-def _with(wish: Wish, bid: Bid, funds: Mapping[Address, int] | None) -> Wish:
-    return replace(wish, bid=bid, funds=funds)
-
-
-async def _all(work: list[Any]) -> list[Any]:
-    """All results in order, or the first error after the others have been cancelled and have ended."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-async def _hang_up(greetings: list[Greeting]) -> None:
-    await asyncio.gather(*(one.link.close("the route could not be opened") for one in greetings))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hivemint.client.sessions.errors import NodeGone, NodeRefusal
-from hivemint.client.sessions.proofs import StepProofs
+from hivemint.client.sessions.pipelines.proofs import StepProofs
 from hivemint.client.sessions.route import Leg
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.protocol.errors import HivemintError, SwarmError

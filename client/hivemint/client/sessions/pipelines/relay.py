@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hivemint.client.sessions.errors import NodeGone, blaming
-from hivemint.client.sessions.faults import NodeSlow
-from hivemint.client.sessions.finite import check_own, check_theirs
-from hivemint.client.sessions.opening import Greeting
+from hivemint.client.sessions.errors import blaming
 from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.pipelines.faults import NodeSlow
+from hivemint.client.sessions.pipelines.finite import check_own, check_theirs
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError, ProofError, ProtocolError, SwarmError
 from hivemint.protocol.ids import BACKWARD, FORWARD, Step
@@ -197,12 +196,3 @@ async def _answer(session: RemoteSession) -> tuple[StepReceipt | Refused | Close
                 return message, tensor
             case _:
                 raise ProtocolError(f"A node sent a {type(message).__name__} in a training session")
-
-
-def check_training(greetings: Sequence[Greeting], tokens: int) -> None:
-    """Whether all nodes take sequences of `tokens` positions, forward and backward. Raises NodeGone."""
-    for one in greetings:
-        most = min(one.terms.limits.backward_rows, one.terms.limits.rows)
-        if tokens > most:
-            limit = f"it takes {most} positions a step" if most else "it serves no backward steps"
-            raise NodeGone(one.leg, f"trains no sequences of {tokens} positions", limit)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hivemint.client.sessions.finite import check_theirs
+from hivemint.client.sessions.pipelines.finite import check_theirs
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.protocol.errors import ProofError, ProtocolError

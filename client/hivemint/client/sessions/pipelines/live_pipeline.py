@@ -13,27 +13,21 @@ from collections.abc import Callable
 import torch
 
 from hivemint.client.pipeline import Rows
-from hivemint.client.sessions.errors import NodeEquivocated, NodeGone, NodeLied
-from hivemint.client.sessions.faults import Complaints, NodeSlow
-from hivemint.client.sessions.finite import check_own
+from hivemint.client.sessions.errors import NodeGone, NodeLied
 from hivemint.client.sessions.payer import Paid
-from hivemint.client.sessions.proofs import StepProofs, StepState
+from hivemint.client.sessions.pipelines.chunking import Chunking
+from hivemint.client.sessions.pipelines.faults import NodeSlow
+from hivemint.client.sessions.pipelines.finite import check_own
+from hivemint.client.sessions.pipelines.in_flight import StepsInFlight
+from hivemint.client.sessions.pipelines.proofs import StepProofs, StepState
+from hivemint.client.sessions.pipelines.receiver import Receiver
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import FAREWELL, RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
-from hivemint.client.sessions.vouchers import VoucherSource
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError, LinkClosed, ProofError, ProtocolError, SwarmError
+from hivemint.protocol.errors import HivemintError, LinkClosed, ProofError
 from hivemint.protocol.ids import Step
-from hivemint.swarm.messages import (
-    AnyMessage,
-    Cancelled,
-    Closed,
-    Refused,
-    RowMode,
-    StepReceipt,
-    StepRequest,
-    Tensor,
-)
+from hivemint.swarm.messages import RowMode, StepRequest
 from hivemint.swarm.rows import to_wire
 
 _LAST_WORDS = 2.5
@@ -55,22 +49,18 @@ class LivePipeline:
         on_error: Callable[[HivemintError], None],
     ) -> None:
         self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
-        self._speeds, self._source, self._on_error = speeds, source, on_error
+        self._speeds, self._source = speeds, source
         self._wire = sessions[0].leg.wire
         self._position = 0
         self._last = Step(0)
         self._steps = StepProofs(sessions, hidden_size, self._wire, speeds)
-        self._complaints = Complaints(sessions, self._steps, self._fail)
+        self._in_flight = StepsInFlight(sessions, self._steps, settings.step_timeout, on_error)
+        self._receiver = Receiver(sessions, self._steps, self._in_flight, source, self._send_again)
+        self._chunking = Chunking(sessions, settings, speeds)
         for one in sessions:
             speeds.opened(one.leg.peer)
-        self._ahead = min(one.terms.limits.ahead for one in sessions)
-        self._max_rows = min(one.terms.limits.rows for one in sessions)
-        self._error: HivemintError | None = None
-        self._told = False  # the caller has been told of it
+        self._told = False  # the caller has been told what broke it
         self._closing: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._readers = [self._loop.create_task(self._read(hop)) for hop in range(len(sessions))]
 
     @property
     def hidden_size(self) -> int:
@@ -132,25 +122,25 @@ class LivePipeline:
         count, width = hidden.shape
         if width != self._hidden_size or count < 1:
             raise ValueError(f"expected [count, {self._hidden_size}], got {tuple(hidden.shape)}")
-        self._check_usable()
+        self._in_flight.check_usable()
         for session in self._sessions:
             session.admit(count, self._position + count)
         outputs: list[asyncio.Future[torch.Tensor]] = []
         at = 0
         while at < count:
-            await self._room(self._window(count))
-            size = min(count - at, self._chunk(count))
+            await self._in_flight.room(self._chunking.window(count))
+            size = min(count - at, self._chunking.rows(count))
             want: RowMode = rows if rows == "all" or at + size == count else "none"
             output = await self._send(hidden[at : at + size], want)
             if output is not None:
                 outputs.append(output)
             at += size
-        tensors = [await self._output(one) for one in outputs]
+        tensors = [await self._in_flight.output(one) for one in outputs]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     async def settle(self) -> None:
         """Until no step is in flight and all receipts have been checked. Raises what broke the pipeline."""
-        await self._room(1)
+        await self._in_flight.room(1)
 
     async def fork(self, parent: "LivePipeline", count: int) -> None:
         """Begin with the first `count` positions of a settled pipeline over the same nodes, before anything else.
@@ -158,7 +148,7 @@ class LivePipeline:
         Nothing is computed and nothing paid for them. Raises SessionLimit where a node has them no more; then, as
         after any other error, only `close` may follow.
         """
-        self._check_usable()
+        self._in_flight.check_usable()
         step = self._last = Step(1)
         self._position = count
         state = self._steps.add_fork(step, count)
@@ -168,7 +158,7 @@ class LivePipeline:
 
     async def cancel(self) -> None:
         """See `Pipeline.cancel`."""
-        if self._error is None and self._closing is None:
+        if self._in_flight.error is None and self._closing is None:
             with contextlib.suppress(TimeoutError):  # a node that reads nothing learns it when the stream ends
                 async with asyncio.timeout(FAREWELL):
                     await asyncio.gather(*(session.cancel() for session in self._sessions))
@@ -176,24 +166,11 @@ class LivePipeline:
     async def close(self) -> None:
         """See `Pipeline.close`. Raises NodeLied if the last receipts do not hold."""
         if self._closing is None:
-            self._closing = self._loop.create_task(self._close())
+            self._in_flight.closing = True
+            self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
     # ---- out
-
-    def _strangers(self) -> bool:
-        """Whether some node that is paid has not delivered anything to this client yet."""
-        return any(one.price and not self._speeds.knows(one.leg.peer) for one in self._sessions)
-
-    def _window(self, count: int) -> int:
-        """Steps that may be in flight, of an input of `count` rows."""
-        return 1 if count == 1 or self._strangers() else self._ahead
-
-    def _chunk(self, count: int) -> int:
-        """Rows of a step: small enough that all nodes of the route work at once, and smaller for strangers."""
-        hops, smallest = len(self._sessions), self._settings.min_chunk
-        wanted = -(-count // (self._settings.prefill_chunks * hops)) if hops > 1 else count
-        return min(smallest if self._strangers() else max(wanted, smallest), self._max_rows)
 
     async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
         """One step: a request with its voucher to every hop, the tensor to the first."""
@@ -202,7 +179,7 @@ class LivePipeline:
         try:
             paid = await self._source.take(step, count)
         except NodeLied as error:
-            self._fail(error)
+            self._in_flight.fail(error)
             raise
         state = self._steps.add(step, start, count, rows, data)
         self._last, self._position = step, start + count
@@ -227,144 +204,34 @@ class LivePipeline:
     async def _dispatch(self, hop: int, state: StepState, request: StepRequest) -> None:
         session = self._sessions[hop]
         try:
-            self._check_usable()  # while the voucher was drawn, a node may have been found lying
+            self._in_flight.check_usable()  # while the voucher was drawn, a node may have been found lying
             async with asyncio.timeout(self._settings.step_timeout):
                 await session.send(request, (state.data or None) if hop == 0 else None)  # a fork has no rows
         except TimeoutError:
-            self._fail(NodeGone(session.leg, "takes nothing", f"it read no request for {self._limit}"))
-            self._check_usable()
+            why = f"it read no request for {self._settings.step_timeout:g} s"
+            self._in_flight.fail(NodeGone(session.leg, "takes nothing", why))
+            self._in_flight.check_usable()
         except LinkClosed as error:
-            self._fail(NodeGone(session.leg, "went away", error.why or error.what))
-            self._check_usable()
+            self._in_flight.fail(NodeGone(session.leg, "went away", error.why or error.what))
+            self._in_flight.check_usable()
 
-    # ---- in
-
-    async def _read(self, hop: int) -> None:
-        """Hand every message of one link on, until it ends."""
-        session = self._sessions[hop]
-        try:
-            while True:
-                await self._hear(hop, await session.link.receive())
-        except LinkClosed as error:
-            session.closed.set()
-            if self._closing is None or session.pending:
-                self._fail(NodeGone(session.leg, "went away", error.why or error.what))
-        except ProtocolError as error:
-            self._fail(NodeGone(session.leg, "broke the protocol", f"{error.what}: {error.why}"))
-        except NodeLied as error:
-            self._fail(error)
-        except ProofError as error:
-            self._fail(session.lied(error))
-        except HivemintError as error:  # our own book can't be written
-            self._fail(error)
-
-    async def _hear(self, hop: int, message: AnyMessage) -> None:
-        session = self._sessions[hop]
-        if isinstance(message, StepReceipt):
-            session.heard = max(session.heard, message.receipt.step)
-        if self._error is not None and isinstance(message, StepReceipt | Tensor):
-            return  # nothing of this step can be proved any more
-        match message:
-            case StepReceipt():
-                self._steps.receipt(hop, message)
-                self._news.set()
-            case Tensor():
-                self._steps.output(hop, message)
-            case Refused():
-                await self._take_refusal(hop, message)
-            case Cancelled():
-                for step in [step for step in session.pending if step > message.last]:
-                    session.drop(step)
-                self._news.set()
-            case Closed():
-                session.closed.set()
-                if self._closing is None:
-                    self._complaints.hear(hop, session.ended(message))
-            case _:
-                raise ProtocolError(f"A node sent a {type(message).__name__} in a session")
-
-    async def _take_refusal(self, hop: int, message: Refused) -> None:
-        session, state = self._sessions[hop], self._steps.open.get(message.step)
-        await self._source.put_back()  # what has not left is no debt that a node could speak of
-        error = await session.refused(message)
-        if error is None and state is not None and self._error is None:
-            await self._dispatch(hop, state, self._prepare(hop, state, await self._source.again(hop, state.count)))
-        elif error is not None:
-            self._complaints.hear(hop, error, message.evidence)
-
-    # ---- waiting and failing
-
-    async def _room(self, window: int) -> None:
-        """Until fewer than `window` steps are in flight, all their receipts checked. Raises what broke the pipeline."""
-        self._check_usable()
-        if len(self._steps.open) < window:
-            return
-        while len(self._steps.open) >= window:
-            self._news.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._time_left()):
-                    await self._news.wait()
-            self._check_usable()
-
-    async def _output(self, output: "asyncio.Future[torch.Tensor]") -> torch.Tensor:
-        while not output.done():
-            await asyncio.wait((output,), timeout=self._time_left())
-        return output.result()
-
-    def _time_left(self) -> float:
-        """Seconds for the oldest step, all that comes of it included. Raises what ends the pipeline when it is late."""
-        if (left := self._steps.due(self._settings.step_timeout) - self._loop.time()) > 0:
-            return left
-        late = self._sessions[self._steps.unanswered() or 0]
-        self._fail(NodeGone(late.leg, "does not answer", f"no receipt within {self._limit}"))
-        raise self._error or SwarmError("The pipeline is broken")
-
-    @property
-    def _limit(self) -> str:
-        return f"{self._settings.step_timeout:g} s"
-
-    def _check_usable(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._closing is not None:
-            raise SwarmError("The pipeline is closed", next_step="open a new one")
-
-    def _fail(self, error: HivemintError) -> None:
-        """The first error is the one that counts; an equivocation is told whatever has gone wrong before."""
-        if self._error is None or isinstance(error, NodeEquivocated):
-            self._on_error(error)
-        if self._error is not None:
-            return
-        self._error = error
-        for state in self._steps.open.values():
-            if state.output is not None and not state.output.done():
-                state.output.set_exception(error)
-                state.output.exception()  # retrieved here, in case nobody waits for it any more
-        self._news.set()
+    async def _send_again(self, hop: int, state: StepState) -> None:
+        """The same step with a new voucher, to a node that has refused the first."""
+        await self._dispatch(hop, state, self._prepare(hop, state, await self._source.again(hop, state.count)))
 
     # ---- the end
 
     async def _close(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS):
-                while self._error is None and any(session.pending for session in self._sessions):
-                    self._news.clear()
-                    await self._news.wait()
+        await self._in_flight.drain(_LAST_WORDS)
         await self._source.put_back()
         try:
             check_signatures([(session, session.proved) for session in self._sessions])
         except NodeLied as error:
-            self._fail(error)
+            self._in_flight.fail(error)
         await asyncio.gather(*(session.close() for session in self._sessions))
-        self._complaints.close()
         for session in self._sessions:
             self._speeds.opened(session.leg.peer, -1)
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
-        for state in self._steps.open.values():
-            if state.output is not None:
-                state.output.cancel()
-        self._steps.open.clear()
-        if isinstance(self._error, ProofError) and not self._told:
-            raise self._error
+        await self._receiver.stop()
+        self._in_flight.discard()
+        if isinstance(self._in_flight.error, ProofError) and not self._told:
+            raise self._in_flight.error

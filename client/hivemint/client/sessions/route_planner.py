@@ -1,0 +1,81 @@
+"""Which route a client takes: what nodes there are, what it may spend at each, and the bid of its settings."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from hivemint.client.sessions.nodes import Nodes, Target
+from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.route import MissingBlocks, Route, Wish, plan_route
+from hivemint.client.sessions.speeds import Speeds
+from hivemint.client.settings import Bid, ClientSettings
+from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.ids import Address
+from hivemint.swarm.records import CheckedRecord
+
+_LOOK_AGAIN = 0.5
+
+
+class RoutePlanner:
+    """Plans routes through the blocks of one model for one payer, by settings and speeds as they are at each call."""
+
+    def __init__(
+        self, nodes: Nodes, target: Target, payer: Payer, reserved: Callable[[], Mapping[Address, int]]
+    ) -> None:
+        """`reserved` tells what each node still reserves for open sessions, in wei."""
+        self._nodes, self._target, self._payer, self._reserved = nodes, target, payer, reserved
+
+    async def route(
+        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, free_only: bool = False, work: int = 0
+    ) -> Route:
+        """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
+        records = await self._nodes.usable()
+        bid = Bid("free") if free_only else settings.bid
+        wish = Wish(
+            blocks=self._target.blocks,
+            tokens=tokens,
+            bid=bid,
+            ceiling=settings.max_price,
+            seconds_per_credit=settings.seconds_per_credit,
+            margin=settings.margin,
+            work=work,
+            times_median=settings.max_times_median,
+        )
+        if not bid.paid:
+            return plan_route(records, wish, speeds)
+        funds = await self._funds(records)
+        if bid.kind != "auto":
+            return plan_route(records, replace(wish, funds=funds), speeds)
+        if funds and any(funds.values()):
+            try:
+                return plan_route(records, replace(wish, bid=Bid("times"), funds=funds), speeds)
+            except SwarmError:
+                pass  # not enough for a paid route: the free lane is what `auto` stands for then
+        return plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds)
+
+    async def awaited(
+        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, free_only: bool = False, work: int = 0
+    ) -> Route:
+        """A route; where blocks are missing, wait for them as long as the settings say. Raises what `route` raises."""
+        deadline = time.monotonic() + settings.wait_for_blocks
+        while True:
+            try:
+                return await self.route(tokens, settings, speeds, free_only=free_only, work=work)
+            except MissingBlocks:
+                if time.monotonic() + _LOOK_AGAIN > deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN)
+                self._nodes.forget()
+
+    async def _funds(self, records: list[CheckedRecord]) -> dict[Address, int] | None:
+        """What each node's account still admits: funded, less what is owed already. None where no chain is known."""
+        payer = self._payer
+        if payer.chain is None:
+            return None
+        nodes = sorted({one.record.operator for one in records})
+        accounts, totals = await payer.chain.accounts(payer.who.client, nodes), payer.book.totals()
+        payer.funded.update({node: account.funded for node, account in accounts.items()})
+        owed = {node: max(account.collected, totals.get(node, (0, 0))[1]) for node, account in accounts.items()}
+        reserved = self._reserved()
+        return {node: max(0, one.funded - owed[node] - reserved.get(node, 0)) for node, one in accounts.items()}
