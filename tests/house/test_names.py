@@ -27,7 +27,6 @@ OVER = {
     "ledger/hivemint/ledger/books/journal.py::Journal": 352,
     "node/hivemint/node/engine/engine.py::Engine": 288,
     "swarm/hivemint/swarm/host.py::Host": 277,
-    "cli/hivemint/cli/node/serving.py::start": 80,
 }
 """Classes and functions beyond their limit, with the lines that they have today. Nothing is added to it."""
 
