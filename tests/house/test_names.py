@@ -25,7 +25,6 @@ OVER = {
     "client/hivemint/client/sessions/live_pipeline.py::LivePipeline": 326,
     "client/hivemint/client/sessions/swarm_client.py::SwarmClient": 277,
     "ledger/hivemint/ledger/books/journal.py::Journal": 352,
-    "node/hivemint/node/engine/engine.py::Engine": 288,
     "swarm/hivemint/swarm/host.py::Host": 277,
 }
 """Classes and functions beyond their limit, with the lines that they have today. Nothing is added to it."""

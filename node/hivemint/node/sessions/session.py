@@ -39,7 +39,7 @@ class TakenStep:
     @property
     def fed(self) -> bool:
         """Its input is here, and can be computed with."""
-        return self.request.kind == FORK or self.job is not None
+        return self.request.kind == FORK or self.job is not None or self.answer is not None
 
     @property
     def begun(self) -> bool:
@@ -146,7 +146,7 @@ class ServedSession:
 
     def answer(self, step: TakenStep, receipt: CheckedReceipt, answer: StepReceipt) -> None:
         self.receipt = self.receipts[step.number] = receipt
-        step.answer = answer
+        step.answer, step.job = answer, None  # it may be kept for long, its rows need not
 
     def drop(self, first: Step, *, begun: bool = False) -> list[TakenStep]:
         """Take back the steps from `first` on; those that have begun only with `begun`, those sealed never."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from hivemint.node.engine.engine import StepJob
-from hivemint.node.engine.scheduler import Job, Lane, weight_of
+from hivemint.node.engine.scheduler import Lane, weight_of
 from hivemint.node.engine.seats import Seat
+from hivemint.node.engine.step_job import StepJob
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.session import ServedSession, TakenStep
 from hivemint.node.sessions.steps.entries import JournalEntries
@@ -89,12 +89,21 @@ class StepService:
             raise StepFailed(Code.INPUT, error.what, error.why, error.next_step) from None
         flow = self._flow if session.lane is Lane.FREE else session.session_id
         weight = weight_of(session.terms.price, services.offer.price(session.terms))
-        step.job = Job(session.lane, flow, session.session_id, passes * request.count, weight)
+        step.job = job = StepJob(
+            session.lane,
+            flow,
+            session.session_id,
+            passes * request.count,
+            weight,
+            seat=self.seat,
+            start=request.start,
+            hidden=hidden,
+            backward=request.kind == BACKWARD,
+        )
         self.seat.waits -= 1  # it has its input: from here on it counts as busy
         self.seat.busy += 1
-        if request.kind == BACKWARD:
-            return services.engine.enqueue_backward(step.job, self.seat, hidden)
-        return services.engine.enqueue(step.job, self.seat, request.start, hidden)
+        services.engine.enqueue(job)
+        return job
 
     async def _compute(self, queued: StepJob) -> bytes:
         """The output in wire form. What is no number is not sent, signed or owed: it would pass for a token."""
