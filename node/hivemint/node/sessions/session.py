@@ -1,6 +1,6 @@
 """One session: which step may come next, what it costs, and what has been signed. No input or output happens here.
 
-request n   ->  step_checks.judge: a Refused, or Again (a step that was taken before), or nothing
+request n   ->  steps.checks.judge: a Refused, or Again (a step that was taken before), or nothing
             ->  take: owed rises, the step is ours
 begin -> seal -> answer      computed; its number used up; its receipt signed (P16: once)
 drop                         a step that was not sealed is taken back, owed falls

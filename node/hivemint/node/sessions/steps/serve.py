@@ -23,7 +23,6 @@ from hivemint.node.sessions.steps.outputs import Outputs
 from hivemint.node.unable import StepFailed
 from hivemint.protocol.errors import ProtocolError
 from hivemint.protocol.ids import BACKWARD, TensorHash
-from hivemint.protocol.receipt import following
 from hivemint.swarm.messages import Code, HopReceipt, StepReceipt, StepRequest, Tensor, TensorHead
 from hivemint.swarm.rows import check_finite, from_wire, row_bytes, tensor_hash
 
@@ -142,9 +141,7 @@ class StepService:
         """The receipt leaves when the journal has the voucher (P11)."""
         session, services = self.session, self.services
         await asyncio.sleep(0)  # the journal's thread writes while the receipt is made here
-        previous = session.receipt.receipt
-        measured = await services.meter.measure(previous.head, step.request, given, data)
-        receipt = await services.meter.sign(following(previous, measured.leaf))
+        measured, receipt = await services.meter.prove(session.receipt.receipt, step.request, given, data)
         await stored
         answer = StepReceipt(receipt.signed, measured.rows)
         session.answer(step, receipt, answer)
