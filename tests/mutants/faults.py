@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 
-ACCOUNT, ADMISSION, CHECKS, LINK, REGISTRY, SERVE, SERVED = (
+ACCOUNT, ADMISSION, CHECKS, LINK, REGISTRY, SERVE, SERVED, STEPS = (
     f"node/hivemint/node/sessions/{name}.py"
     for name in (
         "account",
@@ -16,6 +16,7 @@ ACCOUNT, ADMISSION, CHECKS, LINK, REGISTRY, SERVE, SERVED = (
         "registry",
         "steps/serve",
         "session",
+        "steps/book",
     )
 )
 ENTRIES, JOURNAL, PROMISED, STORED, SETTLEMENT, VIEW, VOUCHERS, WORTH, WRITER = (
@@ -253,7 +254,7 @@ FAULTS = (
           ADMIT + "test_the_account_must_cover_what_all_open_sessions_may_spend"),
     fault("P14: a forged session", ADMISSION, "if signer == message.session.session_key:", "if True:",
           ADMIT + "test_a_forged_signature_spends_no_nonce"),
-    fault("P14: not judged again after the signature", LINK, "                verdict = judge(session, request)\n",
+    fault("P14: not judged again after the signature", STEPS, "                verdict = judge(session, request)\n",
           "", AT_ONCE + "test_two_requests_at_once_are_not_both_covered_by_one_voucher"),
     fault("P16: a nonce is good twice", ADMISSION, "self.nonces.spend(session.nonce)", "pass",
           ADMIT + "test_the_same_signed_session_opens_once"),

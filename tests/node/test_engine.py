@@ -12,8 +12,9 @@ import pytest_asyncio
 import torch
 
 from hivemint.node.engine.engine import Engine
-from hivemint.node.engine.scheduler import Job, Lane, Scheduler
+from hivemint.node.engine.scheduler import Lane, Scheduler
 from hivemint.node.engine.seats import Seat, Seats
+from hivemint.node.engine.step_job import StepJob
 from hivemint.node.kv.cache import KvStore, OutOfRoom
 from hivemint.node.kv.pages import PAGE
 from hivemint.node.span.packing import Work
@@ -52,8 +53,14 @@ class Bench:
         return self.room.open(Lane.PAID, 60, blocks)
 
     async def step(self, seat: Seat, start: int, rows: torch.Tensor) -> torch.Tensor:
-        job = Job(Lane.PAID, id(seat), id(seat), len(rows))
-        return await self.engine.finish(self.engine.enqueue(job, seat, start, rows))
+        job = StepJob(Lane.PAID, id(seat), id(seat), len(rows), seat=seat, start=start, hidden=rows)
+        self.engine.enqueue(job)
+        return await self.engine.finish(job)
+
+
+def training_step(seat: Seat, rows: torch.Tensor, lane: Lane = Lane.FREE) -> StepJob:
+    """States and gradients side by side, each position counted twice."""
+    return StepJob(lane, "trainer", "trainer", 2 * len(rows), seat=seat, start=0, hidden=rows, backward=True)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +231,8 @@ async def test_tokens_go_between_the_blocks_of_a_backward_pass(bench: Bench, spa
     await bench.step(talker, 4, torch.randn(1, 32))
     hidden, gradient = torch.randn(2, 9, 32)
     began = len(bench.span.forwards)
-    step = bench.engine.enqueue_backward(Job(lane, "trainer", "trainer", 18), trainer, torch.cat([hidden, gradient], 1))
+    step = training_step(trainer, torch.cat([hidden, gradient], 1), lane)
+    bench.engine.enqueue(step)
     training = asyncio.create_task(bench.engine.finish(step))
     for position in range(5, 40):
         await bench.step(talker, position, torch.randn(1, 32))
@@ -237,6 +245,7 @@ async def test_tokens_go_between_the_blocks_of_a_backward_pass(bench: Bench, spa
 
 
 async def test_a_backward_pass_that_holds_nobody_up_is_one_turn(bench: Bench) -> None:
-    step = bench.engine.enqueue_backward(Job(Lane.FREE, "trainer", "trainer", 18), bench.seat(), torch.randn(9, 64))
+    step = training_step(bench.seat(), torch.randn(9, 64))
+    bench.engine.enqueue(step)
     await bench.engine.finish(step)
     assert bench.span.forwards == [[]]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from hivemint.node.engine.engine import Engine
 from hivemint.node.engine.gathering import SHARED, Processors
-from hivemint.node.engine.scheduler import Job, Lane, Scheduler
+from hivemint.node.engine.scheduler import Lane, Scheduler
 from hivemint.node.engine.seats import Seat, Seats
+from hivemint.node.engine.step_job import StepJob
 from hivemint.node.kv.cache import KvStore
 from hivemint.node.kv.shape import KvShape
 from hivemint.node.span.packing import Work
@@ -66,9 +67,10 @@ class Node:
         return sum(ended - began for began, ended, _ in self.device.batches)
 
     async def step(self, name: str, seat: Seat, position: int) -> None:
-        job = Job(seat.lane, name, name, 1)
+        job = StepJob(seat.lane, name, name, 1, seat=seat, start=position, hidden=torch.zeros(1, 4))
         idle_since = max(self._loop.time(), self.device.batches[-1][1] if self.device.batches else 0.0)
-        await self.engine.finish(self.engine.enqueue(job, seat, position, torch.zeros(1, 4)))
+        self.engine.enqueue(job)
+        await self.engine.finish(job)
         assert job.started_at is not None
         self.stood.append((job.started_at - max(job.queued_at, idle_since), seat.lane))
 
@@ -94,7 +96,7 @@ def play(
                 await node.step(name, seat, position)
 
     async def main(loop: VirtualLoop) -> list[Node]:
-        patch.setattr("hivemint.node.engine.engine.time", SimpleNamespace(perf_counter=loop.clock))
+        patch.setattr("hivemint.node.engine.device.time", SimpleNamespace(perf_counter=loop.clock))
         route = [Node(loop, patience) for _ in range(nodes)]
         serving = [asyncio.create_task(node.engine.run()) for node in route]
         await asyncio.gather(*(speak(route, n, pauses) for n, pauses in enumerate(sessions)))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.node.engine.scheduler import Job, Lane
+from hivemint.node.engine.scheduler import Lane
+from hivemint.node.engine.step_job import StepJob
 from hivemint.node.start import SWITCH
 from hivemint.swarm import link
 from hivemint.swarm.messages import Code, Refused
@@ -110,6 +111,8 @@ async def compute(served: Served, name: str, rows: int) -> None:
     engine = served.node.engine
     seat = engine.room.open(Lane.PAID, rows)
     try:
-        await engine.finish(engine.enqueue(Job(Lane.PAID, name, name, rows), seat, 0, torch.randn(rows, WIDTH)))
+        job = StepJob(Lane.PAID, name, name, rows, seat=seat, start=0, hidden=torch.randn(rows, WIDTH))
+        engine.enqueue(job)
+        await engine.finish(job)
     finally:
         engine.release(seat)

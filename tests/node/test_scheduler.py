@@ -21,7 +21,7 @@ class Clock:
 class Device:
     """One batch a tick of simulated time; knows what was served."""
 
-    scheduler: Scheduler
+    scheduler: Scheduler[Job]
     clock: Clock
     served: dict[object, int] = field(default_factory=dict)
     batches: int = 0

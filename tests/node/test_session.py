@@ -169,6 +169,17 @@ async def test_a_crop_goes_back_and_tokens_still_grow(desk: Desk) -> None:
     assert gap.cached == 0
 
 
+async def test_an_answered_step_keeps_no_rows(desk: Desk) -> None:
+    """It stays until its client has countersigned; a prompt's rows would be megabytes."""
+    session = await desk.session()
+    step = desk.asked(session, 4, 40)
+    assert isinstance(step, TakenStep)
+    step.job = Job(session.lane, "flow", "session", 4)
+    await desk.answer(session, step)
+    assert step.job is None
+    assert step.fed, "its seat counts it as busy to its end"
+
+
 async def test_a_crop_that_never_began_leaves_the_cache_as_it_was(desk: Desk) -> None:
     session = await desk.session()
     for start, count, total in ((0, 8, 80), (3, 2, 100)):

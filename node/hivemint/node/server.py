@@ -14,6 +14,7 @@ from hivemint.node.engine.engine import Engine
 from hivemint.node.engine.gathering import Processors
 from hivemint.node.engine.scheduler import Lane, Scheduler
 from hivemint.node.engine.seats import Seats
+from hivemint.node.engine.step_job import StepJob
 from hivemint.node.engine.threads import Worker
 from hivemint.node.engine.watchdog import Patience, watch
 from hivemint.node.kv.cache import free_share
@@ -93,7 +94,7 @@ class Node:
         self._published: tuple[float, ...] = ()
         self._store = store = kit.span.new_store(settings.kv_bytes or None)
         room = Seats(store, free_share=settings.free_share, idle=settings.idle, max_seats=settings.max_sessions)
-        scheduler = Scheduler(settings.batch_rows, settings.free_share, whole=settings.max_rows)
+        scheduler = Scheduler[StepJob](settings.batch_rows, settings.free_share, whole=settings.max_rows)
         patience = Processors().patience if kit.span.device.type == "cpu" else lambda: 0.0
         self.engine = Engine(kit.span, scheduler, room, need or NOTHING, patience)
         limits = SessionLimits(
@@ -147,7 +148,7 @@ class Node:
         supervisor = self.supervisor
         supervisor.essential("engine", self.engine.run())
         patience = Patience(self.settings.hung_times, self.settings.hung_least)
-        supervisor.essential("watchdog", watch(self.engine, patience))
+        supervisor.essential("watchdog", watch(self.engine.device, patience))
         supervisor.essential("host", self._watch_host())
         supervisor.keep_up("sessions", self.registry.watch)
         await self.kit.host.serve(PUSH, self.inbox.receive)

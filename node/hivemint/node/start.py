@@ -90,7 +90,7 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
         host.rank_by(contracts.registry)
         await _check_registration(contracts, plan, host)
 
-        from hivemint.node.engine.engine import COMPUTE
+        from hivemint.node.engine.device import COMPUTE
         from hivemint.node.engine.threads import give_way
         from hivemint.node.server import Kit, Node
 

@@ -6,12 +6,32 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hivemint.cli.console import NetworkOption, PasswordFileOption, WalletOption, log_to, out, run_async, show_error
 from hivemint.cli.node.operators import NameOption, operator_wallet, unlock
+from hivemint.cli.node.options import (
+    AnnounceOption,
+    AskOption,
+    BlocksOption,
+    BootstrapOption,
+    CoinADayOption,
+    CreditPriceOption,
+    DeviceOption,
+    DustOption,
+    ListenOption,
+    MaxFeeOption,
+    MaxTipOption,
+    MetricsPortOption,
+    ModelArgument,
+    NewBooksFlag,
+    PrecisionOption,
+    SettleMinOption,
+    ThreadsOption,
+    WireOption,
+)
 from hivemint.cli.transact import load_network
 from hivemint.protocol.home import Home
 
@@ -22,45 +42,28 @@ LOOK_EVERY = 1.0
 
 
 def start(
-    model: Annotated[str, typer.Argument(help="A pulled model, or a Hugging Face folder.")],
-    blocks: Annotated[str, typer.Option(help="Blocks to serve, FIRST:END, e.g. 0:15.")],
+    model: ModelArgument,
+    blocks: BlocksOption,
     wallet: WalletOption = None,
     network: NetworkOption = None,
     password_file: PasswordFileOption = None,
     name: NameOption = None,
-    ask: Annotated[str | None, typer.Option(help="Price per token and block, e.g. 0.0000001 or '5 wei'.")] = None,
-    listen: Annotated[list[str] | None, typer.Option(help="Multiaddress to listen on.")] = None,
-    announce: Annotated[list[str] | None, typer.Option(help="Multiaddress to tell others instead.")] = None,
-    bootstrap: Annotated[list[str] | None, typer.Option(help="More bootstrap peers.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Compute threads; 0 = the cores that are free.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of weights: fp32, bf16, fp16, int8, nf4; or with the computation's, nf4/fp16.")
-    ] = None,
-    wire: Annotated[
-        str | None, typer.Option(help="Of rows between hops: fp32, bf16, fp16; default: as computed.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Prometheus on 127.0.0.1; 0 = any free port.")] = None,
-    new_books: Annotated[
-        bool, typer.Option("--new-books", help="Begin new books where the old ones are of a chain that began anew.")
-    ] = False,
-    settle_min: Annotated[
-        str | None, typer.Option(help="Settle as soon as so many credits have come together.", metavar="AMOUNT")
-    ] = None,
-    dust: Annotated[
-        str | None, typer.Option(help="Never settle an account for less, not even before it is lost.", metavar="AMOUNT")
-    ] = None,
-    credit_price: Annotated[
-        str | None,
-        typer.Option(help="Coin that a credit is worth to you: a settlement then must bring what it costs."),
-    ] = None,
-    max_fee: Annotated[
-        float | None, typer.Option(help="Gwei per gas that own transactions offer at most (100).")
-    ] = None,
-    max_tip: Annotated[float | None, typer.Option(help="Gwei per gas of it that is tip at most (3).")] = None,
-    coin_a_day: Annotated[
-        str | None, typer.Option(help="Coin that own transactions may risk on one day (0.1).", metavar="AMOUNT")
-    ] = None,
+    ask: AskOption = None,
+    listen: ListenOption = None,
+    announce: AnnounceOption = None,
+    bootstrap: BootstrapOption = None,
+    threads: ThreadsOption = None,
+    precision: PrecisionOption = None,
+    wire: WireOption = None,
+    device: DeviceOption = None,
+    metrics_port: MetricsPortOption = None,
+    new_books: NewBooksFlag = False,
+    settle_min: SettleMinOption = None,
+    dust: DustOption = None,
+    credit_price: CreditPriceOption = None,
+    max_fee: MaxFeeOption = None,
+    max_tip: MaxTipOption = None,
+    coin_a_day: CoinADayOption = None,
 ) -> None:
     """Serve blocks of a model until Ctrl-C, which drains: steps under way are finished, sessions told.
 
@@ -93,7 +96,11 @@ def start(
     home = Home.open()
     found = find_model(where, model, first, end, home)
     signer = unlock(home, wallet, password_file)
-    plan = ServePlan(where, found, first, end, name or wallet, signer, settings, home, new_books)
+    _serve_to_the_end(ServePlan(where, found, first, end, name or wallet, signer, settings, home, new_books))
+
+
+def _serve_to_the_end(plan: "ServePlan") -> None:
+    """A device that hangs ends the process: its thread can't be joined."""
     from hivemint.node.engine.watchdog import DeviceHung
 
     try:

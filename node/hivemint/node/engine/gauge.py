@@ -1,6 +1,7 @@
 """What an engine has measured of itself."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hivemint.node.engine.scheduler import Job, Lane, Slice
@@ -28,7 +29,7 @@ class Gauge:
         wait = (job.started_at or job.queued_at) - job.queued_at
         self.wait_s[job.lane] += _SMOOTH * (wait - self.wait_s[job.lane])
 
-    def ran(self, batch: list[Slice], seconds: float) -> None:
+    def ran(self, batch: Sequence[Slice[Job]], seconds: float) -> None:
         rows = sum(part.rows for part in batch)
         for part in batch:
             self.rows_done[part.job.lane] += part.rows
@@ -40,12 +41,12 @@ class Gauge:
         self.sizes[1 << (rows - 1).bit_length()] += 1
         self.busy_s += seconds
 
-    def load(self, batch: list[Slice]) -> DeviceLoad:
+    def load(self, batch: Sequence[Slice[Job]]) -> DeviceLoad:
         """What the device is given, and how long that takes by what was measured: at least as long as of late."""
         rows = sum(part.rows for part in batch)
         return DeviceLoad(rows, len(batch), max(self.step_s, rows / self.rows_per_s if self.rows_per_s else 0.0))
 
-    def passed(self, part: Slice, seconds: float) -> None:
+    def passed(self, part: Slice[Job], seconds: float) -> None:
         """A backward pass. Its time is no batch's: sessions don't gather for as long."""
         self.rows_done[part.job.lane] += part.rows
         self.batches += 1

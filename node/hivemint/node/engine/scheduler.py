@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
 
 MAX_WEIGHT = 16.0
 """One whale cannot stop the others, and a slip of the finger costs little (`docs/protocol.md`, section 6)."""
@@ -49,30 +50,40 @@ class Job:
     started_at: float | None = None
 
 
+J = TypeVar("J", bound=Job)
+"""What is scheduled: whoever queues something of its own gets it back as it came."""
+J_co = TypeVar("J_co", bound=Job, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Generic[J_co]):
     """Rows `first .. first + rows - 1` of a job, for the next batch."""
 
-    job: Job
+    job: J_co
     first: int
     rows: int
 
+    @property
+    def last(self) -> bool:
+        """Whether the job has no rows behind these."""
+        return self.first + self.rows == self.job.rows
+
 
 @dataclass(eq=False, slots=True)
-class _Flow:
+class _Flow(Generic[J]):
     weight: float = 1.0
     counter: float = 0.0
     last_active: float = float("-inf")
     tokens: bool = False
     """Whether its newest step was a token's and no prompt's."""
-    jobs: deque[Job] = field(default_factory=deque)
+    jobs: deque[J] = field(default_factory=deque)
 
     def active(self, now: float) -> bool:
         """It has something to do here, or had a moment ago: its next token may be on its way."""
         return bool(self.jobs) or now - self.last_active <= LINGER
 
 
-class Scheduler:
+class Scheduler(Generic[J]):
     """All steps that wait at one device.
 
     `budget`: token rows a batch may hold while others are about, so that a long prompt never holds them up for more
@@ -86,10 +97,10 @@ class Scheduler:
         self.budget, self.whole = budget, max(whole, budget)
         self.reserve = max(1, int(budget * free_share))
         self._clock = clock
-        self._flows: dict[Lane, dict[Hashable, _Flow]] = {lane: {} for lane in Lane}
+        self._flows: dict[Lane, dict[Hashable, _Flow[J]]] = {lane: {} for lane in Lane}
         self._left: dict[Lane, float] = dict.fromkeys(Lane, 0.0)  # counter of the flow that was active last
 
-    def add(self, job: Job) -> None:
+    def add(self, job: J) -> None:
         """Queue a step behind the others of its flow."""
         now = self._clock()
         job.queued_at = now
@@ -99,7 +110,7 @@ class Scheduler:
         flow.weight, flow.last_active, flow.tokens = job.weight, now, job.rows <= SHORT
         flow.jobs.append(job)
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: J) -> None:
         """Forget the rest of a step, begun or not: it failed."""
         flow = self._flows[job.lane].get(job.flow)
         if flow is not None and job in flow.jobs:
@@ -123,7 +134,7 @@ class Scheduler:
     def __bool__(self) -> bool:
         return any(flow.jobs for flows in self._flows.values() for flow in flows.values())
 
-    def holds_up(self, job: Job) -> bool:
+    def holds_up(self, job: J) -> bool:
         """Whether somebody else would wait for tokens while `job` has the device to itself: paid sessions as long as
         they last if it is free work, others while they are active."""
         now, mine = self._clock(), self._flows[job.lane].get(job.flow)
@@ -133,7 +144,7 @@ class Scheduler:
             for flow in flows.values()
         )
 
-    def pick(self) -> list[Slice]:
+    def pick(self) -> list[Slice[J]]:
         """The next batch, at most one slice a session; empty only if nothing waits."""
         now = self._clock()
         heads = self._heads()
@@ -148,22 +159,22 @@ class Scheduler:
         share = self.reserve if paid_about else self.budget
         return batch + self._fill(Lane.FREE, min(share, self.budget - paid_rows), now)
 
-    def _heads(self) -> list[Job]:
+    def _heads(self) -> list[J]:
         """The first waiting step of each session."""
-        seen: dict[Hashable, Job] = {}
+        seen: dict[Hashable, J] = {}
         for flows in self._flows.values():
             for flow in flows.values():
                 for job in flow.jobs:
                     seen.setdefault(job.session, job)
         return list(seen.values())
 
-    def _fill(self, lane: Lane, room: int, now: float) -> list[Slice]:
+    def _fill(self, lane: Lane, room: int, now: float) -> list[Slice[J]]:
         """Slices of one lane, at most `room` rows.
 
         Half of the room goes to short steps first, whoever's turn it is: so a token waits for no prompt longer than
         the batch that is under way, and a prompt for no more than that many tokens. The rest follows the counters.
         """
-        batch: list[Slice] = []
+        batch: list[Slice[J]] = []
         taken: set[Hashable] = set()
         for most, limit in ((SHORT, room // 2), (None, room)):
             left = limit - sum(part.rows for part in batch)
@@ -176,7 +187,7 @@ class Scheduler:
                 left -= rows
         return batch
 
-    def _in_turn(self, lane: Lane, taken: set[Hashable], most: int | None) -> Iterator[tuple[_Flow, Job]]:
+    def _in_turn(self, lane: Lane, taken: set[Hashable], most: int | None) -> Iterator[tuple[_Flow[J], J]]:
         """Steps of at most `most` rows, one a session, by the counters, which change as they are served."""
         flows = list(self._flows[lane].values())
         ready = [(*_finish(flow, job), n, job) for n, flow in enumerate(flows) if (job := _next(flow, taken, most))]
@@ -188,7 +199,7 @@ class Scheduler:
             if following := _next(flow, taken, most):
                 heappush(ready, (*_finish(flow, following), number, following))
 
-    def _serve(self, lane: Lane, flow: _Flow, job: Job, rows: int, now: float) -> Slice:
+    def _serve(self, lane: Lane, flow: _Flow[J], job: J, rows: int, now: float) -> Slice[J]:
         part = Slice(job, job.done, rows)
         job.done += rows
         if job.started_at is None:
@@ -204,7 +215,7 @@ class Scheduler:
         active = [flow.counter for flow in self._flows[lane].values() if flow.active(now)]
         return min(active, default=self._left[lane])
 
-    def _alone(self, job: Job, now: float) -> bool:
+    def _alone(self, job: J, now: float) -> bool:
         """No other flow is active."""
         mine = self._flows[job.lane].get(job.flow)
         flows = [flow for flows in self._flows.values() for flow in flows.values() if flow is not mine]
@@ -214,14 +225,14 @@ class Scheduler:
         return any(flow.active(now) for flow in self._flows[Lane.PAID].values())
 
 
-def _finish(flow: _Flow, job: Job) -> tuple[float, float]:
+def _finish(flow: _Flow[J], job: J) -> tuple[float, float]:
     """The counter at which the step would end. It stays the same while the step is served in parts, so of equal
     requests the higher bid is never overtaken (P18), and a decode step does not queue behind a long prompt.
     """
     return flow.counter + (job.rows - job.done) / flow.weight, job.queued_at
 
 
-def _next(flow: _Flow, taken: set[Hashable], most: int | None) -> Job | None:
+def _next(flow: _Flow[J], taken: set[Hashable], most: int | None) -> J | None:
     """The first job, of at most `most` rows, of a session that is not in the batch yet."""
     seen = set(taken)
     for job in flow.jobs:

@@ -6,7 +6,7 @@ lane's share. Reserving without using blocks nobody.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -70,6 +70,8 @@ class Seats:
         self._share, self._idle, self._max_seats, self._clock = free_share, idle, max_seats, clock
         self.seats: list[Seat] = []
         self._tallies = {lane: Tally() for lane in Lane}
+        self._held: list[Seat] = []
+        self._leaving: list[Seat] = []
 
     def open(self, lane: Lane, max_tokens: int, blocks: Blocks | None = None) -> Seat:
         """A seat without any page yet, for the whole span or a part of it. Raises OutOfRoom."""
@@ -112,6 +114,25 @@ class Seats:
         pages, tally = self.store.pages_of(adapter.nbytes), self._tallies[seat.lane]
         table = self._evicting(seat, pages, lambda: self.store.lend(pages, tally))
         seat.loan = Loan(adapter, pages, table)
+
+    def hold(self, seats: Iterable[Seat]) -> None:
+        """The device writes to them: none is closed before `let_go`."""
+        self._held += seats
+
+    def let_go(self, seats: Iterable[Seat]) -> None:
+        """Close those of them that were given back meanwhile."""
+        for seat in seats:
+            self._held.remove(seat)
+        for seat in [seat for seat in self._leaving if seat not in self._held]:
+            self._leaving.remove(seat)
+            self.close(seat)
+
+    def release(self, seat: Seat) -> None:
+        """Give a seat back: closed now, or as soon as it is held no more."""
+        if seat in self._held:
+            self._leaving.append(seat)
+        else:
+            self.close(seat)
 
     def close(self, seat: Seat) -> None:
         if seat in self.seats:

@@ -28,7 +28,7 @@ class DeviceLoad:
 
 
 class Works(Protocol):
-    """`engine.Engine`, as far as it is watched."""
+    """`device.Device`, as far as it is watched."""
 
     @property
     def on_device(self) -> DeviceLoad | None: ...

@@ -15,7 +15,6 @@ from hivemint.node.sessions.handshake import allow, first_word
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.session import ServedSession
 from hivemint.node.sessions.steps.book import END_LIMIT, Steps
-from hivemint.node.sessions.steps.checks import Again, judge
 from hivemint.node.sessions.steps.routing import set_neighbours
 from hivemint.node.sessions.steps.vain import Vain
 from hivemint.node.unable import Unable
@@ -184,7 +183,7 @@ class Conversation:
             message = await self._link.receive()
             match message:
                 case StepRequest():
-                    await self._on_step(steps, message)
+                    await steps.ask(message)
                 case Tensor():
                     steps.give(message)
                 case Neighbours():
@@ -198,28 +197,6 @@ class Conversation:
                     return await self._on_close(steps, message.voucher)
                 case _:
                     raise ProtocolError("Unexpected on a control link", why=f"got {type(message).__name__}")
-
-    async def _on_step(self, steps: Steps, request: StepRequest) -> None:
-        session = steps.session
-        steps.check_vain()
-        verdict = steps.check_route(request) or judge(session, request)
-        if verdict is None:
-            signed = request.voucher
-            try:
-                voucher = await self._services.meter.check_voucher(
-                    signed, signed.body.receipt, session.terms.session_key
-                )
-                # Once more: other steps and sessions of this client went on meanwhile. No await from here to `take`.
-                verdict = judge(session, request)
-            except ProofError as error:
-                verdict = session.refused(request, Code.VOUCHER, error.what, error.why)
-        if verdict is None:
-            steps.begin(session.take(request, voucher))
-        elif isinstance(verdict, Again):
-            steps.repeat(verdict.taken, request)
-        else:
-            steps.in_vain()
-            await self._refuse(verdict)
 
     async def _on_route(self, steps: Steps, wanted: Neighbours) -> None:
         refused = await set_neighbours(self._services, self._link, steps, wanted)

@@ -21,6 +21,7 @@ from hivemint.protocol.receipt import (
     SignedVoucher,
     check_receipt,
     check_voucher,
+    following,
     sign_receipt,
 )
 from hivemint.protocol.signing import Signer
@@ -55,9 +56,9 @@ class Meter(Protocol):
 
     async def encode(self, output: torch.Tensor, wire: str) -> bytes: ...
 
-    async def measure(
-        self, previous: Head, request: StepRequest, input_hash: TensorHash, data: bytes
-    ) -> MeasuredRows: ...
+    async def prove(
+        self, previous: Receipt, request: StepRequest, input_hash: TensorHash, data: bytes
+    ) -> tuple[MeasuredRows, CheckedReceipt]: ...
 
     async def sign(self, receipt: Receipt) -> CheckedReceipt: ...
 
@@ -83,6 +84,13 @@ class ReceiptMeter:
         if output.nbytes <= _SMALL:
             return _encode(output, wire)
         return await self._worker.far(_encode, output, wire)
+
+    async def prove(
+        self, previous: Receipt, request: StepRequest, input_hash: TensorHash, data: bytes
+    ) -> tuple[MeasuredRows, CheckedReceipt]:
+        """What a step's output, `data` in wire form, is measured as, and the receipt for it that follows `previous`."""
+        measured = await self.measure(previous.head, request, input_hash, data)
+        return measured, await self.sign(following(previous, measured.leaf))
 
     async def measure(self, previous: Head, request: StepRequest, input_hash: TensorHash, data: bytes) -> MeasuredRows:
         """The leaf that follows the head `previous` by a step whose output is `data`, in wire form."""

@@ -1,6 +1,6 @@
 """One session: which step may come next, what it costs, and what has been signed. No input or output happens here.
 
-request n   ->  step_checks.judge: a Refused, or Again (a step that was taken before), or nothing
+request n   ->  steps.checks.judge: a Refused, or Again (a step that was taken before), or nothing
             ->  take: owed rises, the step is ours
 begin -> seal -> answer      computed; its number used up; its receipt signed (P16: once)
 drop                         a step that was not sealed is taken back, owed falls
@@ -39,7 +39,7 @@ class TakenStep:
     @property
     def fed(self) -> bool:
         """Its input is here, and can be computed with."""
-        return self.request.kind == FORK or self.job is not None
+        return self.request.kind == FORK or self.job is not None or self.answer is not None
 
     @property
     def begun(self) -> bool:
@@ -146,7 +146,7 @@ class ServedSession:
 
     def answer(self, step: TakenStep, receipt: CheckedReceipt, answer: StepReceipt) -> None:
         self.receipt = self.receipts[step.number] = receipt
-        step.answer = answer
+        step.answer, step.job = answer, None  # it may be kept for long, its rows need not
 
     def drop(self, first: Step, *, begun: bool = False) -> list[TakenStep]:
         """Take back the steps from `first` on; those that have begun only with `begun`, those sealed never."""

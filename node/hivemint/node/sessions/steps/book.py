@@ -11,6 +11,7 @@ from hivemint.node.engine.seats import Seat
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.session import ServedSession, TakenStep
 from hivemint.node.sessions.steps import forks
+from hivemint.node.sessions.steps.checks import Again, judge
 from hivemint.node.sessions.steps.entries import JournalEntries
 from hivemint.node.sessions.steps.inputs import Awaited, Inputs
 from hivemint.node.sessions.steps.outputs import Outputs
@@ -18,7 +19,7 @@ from hivemint.node.sessions.steps.repeats import Repeats
 from hivemint.node.sessions.steps.serve import StepService
 from hivemint.node.sessions.steps.vain import RATE, Vain
 from hivemint.node.unable import Unable
-from hivemint.protocol.errors import LinkClosed, ProtocolError
+from hivemint.protocol.errors import LinkClosed, ProofError, ProtocolError
 from hivemint.protocol.ids import FORK, Step
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import Code, Refused, StepRequest, Tensor, TensorHead
@@ -60,21 +61,29 @@ class Steps:
 
     # ---- asked by the conversation
 
-    def check_route(self, request: StepRequest) -> Refused | None:
-        """A step that comes from or goes to a neighbour needs that neighbour's name first."""
-        if request.source is not None and self.inputs.previous is None:
-            return self.session.refused(request, Code.INPUT, "No previous node has been named", "", "send Neighbours")
-        if request.push and self.outputs.next is None:
-            return self.session.refused(request, Code.MISSING, "There is no link to a next node", "", "send Neighbours")
-        return None
-
-    def begin(self, step: TakenStep) -> None:
-        """The request was taken: the step goes its way."""
-        if step.request.kind == FORK:
-            self._run(step, forks.serve(self._at, step, *forks.begin(self._at, step)))
+    async def ask(self, request: StepRequest) -> None:
+        """A request: taken, answered once more, or refused. Raises ProtocolError after too many that led to nothing."""
+        session = self.session
+        self._check_vain()
+        verdict = self._check_route(request) or judge(session, request)
+        if verdict is None:
+            signed = request.voucher
+            try:
+                voucher = await self._services.meter.check_voucher(
+                    signed, signed.body.receipt, session.terms.session_key
+                )
+                # Once more: other steps and sessions of this client went on meanwhile. No await from here to `take`.
+                verdict = judge(session, request)
+            except ProofError as error:
+                verdict = session.refused(request, Code.VOUCHER, error.what, error.why)
+        if verdict is None:
+            self._begin(session.take(request, voucher))
             return
-        awaited = self._awaited[step] = self.inputs.expect(step.request)
-        self._run(step, self._at.serve(step, awaited))
+        self._in_vain()
+        if isinstance(verdict, Again):
+            self._repeats.ask(verdict.taken, request, self._at.width(request))
+        else:
+            await self.refuse(verdict)
 
     def expects(self, head: TensorHead) -> bool:
         """Whether a client's input would be kept."""
@@ -104,23 +113,9 @@ class Steps:
         gone = self.drop(Step(1))
         self.session.evicted()
         if gone:
-            self.in_vain()
+            self._in_vain()
             what, why = "The session's room went to another", "none of its steps was done for long"
             self._spawn(self.refuse(self.session.refused(gone[0].request, Code.BUSY, what, why)))
-
-    def repeat(self, step: TakenStep, request: StepRequest) -> None:
-        """The same request again."""
-        self.in_vain()
-        self._repeats.ask(step, request, self._at.width(request))
-
-    def in_vain(self) -> None:
-        """A request has led to nothing."""
-        self._vain.take()
-
-    def check_vain(self) -> None:
-        """Raises ProtocolError after too many such requests."""
-        if self._vain.rest():
-            raise ProtocolError("A client asks for too many steps in vain", why=f"more than {RATE:g} a second")
 
     async def finish(self, within: float = END_LIMIT) -> bool:
         """Until all steps have their answers. False: some had not after so many seconds; of those, the ones without a
@@ -147,6 +142,33 @@ class Steps:
         self._services.stats.refused(refused.code)
         await self._link.send(refused)
 
+    # ---- a request
+
+    def _check_route(self, request: StepRequest) -> Refused | None:
+        """A step that comes from or goes to a neighbour needs that neighbour's name first."""
+        if request.source is not None and self.inputs.previous is None:
+            return self.session.refused(request, Code.INPUT, "No previous node has been named", "", "send Neighbours")
+        if request.push and self.outputs.next is None:
+            return self.session.refused(request, Code.MISSING, "There is no link to a next node", "", "send Neighbours")
+        return None
+
+    def _check_vain(self) -> None:
+        """Raises ProtocolError after too many requests in vain."""
+        if self._vain.rest():
+            raise ProtocolError("A client asks for too many steps in vain", why=f"more than {RATE:g} a second")
+
+    def _in_vain(self) -> None:
+        """A request has led to nothing."""
+        self._vain.take()
+
+    def _begin(self, step: TakenStep) -> None:
+        """The request was taken: the step goes its way."""
+        if step.request.kind == FORK:
+            self._run(step, forks.serve(self._at, step, *forks.begin(self._at, step)))
+            return
+        awaited = self._awaited[step] = self.inputs.expect(step.request)
+        self._run(step, self._at.serve(step, awaited))
+
     # ---- a step's task
 
     def _run(self, step: TakenStep, work: Coroutine[Any, Any, None]) -> None:
@@ -168,7 +190,7 @@ class Steps:
             await work
         except Unable as failed:
             if self.drop(step.number, begun=True):
-                self.in_vain()
+                self._in_vain()
                 session, account = self.session, self.session.account
                 standing = {"cached": session.length, "owed": account.owed, "proof": account.proof}
                 await self.refuse(failed.refused(step=step.number, **standing))

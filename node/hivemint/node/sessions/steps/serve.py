@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from hivemint.node.engine.engine import StepJob
-from hivemint.node.engine.scheduler import Job, Lane, weight_of
+from hivemint.node.engine.scheduler import Lane, weight_of
 from hivemint.node.engine.seats import Seat
+from hivemint.node.engine.step_job import StepJob
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.session import ServedSession, TakenStep
 from hivemint.node.sessions.steps.entries import JournalEntries
@@ -23,7 +23,6 @@ from hivemint.node.sessions.steps.outputs import Outputs
 from hivemint.node.unable import StepFailed
 from hivemint.protocol.errors import ProtocolError
 from hivemint.protocol.ids import BACKWARD, TensorHash
-from hivemint.protocol.receipt import following
 from hivemint.swarm.messages import Code, HopReceipt, StepReceipt, StepRequest, Tensor, TensorHead
 from hivemint.swarm.rows import check_finite, from_wire, row_bytes, tensor_hash
 
@@ -89,12 +88,21 @@ class StepService:
             raise StepFailed(Code.INPUT, error.what, error.why, error.next_step) from None
         flow = self._flow if session.lane is Lane.FREE else session.session_id
         weight = weight_of(session.terms.price, services.offer.price(session.terms))
-        step.job = Job(session.lane, flow, session.session_id, passes * request.count, weight)
+        step.job = job = StepJob(
+            session.lane,
+            flow,
+            session.session_id,
+            passes * request.count,
+            weight,
+            seat=self.seat,
+            start=request.start,
+            hidden=hidden,
+            backward=request.kind == BACKWARD,
+        )
         self.seat.waits -= 1  # it has its input: from here on it counts as busy
         self.seat.busy += 1
-        if request.kind == BACKWARD:
-            return services.engine.enqueue_backward(step.job, self.seat, hidden)
-        return services.engine.enqueue(step.job, self.seat, request.start, hidden)
+        services.engine.enqueue(job)
+        return job
 
     async def _compute(self, queued: StepJob) -> bytes:
         """The output in wire form. What is no number is not sent, signed or owed: it would pass for a token."""
@@ -133,9 +141,7 @@ class StepService:
         """The receipt leaves when the journal has the voucher (P11)."""
         session, services = self.session, self.services
         await asyncio.sleep(0)  # the journal's thread writes while the receipt is made here
-        previous = session.receipt.body
-        measured = await services.meter.measure(previous.head, step.request, given, data)
-        receipt = await services.meter.sign(following(previous, measured.leaf))
+        measured, receipt = await services.meter.prove(session.receipt.body, step.request, given, data)
         await stored
         answer = StepReceipt(receipt.signed, measured.rows)
         session.answer(step, receipt, answer)
