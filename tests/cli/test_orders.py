@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from hivemint.cli.wallet import account, keys
 from hivemint.contracts import order_file
@@ -22,29 +21,11 @@ from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.credits import credits_for
 from support.promises import Work
+from support.verbs import error_of, told
 
-RUNNER = CliRunner()
+pytest_plugins = ["support.verbs"]
+pytestmark = pytest.mark.usefixtures("home")
 POOR = Signer(b"\xa1" * 32)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIVEMINT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HIVEMINT_PASSWORD", "correct horse")
-    for name in ("HIVEMINT_NETWORK", "HIVEMINT_WALLET"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def told(app: Any, *words: str) -> Any:
-    result = RUNNER.invoke(app, [*words, "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def error_of(app: Any, *words: str) -> HivemintError:
-    result = RUNNER.invoke(app, list(words))
-    assert isinstance(result.exception, HivemintError), result.output
-    return result.exception
 
 
 async def _credits(testchain: TestChain) -> Signer:

@@ -7,42 +7,23 @@ from typing import Any
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
 
 from hivemint.cli.node import verbs
 from hivemint.contracts.bindings import Bindings
 from hivemint.protocol import evidence
 from hivemint.protocol.eip712 import Domain
-from hivemint.protocol.errors import BadInput, HivemintError, ProofError
+from hivemint.protocol.errors import BadInput, ProofError
 from hivemint.protocol.ids import PeerId
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.protocol.receipt import sign_receipt
 from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.promises import Work
+from support.verbs import RUNNER, error_of, told
 
-RUNNER = CliRunner()
+pytest_plugins = ["support.verbs"]
+pytestmark = pytest.mark.usefixtures("home")
 COIN = 10**18
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIVEMINT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HIVEMINT_PASSWORD", "correct horse")
-    for name in ("HIVEMINT_NETWORK", "HIVEMINT_WALLET"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def told(*words: str) -> Any:
-    result = RUNNER.invoke(verbs.app, [*words, "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def error_of(*words: str) -> HivemintError:
-    result = RUNNER.invoke(verbs.app, list(words))
-    assert isinstance(result.exception, HivemintError), result.output
-    return result.exception
 
 
 def kept(folder: Path, domain: Domain, operator: Signer, client: Signer) -> Path:
@@ -72,23 +53,23 @@ def test_two_signed_answers_cost_the_node_half_of_its_stake(tmp_path: Path, test
     Keystores().add("ann", reporter, "correct horse", n=CHEAP_SCRYPT_N)
     file = str(kept(tmp_path / "evidence", place.domain, operator, reporter))
     network = ["--network", str(place.path)]
-    assert "not registered" in error_of("report", file, *network, "--dry-run").why
+    assert "not registered" in error_of(verbs.app, "report", file, *network, "--dry-run").why
     asyncio.run(registered(testchain, testchain.signers[6], operator, 40 * COIN))
 
-    dry = told("report", file, *network, "--dry-run")
+    dry = told(verbs.app, "report", file, *network, "--dry-run")
     assert (dry["sent"], dry["lost_wei"], dry["reward_wei"]) == (False, 20 * COIN, 2 * COIN)
     assert "2.000000 coins of it to you" in RUNNER.invoke(verbs.app, ["report", file, *network, "--dry-run"]).stdout
-    assert "no reward" in error_of("pull-reward", *network, "--wallet", "ann").what
-    done = told("report", file, *network, "--wallet", "ann")
+    assert "no reward" in error_of(verbs.app, "pull-reward", *network, "--wallet", "ann").what
+    done = told(verbs.app, "report", file, *network, "--wallet", "ann")
     assert {name: done[name] for name in ("node", "lost_wei", "reward_wei")} == {
         "node": operator.address,
         "lost_wei": 20 * COIN,
         "reward_wei": 2 * COIN,
     }
-    assert "slashed already" in error_of("report", file, *network, "--wallet", "ann").what
+    assert "slashed already" in error_of(verbs.app, "report", file, *network, "--wallet", "ann").what
 
     before = asyncio.run(coins(testchain, reporter.address))
-    assert told("pull-reward", *network, "--wallet", "ann")["reward_wei"] == 2 * COIN
+    assert told(verbs.app, "pull-reward", *network, "--wallet", "ann")["reward_wei"] == 2 * COIN
     assert asyncio.run(coins(testchain, reporter.address)) > before + COIN
 
 
@@ -96,17 +77,17 @@ def test_odd_files_are_told(tmp_path: Path, testchain: TestChain) -> None:
     place, operator = testchain.network, Signer(b"\x92" * 32)
     network = ["--network", str(place.path), "--dry-run"]
     foreign = kept(tmp_path / "foreign", Domain(1, place.domain.settlement), operator, testchain.signers[7])
-    assert "chain 1" in error_of("report", str(foreign), *network).why
+    assert "chain 1" in error_of(verbs.app, "report", str(foreign), *network).why
     good = json.loads(kept(tmp_path / "good", place.domain, operator, testchain.signers[7]).read_text())
     file = tmp_path / "file.json"
     for text in ("", "[]", "{", json.dumps(good | {"more": 1}), json.dumps(good | {"settlement": "0x12"})):
         file.write_text(text)
-        assert isinstance(error_of("report", str(file), *network), BadInput)
+        assert isinstance(error_of(verbs.app, "report", str(file), *network), BadInput)
     file.write_text(json.dumps(good | {"receipts": [good["receipts"][0]] * 2}))
-    assert isinstance(error_of("report", str(file), *network), ProofError)
+    assert isinstance(error_of(verbs.app, "report", str(file), *network), ProofError)
     file.write_text(json.dumps(good | {"receipts": [good["receipts"][0], good["receipts"][1] | {"tokens": 99}]}))
-    assert "forged" in error_of("report", str(file), *network).what
-    assert "cannot be read" in error_of("report", str(tmp_path / "none"), *network).what
+    assert "forged" in error_of(verbs.app, "report", str(file), *network).what
+    assert "cannot be read" in error_of(verbs.app, "report", str(tmp_path / "none"), *network).what
 
 
 def test_a_node_goes_to_another_owner_in_two_steps(testchain: TestChain) -> None:
@@ -116,12 +97,12 @@ def test_a_node_goes_to_another_owner_in_two_steps(testchain: TestChain) -> None
     asyncio.run(registered(testchain, owner, operator, 10 * COIN))
     network = ["--network", str(testchain.network.path)]
     mine = [*network, "--wallet", "op", "--owner", "cold"]
-    assert "offered to nobody" in error_of("accept", operator.address, *network, "--wallet", "heir").why
-    assert isinstance(error_of("offer", *mine), BadInput)
-    assert isinstance(error_of("offer", heir.address, "--take-back", *mine), BadInput)
-    assert told("offer", heir.address, *mine)["offered_to"] == heir.address
-    assert "offered_to" not in told("offer", "--take-back", *mine)
-    told("offer", heir.address, *mine)
-    assert told("status", *network, "--wallet", "op")["owner"] == owner.address
-    assert told("accept", operator.address, *network, "--wallet", "heir")["owner"] == heir.address
-    assert "NotOwner" in getattr(error_of("unbond", *mine), "error", "")
+    assert "offered to nobody" in error_of(verbs.app, "accept", operator.address, *network, "--wallet", "heir").why
+    assert isinstance(error_of(verbs.app, "offer", *mine), BadInput)
+    assert isinstance(error_of(verbs.app, "offer", heir.address, "--take-back", *mine), BadInput)
+    assert told(verbs.app, "offer", heir.address, *mine)["offered_to"] == heir.address
+    assert "offered_to" not in told(verbs.app, "offer", "--take-back", *mine)
+    told(verbs.app, "offer", heir.address, *mine)
+    assert told(verbs.app, "status", *network, "--wallet", "op")["owner"] == owner.address
+    assert told(verbs.app, "accept", operator.address, *network, "--wallet", "heir")["owner"] == heir.address
+    assert "NotOwner" in getattr(error_of(verbs.app, "unbond", *mine), "error", "")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -29,7 +28,7 @@ from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import CONTROL
 from hivemint.swarm.messages import Refused, StepReceipt
 from support.hostile_client import HostileSession, Sent
-from support.money_stage import NODE, WALLET, Stage
+from support.money_stage import NODE, WALLET, Stage, profile
 from support.node_client import NodeSession, RefusedError
 from support.promises import signer
 from support.staged_node import AHEAD, ASK, ROWS, StagedNode
@@ -322,16 +321,6 @@ def quick_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that does not answer is waited for by no test."""
     for name in ("_FIRST_PAUSE", "_ODD_PAUSE", "_LONGEST_PAUSE", "_PATIENCE"):
         monkeypatch.setattr(f"hivemint.contracts.rpc.{name}", 0.005)
-
-
-def profile(examples: int, steps: int) -> settings:
-    return settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def test_whatever_clients_do_the_node_is_paid_for_all_but_steps_in_flight(stage: Stage, span: Span) -> None:

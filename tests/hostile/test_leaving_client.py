@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from sqlalchemy import select
 
 from hivemint.ledger.books.keeping import WORTHLESS_FOR
@@ -26,10 +25,10 @@ from hivemint.swarm.messages import Close, Closed, Code, Left, Refused
 from hivemint.swarm.messages import Leave as LeaveMessage
 from support.leaving import dialled, leave, leave_message
 from support.node_client import NodeSession, RefusedError, View
-from support.one_node import ASK, Served, one_node
+from support.one_node import ASK, Served, one_node, rows
 from support.promises import DOMAIN, signer
 
-pytest_plugins = ["support.node_pair"]
+pytest_plugins = ["support.tiny"]
 WALLET, KEY, OTHER = signer(160), signer(161), signer(162)
 NOW = 1_800_000_000
 
@@ -39,10 +38,6 @@ async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
     async with one_node(tiny_folder, tmp_path) as node:
         node.chain.now = NOW
         yield node
-
-
-def rows(count: int = 1) -> torch.Tensor:
-    return torch.randn(count, 32)
 
 
 async def signed_off(session: NodeSession) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from hivemint.ledger.settlement import chainview
@@ -22,27 +21,11 @@ from hivemint.protocol.errors import ChainError, SwarmError
 from hivemint.protocol.ids import Address, Credits
 from hivemint.swarm.messages import Closed, Code
 from support.node_client import FakeFunds, NodeSession, RefusedError, View
-from support.one_node import ASK, Served, one_node
+from support.one_node import ASK, Served, rows, until
 from support.promises import signer
 
-pytest_plugins = ["support.node_pair"]
+pytest_plugins = ["support.one_node"]
 WALLET = signer(60)
-
-
-@pytest.fixture
-async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
-    async with one_node(tiny_folder, tmp_path) as node:
-        yield node
-
-
-def rows(count: int = 1) -> torch.Tensor:
-    return torch.randn(count, 32)
-
-
-async def until(true: Any) -> None:
-    async with asyncio.timeout(30):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 class Held(FakeFunds):

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -32,7 +31,7 @@ from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.protocol.errors import HivemintError
 from hivemint.swarm.messages import Code
 from support.hostile_node import BLOCKS, HIDDEN, HONEST, MODEL, HostileNode, Move
-from support.money_stage import NODE, WALLET, Stage
+from support.money_stage import NODE, WALLET, Stage, profile
 
 ASK = 5
 PRICE = ASK * BLOCKS
@@ -224,16 +223,6 @@ class TwoMachines(OneMachine):
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Stage.start(tmp_path_factory.mktemp("stage")) as made:
         yield made
-
-
-def profile(examples: int, steps: int) -> settings:
-    return settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @pytest.mark.parametrize("machines", [OneMachine, TwoMachines])

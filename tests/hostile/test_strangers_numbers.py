@@ -1,8 +1,7 @@
 """NaN and infinity on a route: a real node computes with none that comes, and sends, signs and charges none."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -15,19 +14,13 @@ from hivemint.protocol.errors import ProtocolError
 from hivemint.swarm.messages import Code, Refused
 from hivemint.swarm.rows import check_finite, from_wire, to_wire
 from support.node_client import RefusedError
-from support.one_node import ASK, Served, one_node
+from support.one_node import ASK, Served
 from support.promises import DOMAIN, signer
 
-pytest_plugins = ["support.node_pair"]
+pytest_plugins = ["support.one_node"]
 NAN, INF = float("nan"), float("inf")
 MARK = 0.123456
 """The first number of a step whose output goes wrong."""
-
-
-@pytest.fixture
-async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
-    async with one_node(tiny_folder, tmp_path) as node:
-        yield node
 
 
 def with_one(number: float, rows: int = 3) -> torch.Tensor:

@@ -1,9 +1,7 @@
 """What a stranger's steps, repeats and routes may cost a real node: no wait outlives its link or its limit."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,17 +27,11 @@ from hivemint.swarm.messages import (
 )
 from hivemint.swarm.rows import to_wire
 from support.node_client import NodeSession, RefusedError
-from support.one_node import ASK, Served, one_node
+from support.one_node import ASK, Served
 from support.promises import DOMAIN, signer
 
-pytest_plugins = ["support.node_pair"]
+pytest_plugins = ["support.one_node"]
 NEIGHBOUR = Previous(b"\1" * 38, signer(1002).address, b"\6" * 32)
-
-
-@pytest.fixture
-async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
-    async with one_node(tiny_folder, tmp_path) as node:
-        yield node
 
 
 async def answered(served: Served, number: int) -> tuple[NodeSession, Any, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -85,3 +86,44 @@ def test_lines_are_laid_out_by_the_formatter() -> None:
     files = (path for place in places for path in (ROOT / place).rglob("*.py"))
     found = {path.relative_to(ROOT).as_posix() for path in files if skip in path.read_text()}
     assert found <= BY_HAND, sorted(found - BY_HAND)
+
+
+def test_tests_mirror_the_source_by_name() -> None:
+    """`tests/node/test_cache.py` tests a module `cache` of the node; what spans modules is in `tests/behaviour`."""
+    astray = []
+    for room in ROOMS:
+        modules = {
+            part.removesuffix(".py")
+            for place in sources()
+            for part in place.split("/")[3:]
+            if place.startswith(f"{room}/")
+        }
+        astray += [
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / "tests" / room).glob("test_*.py")
+            if path.stem.removeprefix("test_") not in modules
+        ]
+    assert sorted(astray) == [], "no module of that name in their room: tests/behaviour is for what spans modules"
+
+
+ABOVE = {
+    "tests/contracts/test_chain.py: testnet": "the chain that it talks to is a development chain that it may stop",
+    "tests/contracts/test_deploy.py: testnet": "it deploys on the development chain, with that chain's funded keys",
+    "tests/node/test_lora.py: client": "adapters come to a node as a client cuts them",
+}
+"""Tests of a room that use one above it, or beside it, and why."""
+
+
+def test_tests_of_a_room_import_nothing_above_it() -> None:
+    """As their room itself does; what needs more is in `tests/behaviour`."""
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    rank = {room: -level for level, rooms in enumerate(layers) for room in re.findall(r"hivemint\.(\w+)", rooms)}
+    wrong = []
+    for room in ROOMS:
+        for path in sorted((ROOT / "tests" / room).glob("test_*.py")):
+            wrong += [
+                f"{path.relative_to(ROOT).as_posix()}: {used}"
+                for used in re.findall(r"^\s*(?:from|import) hivemint\.(\w+)", path.read_text(), re.MULTILINE)
+                if used != room and rank[used] >= rank[room]
+            ]
+    assert sorted(wrong) == sorted(ABOVE)

@@ -71,7 +71,7 @@ async def test_every_receipt_of_a_child_is_bound_to_what_its_kv_came_from(two_no
     await parent.close()
 
 
-async def test_a_receipt_of_another_parent_is_a_lie_and_no_child(folder: Path, tmp_path: Path) -> None:
+async def test_a_receipt_of_another_parent_is_a_lie_and_no_child(tiny_folder: Path, tmp_path: Path) -> None:
     """P17: nothing is bound to it, the parent goes on, the node is set aside for what comes."""
 
     class Doctored:
@@ -98,7 +98,7 @@ async def test_a_receipt_of_another_parent_is_a_lie_and_no_child(folder: Path, t
         def __getattr__(self, name: str) -> Any:
             return getattr(self.host, name)
 
-    async with real_nodes(folder, tmp_path, wrap=Doctored) as net:
+    async with real_nodes(tiny_folder, tmp_path, wrap=Doctored) as net:
         rows = torch.randn(8, 32)
         parent = await net.client.open(50)
         await parent.forward(rows[:6])

@@ -11,12 +11,13 @@ from sqlalchemy import func, select
 
 from hivemint.contracts.bindings import Bindings
 from hivemint.ledger.explorer import indexer as module
-from hivemint.ledger.explorer.fold import DERIVED, NOBODY
+from hivemint.ledger.explorer.fold import NOBODY
 from hivemint.ledger.explorer.indexer import Indexer
 from hivemint.ledger.store.database import database_url, reading
-from hivemint.ledger.store.tables import blocks, events
+from hivemint.ledger.store.tables import blocks
 from hivemint.protocol.credits import mintable
 from hivemint.protocol.errors import ChainError
+from support.index import tables
 from support.logchain import NETWORK, LogChain
 from support.promises import signer
 
@@ -26,14 +27,6 @@ Life = tuple[str, str, dict[str, Any]]
 
 async def opened(path: Path, chain: LogChain) -> Indexer:
     return await Indexer.open(database_url(path), cast(Bindings, chain), NETWORK)
-
-
-def tables(indexer: Indexer) -> dict[str, list[tuple[object, ...]]]:
-    with reading(indexer.engine) as connection:
-        return {
-            table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key.columns))]
-            for table in (*DERIVED, events)
-        }
 
 
 async def replayed(path: Path, chain: LogChain) -> dict[str, list[tuple[object, ...]]]:

@@ -458,9 +458,10 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path, lines:
         [sys.executable, "-c", RECORDER, url], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
-    seen = [process.stdout.readline() for _ in range(lines)]
-    process.send_signal(signal.SIGKILL)
-    seen += process.stdout.readlines()
+    with process.stdout as told:
+        seen = [told.readline() for _ in range(lines)]
+        process.send_signal(signal.SIGKILL)
+        seen += told.readlines()
     assert process.wait() == -signal.SIGKILL
     acknowledged: dict[Address, int] = {}
     for line in seen:

@@ -44,16 +44,16 @@ CHUNKING, OPENER, OPENING, NODES, PAYER, PLANNER, PROOFS, RECEIVER, SOURCE, SEQU
 )  # fmt: skip
 FEES, RECEIPT = "contracts/hivemint/contracts/fees.py", "protocol/hivemint/protocol/receipt.py"
 BELIEFS, MONEY, COVER, BOOK, KEPT = (
-    "client/test_beliefs.py::", "node/test_money_served.py::", "node/test_cover.py::", "ledger/test_vouchers.py::",
-    "ledger/test_journal.py::",
+    "behaviour/test_beliefs.py::", "behaviour/test_money_served.py::", "behaviour/test_cover.py::",
+    "ledger/test_voucher_book.py::", "ledger/test_journal.py::",
 )  # fmt: skip
 ADMIT, STEP, WORKER, ENDPOINTS, LIVE = (
-    "node/test_admission.py::", "node/test_session.py::", "ledger/test_settlement.py::", "ledger/test_endpoints.py::",
+    "node/test_admission.py::", "node/test_session.py::", "ledger/test_settler.py::", "behaviour/test_endpoints.py::",
     "client/test_live_pipeline.py::",
 )  # fmt: skip
 
 
-CORNERS, AT_ONCE = "client/test_refused_steps.py::", "node/test_money_at_once.py::"
+CORNERS, AT_ONCE = "behaviour/test_refused_steps.py::", "behaviour/test_money_at_once.py::"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ FAULTS = (
           "0 if self.thaw_end else self.balance + self.collected", "self.balance + self.collected",
           BELIEFS + "test_nothing_is_signed_for_an_account_that_thaws"),
     fault("C7: a text has no cap", SEQUENCES, "if self._cap is not None and signed", "if False and signed",
-          "client/test_generation.py::test_a_text_that_nodes_make_dearer_and_dearer_ends"),
+          "client/test_causal_lm.py::test_a_text_that_nodes_make_dearer_and_dearer_ends"),
     fault("C7: who loses its room is never set aside", NODES, "if self._lost[peer] >= _TWICE:", "if False:",
           BELIEFS + "test_a_node_that_loses_its_room_twice_is_set_aside"),
     fault("C8: ahead as the node wants it", OPENING, "ahead=min(named.ahead, settings.max_ahead)",
@@ -303,9 +303,10 @@ FAULTS = (
     fault("a day has no budget", FEES, "if self.spent + more > self.a_day:", "if False:",
           "contracts/test_fees.py::test_nothing_is_sent_beyond_the_budget"),
     fault("deposits count before they are confirmed", VIEW, "funded=Credits(min(one.funded for one in both))",
-          "funded=Credits(min(new.funded for new, _ in found))", "ledger/test_on_chain.py::test_what_admission_sees"),
+          "funded=Credits(min(new.funded for new, _ in found))",
+          "behaviour/test_on_chain.py::test_what_admission_sees"),
     fault("a thaw counts once it is confirmed", VIEW, "thawing=any(one.thaw_end for one in both)",
-          "thawing=any(sure.thaw_end for _, sure in found)", "ledger/test_on_chain.py::test_what_admission_sees"),
+          "thawing=any(sure.thaw_end for _, sure in found)", "behaviour/test_on_chain.py::test_what_admission_sees"),
     fault("collected is believed at the newest block", VIEW,
           "collected=Credits(min(sure.collected for _, sure in found))",
           "collected=Credits(max(new.collected for new, _ in found))",

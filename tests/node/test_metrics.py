@@ -17,12 +17,8 @@ from hivemint.swarm.messages import Code
 from support.node_client import RefusedError
 from support.one_node import ASK, Served, one_node
 from support.promises import signer
-from support.tiny import tiny_model
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+pytest_plugins = ["support.tiny"]
 
 
 class Scrape:
@@ -42,8 +38,8 @@ class Scrape:
         return {key[1]: value for key, value in self._samples.items() if key[0] == name}
 
 
-async def test_figures_of_a_live_node(model: Path, tmp_path: Path) -> None:
-    async with one_node(model, tmp_path, batch_rows=32) as served:
+async def test_figures_of_a_live_node(tiny_folder: Path, tmp_path: Path) -> None:
+    async with one_node(tiny_folder, tmp_path, batch_rows=32) as served:
         server = MetricsServer(0)
         running: Any = SimpleNamespace(
             node=served.node, journal=served.journal, host=served.host, settler=SimpleNamespace(donated_minted=0)

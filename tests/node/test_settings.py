@@ -10,12 +10,8 @@ from hivemint.node.span.precision import COMPUTE, Precision
 from hivemint.node.span.span import Span
 from hivemint.protocol.errors import ConfigError, ModelError
 from hivemint.protocol.ids import BlockIndex
-from support.tiny import tiny_model
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+pytest_plugins = ["support.tiny"]
 
 
 def declared(folder: Path, settings: NodeSettings) -> str:
@@ -23,23 +19,23 @@ def declared(folder: Path, settings: NodeSettings) -> str:
     return numerics(span, settings.wire)
 
 
-def test_numerics_name_weights_computation_and_wire(folder: Path) -> None:
-    assert declared(folder, node_settings()) == "fp32/fp32/fp32"
-    assert declared(folder, node_settings(precision="bf16")) == "bf16/bf16/bf16"
-    assert declared(folder, node_settings(precision="bf16/bf16", wire="fp32")) == "bf16/bf16/fp32"
+def test_numerics_name_weights_computation_and_wire(tiny_folder: Path) -> None:
+    assert declared(tiny_folder, node_settings()) == "fp32/fp32/fp32"
+    assert declared(tiny_folder, node_settings(precision="bf16")) == "bf16/bf16/bf16"
+    assert declared(tiny_folder, node_settings(precision="bf16/bf16", wire="fp32")) == "bf16/bf16/fp32"
 
 
-def test_int8_is_declared_or_refused_with_the_figure(folder: Path) -> None:
+def test_int8_is_declared_or_refused_with_the_figure(tiny_folder: Path) -> None:
     """Whether it pays is measured on the machine that loads it."""
     try:
-        assert declared(folder, node_settings(precision="int8", wire="fp32")) == "int8/bf16/fp32"
+        assert declared(tiny_folder, node_settings(precision="int8", wire="fp32")) == "int8/bf16/fp32"
     except ModelError as error:
         assert "of fp32's time" in error.why  # noqa: PT017 - either is right
 
 
-def test_nf4_on_a_cpu_is_refused(folder: Path) -> None:
+def test_nf4_on_a_cpu_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"3\.4 times"):
-        declared(folder, node_settings(precision="nf4/bf16"))
+        declared(tiny_folder, node_settings(precision="nf4/bf16"))
 
 
 @pytest.mark.parametrize("name", [*COMPUTE, "bf16/bf16", "int8", "nf4", "int8/bf16", "nf4/fp16"])

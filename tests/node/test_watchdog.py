@@ -13,8 +13,9 @@ from hivemint.swarm.messages import Closed, Code, Refused
 from support.node_client import RefusedError
 from support.one_node import ASK, one_node
 from support.promises import signer
-from support.tiny import tiny_model
 from support.virtual_time import VirtualLoop, run
+
+pytest_plugins = ["support.tiny"]
 
 
 class Device:
@@ -68,13 +69,8 @@ def test_a_process_that_slept_is_not_to_blame() -> None:
     run(story)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-async def test_a_hung_device_ends_the_node_and_every_session_hears_why(model: Path, tmp_path: Path) -> None:
-    async with one_node(model, tmp_path, hung_least=0.5, hung_times=2) as served:
+async def test_a_hung_device_ends_the_node_and_every_session_hears_why(tiny_folder: Path, tmp_path: Path) -> None:
+    async with one_node(tiny_folder, tmp_path, hung_least=0.5, hung_times=2) as served:
         serving = asyncio.create_task(served.node.run(asyncio.Event()))
         sessions = [await served.open(signer(n), price=ASK) for n in (1, 2, 3)]
         for session in sessions:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import structlog
 from eth_abi.abi import decode, encode
+from hypothesis import HealthCheck, settings
 
 from hivemint.contracts.bindings.base import halves
 from hivemint.protocol.eip712 import Operator, peer_id_hash
@@ -192,3 +193,14 @@ def _changing(change: Callable[[View], View]) -> Callable[[bytes], bytes]:
 
 
 __all__ = ["NODE", "WALLET", "Signer", "Stage"]
+
+
+def profile(examples: int, steps: int) -> settings:
+    """How long plays on a stage are, and how many; the same ones in each run."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )

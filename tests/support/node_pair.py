@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 
 from hivemint.ledger.books.journal import Journal
@@ -21,7 +20,8 @@ from hivemint.protocol.signing import Signer
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from support.node_client import FakeFunds, NodeSession
 from support.promises import DOMAIN, signer
-from support.tiny import tiny_model
+
+pytest_plugins = ["support.tiny"]
 
 ZERO = Address("0x" + "11" * 20)
 NETWORK = Network("test", DOMAIN.chain_id, "http://127.0.0.1:1", Contracts(ZERO, ZERO, DOMAIN.settlement, *[ZERO] * 3))
@@ -69,11 +69,6 @@ async def start(
     defaults: dict[str, Any] = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16}
     node = await Node.start(Kit(NETWORK, MODEL, span, key, host, journal, chain), NodeSettings(**defaults | settings))
     return Running(node, host, journal, chain, url, key)
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest_asyncio.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest_asyncio
 import torch
 
 from hivemint.ledger.books.journal import Journal
@@ -22,6 +23,8 @@ from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.limits import PeerLimits
 from support.node_client import FakeFunds, NodeSession
 from support.promises import DOMAIN, signer
+
+pytest_plugins = ["support.tiny"]
 
 ASK = 10
 _ZERO = Address("0x" + "11" * 20)
@@ -116,3 +119,20 @@ async def one_node(
         stack.push_async_callback(node.close)
         stack.callback(span.open)
         yield Served(node, span, host, journal, chain, client)
+
+
+@pytest_asyncio.fixture
+async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
+    async with one_node(tiny_folder, tmp_path) as node:
+        yield node
+
+
+def rows(count: int = 1) -> torch.Tensor:
+    """Input of so many tokens for the tiny model."""
+    return torch.randn(count, 32)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -29,3 +30,8 @@ def tiny_model(folder: Path, family: str = "llama", *, shard_size: str = "1GB", 
             torch.nn.init.normal_(weight, 1.0, 0.2)
     model.save_pretrained(folder, max_shard_size=shard_size)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")

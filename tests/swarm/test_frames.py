@@ -9,17 +9,13 @@ from hivemint.protocol.errors import ProtocolError
 from hivemint.protocol.ids import Step
 from hivemint.swarm.frames import HEAD, FrameReader, pack
 from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Hello, Ping, Tensor, TensorHead, decode, limit_of
-from support.wire import EVERY_TYPE
+from support.wire import EVERY_TYPE, plain
 
 small = [message for message in EVERY_TYPE if not isinstance(message, Tensor) or len(message.data) < 10_000]
 
 
 def frames(*messages: AnyMessage) -> bytes:
     return b"".join(pack(messages))
-
-
-def plain(message: AnyMessage) -> object:
-    return (message.head, bytes(message.data)) if isinstance(message, Tensor) else message
 
 
 def feed(reader: FrameReader, data: bytes) -> list[object]:

@@ -20,17 +20,10 @@ from hivemint.swarm.held import Held
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.limits import PeerLimits
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, Bye, Cancel, Ping, Routed, Tensor, TensorHead
-from support.wire import EVERY_TYPE, NETWORK, hosts, open_wide
+from hivemint.swarm.messages import MAX_TENSOR, Bye, Cancel, Ping, Routed, Tensor, TensorHead
+from support.wire import EVERY_TYPE, NETWORK, hosts, open_wide, plain
 
 ECHO = Path(__file__).parent.parent / "support" / "echo_peer.py"
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    """The loop that nodes and clients run in; the other swarm tests run in asyncio's own."""
-    policy: asyncio.AbstractEventLoopPolicy = uvloop.EventLoopPolicy()
-    return policy
 
 
 @dataclass
@@ -61,10 +54,6 @@ async def linked(limits: PeerLimits | None = None) -> AsyncIterator[Pair]:
         await node.serve(CONTROL, keep)
         here = await client.dial(node.peer_id, node.addresses, CONTROL)
         yield Pair(client, here, node, await arrived.get(), release)
-
-
-def plain(message: AnyMessage) -> object:
-    return (message.head, bytes(message.data)) if isinstance(message, Tensor) else message
 
 
 async def until_closed(link: Link, limit: float) -> str:

@@ -1,6 +1,6 @@
 """The families of models that the swarm runs: one table for nodes, which load the blocks, and clients, which load the
-rest. Each is proven on tiny random configs: tests/node/test_span_families.py (blocks), tests/client/test_ends.py (the
-rest), tests/integration/test_families.py (both together).
+rest. Each is proven on tiny random configs: tests/behaviour/test_span_families.py (blocks), tests/client/test_ends.py
+(the rest), tests/integration/test_families.py (both together).
 """
 
 from collections.abc import Mapping

@@ -19,6 +19,8 @@ from hivemint.protocol.errors import HivemintError
 
 GRACE = 15.0
 """Seconds that a process has to drain before it is killed."""
+_launched: list[subprocess.Popen[bytes]] = []
+"""Those that still ran when the last one was launched: one that nobody holds any more warns of itself."""
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -77,6 +79,7 @@ def launch(name: str, command: Sequence[str], log: Path, environment: Mapping[st
             start_new_session=True,
             env={**os.environ, **(environment or {})},
         )
+    _launched[:] = [one for one in (*_launched, process) if one.poll() is None]
     return Child(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
 
 

@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,27 +33,11 @@ from hivemint.swarm.messages import (
     StepReceipt,
 )
 from support.node_client import NodeSession, RefusedError, View
-from support.one_node import ASK, Served, one_node
+from support.one_node import ASK, Served, one_node, rows, until
 from support.promises import DOMAIN, signer
 
-pytest_plugins = ["support.node_pair"]
+pytest_plugins = ["support.one_node"]
 WALLET, KEY, OTHER = signer(60), signer(61), signer(62)
-
-
-@pytest.fixture
-async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
-    async with one_node(tiny_folder, tmp_path) as node:
-        yield node
-
-
-def rows(count: int = 1) -> torch.Tensor:
-    return torch.randn(count, 32)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def closed(session: NodeSession) -> Closed:

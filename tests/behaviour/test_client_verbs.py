@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from hivemint.cli import chat
 from hivemint.cli.wallet import account, keys, wallets
@@ -19,7 +18,7 @@ from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.ledger.store.database import StoreError
 from hivemint.model import local_models
 from hivemint.protocol.eip712 import peer_id_hash
-from hivemint.protocol.errors import BadInput, ChainError, ConfigError, HivemintError, ModelError, WalletError
+from hivemint.protocol.errors import BadInput, ChainError, ConfigError, ModelError, WalletError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import ONE_CREDIT, Credits
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
@@ -27,36 +26,15 @@ from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.credits import credits_for
 from support.tiny import tiny_model
+from support.verbs import RUNNER, error_of, told
 
-RUNNER = CliRunner()
+pytest_plugins = ["support.verbs"]
+pytestmark = pytest.mark.usefixtures("home")
 SECRET = "11" * 32
 COIN = 10**18
 talk = typer.Typer()
 talk.command("generate")(chat.generate)
 talk.command("chat")(chat.chat)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HIVEMINT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HIVEMINT_PASSWORD", "correct horse")
-    for name in ("HIVEMINT_NETWORK", "HIVEMINT_WALLET"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "home"
-
-
-def told(app: typer.Typer, *words: str) -> Any:
-    """The JSON document of a verb."""
-    result = RUNNER.invoke(app, [*words, "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def error_of(app: typer.Typer, *words: str) -> HivemintError:
-    """What `hivemint` would show as a few plain lines."""
-    result = RUNNER.invoke(app, list(words))
-    assert isinstance(result.exception, HivemintError), result.output
-    return result.exception
 
 
 def test_wallets_are_made_listed_and_private(home: Path) -> None:

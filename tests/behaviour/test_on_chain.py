@@ -14,7 +14,6 @@ from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.chain import Chain, Transfer
 from hivemint.ledger.books.entries import Entry
 from hivemint.ledger.books.journal import Journal
-from hivemint.ledger.explorer.fold import DERIVED
 from hivemint.ledger.explorer.indexer import Indexer
 from hivemint.ledger.explorer.queries import Explorer
 from hivemint.ledger.settlement.chainview import OWN_KEY, ContractView, SeenAccount
@@ -29,6 +28,7 @@ from hivemint.protocol.keccak import keccak
 from hivemint.protocol.orders import Close, Thaw, Withdraw
 from hivemint.protocol.signing import Signer
 from support.chain import EPOCH, TEST_MODEL, TestChain
+from support.index import tables
 from support.promises import Work, signer
 
 COIN = 10**18
@@ -95,14 +95,6 @@ async def stage(
     settler = Settler(journal, ContractPayments(contracts, node), settings, clock=lambda: clock[0])
     yield Stage(testchain, contracts, owner, node, client, journal, settler, clock)
     await journal.close()
-
-
-def tables(indexer: Indexer) -> dict[str, list[tuple[object, ...]]]:
-    with reading(indexer.engine) as connection:
-        return {
-            table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key.columns))]
-            for table in (*DERIVED, events)
-        }
 
 
 async def replayed(stage: Stage, path: Path) -> dict[str, list[tuple[object, ...]]]:

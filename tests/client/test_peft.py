@@ -15,23 +15,19 @@ from hivemint.model.anatomy import Anatomy
 from hivemint.protocol.errors import ModelError
 from hivemint.swarm.lora import read_pairs
 from support.lora import whole_model, write_lora
-from support.tiny import tiny_model
+
+pytest_plugins = ["support.tiny"]
 
 MODULES = ["q_proj", "down_proj"]
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
 @pytest.fixture
-def folder(model_folder: Path, tmp_path: Path) -> Path:
-    return write_lora(model_folder, tmp_path / "lora", MODULES)
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return write_lora(tiny_folder, tmp_path / "lora", MODULES)
 
 
-def read(model_folder: Path, folder: Path) -> LoraAdapter:
-    return LoraAdapter.load(folder, Anatomy.read(model_folder))
+def read(tiny_folder: Path, folder: Path) -> LoraAdapter:
+    return LoraAdapter.load(folder, Anatomy.read(tiny_folder))
 
 
 @pytest.mark.parametrize(
@@ -44,15 +40,15 @@ def read(model_folder: Path, folder: Path) -> LoraAdapter:
         {"layers_to_transform": [1]},
     ],
 )
-def test_what_is_sent_is_what_peft_adds(settings: dict[str, Any], model_folder: Path, tmp_path: Path) -> None:
+def test_what_is_sent_is_what_peft_adds(settings: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
     """B A of each module, scaled, equals PEFT's own delta weight."""
     torch.manual_seed(4)
     config: Any = LoraConfig(
         **{"r": 4, "lora_alpha": 12, "target_modules": MODULES, "init_lora_weights": False, **settings}
     )
-    model = get_peft_model(whole_model(model_folder), config)
+    model = get_peft_model(whole_model(tiny_folder), config)
     model.save_pretrained(str(tmp_path / "lora"))
-    tensors = read(model_folder, tmp_path / "lora").tensors
+    tensors = read(tiny_folder, tmp_path / "lora").tensors
     deltas: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
@@ -62,8 +58,8 @@ def test_what_is_sent_is_what_peft_adds(settings: dict[str, Any], model_folder: 
         torch.testing.assert_close(tensors[f"{name}.B"] @ tensors[f"{name}.A"], delta)
 
 
-def test_a_node_gets_the_pairs_of_its_own_blocks(model_folder: Path, folder: Path) -> None:
-    adapter = read(model_folder, folder)
+def test_a_node_gets_the_pairs_of_its_own_blocks(tiny_folder: Path, folder: Path) -> None:
+    adapter = read(tiny_folder, folder)
     blobs = [adapter.blob(0, 1), adapter.blob(1, 2), adapter.blob(0, 2)]
     assert [len(load(blob)) for blob in blobs] == [4, 4, 8]
     assert {pair.block for pair in read_pairs(blobs[1])} == {1}
@@ -144,17 +140,17 @@ Q = "__self_attn__q_proj__lora_"
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(
-    damage: Callable[[Path], None], why: str, model_folder: Path, folder: Path
+    damage: Callable[[Path], None], why: str, tiny_folder: Path, folder: Path
 ) -> None:
     damage(folder)
     with pytest.raises(ModelError, match=why) as caught:
-        read(model_folder, folder)
+        read(tiny_folder, folder)
     assert str(folder) in str(caught.value)
 
 
-def test_a_pair_under_two_beginnings_is_refused(model_folder: Path, folder: Path) -> None:
+def test_a_pair_under_two_beginnings_is_refused(tiny_folder: Path, folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     name = next(iter(tensors))
     save_file(tensors | {name.replace("base_model.model.", "other."): tensors[name].clone()}, str(folder / WEIGHTS))
     with pytest.raises(ModelError, match="twice"):
-        read(model_folder, folder)
+        read(tiny_folder, folder)

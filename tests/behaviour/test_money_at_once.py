@@ -1,8 +1,6 @@
 """Sessions of one wallet at one node, at the same moment: what one of them signs or takes counts for the others."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +10,11 @@ from hivemint.node.sessions.metering import ReceiptMeter
 from hivemint.protocol.ids import Credits
 from hivemint.protocol.receipt import sign_voucher
 from hivemint.swarm.messages import Close, Closed, Code, Refused, StepReceipt
-from support.one_node import ASK, Served, one_node
+from support.one_node import ASK, Served
 from support.promises import DOMAIN, signer
 
-pytest_plugins = ["support.node_pair"]
+pytest_plugins = ["support.one_node"]
 WALLET = signer(60)
-
-
-@pytest.fixture
-async def served(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Served]:
-    async with one_node(tiny_folder, tmp_path) as node:
-        yield node
 
 
 async def test_a_last_voucher_of_any_total_is_not_kept(served: Served) -> None:

@@ -89,7 +89,7 @@ def test_no_second_form_parses(manifest: Manifest, data: st.DataObject) -> None:
         "x\tF32\t1\t" + "0" * 64 + "\n",
         "x\tF33\t1\t" + "0" * 64 + "\nconfig.json\t\t\t" + "0" * 64 + "\n",
         "x\tF32\t01\t" + "0" * 64 + "\nconfig.json\t\t\t" + "0" * 64 + "\n",
-        "x\tF32\t١\t" + "0" * 64 + "\nconfig.json\t\t\t" + "0" * 64 + "\n",
+        "x\tF32\t١\t" + "0" * 64 + "\nconfig.json\t\t\t" + "0" * 64 + "\n",  # noqa: RUF001 - a digit that is none here
         "y\tF32\t1\t" + "0" * 64 + "\nx\tF32\t1\t" + "0" * 64 + "\nconfig.json\t\t\t" + "0" * 64 + "\n",
         "x\tF32\t1\t" + "0" * 64 + "\nx\tF32\t1\t" + "0" * 64 + "\nconfig.json\t\t\t" + "0" * 64 + "\n",
         "config.json\t\t\t" + "0" * 64 + "\r\n",
