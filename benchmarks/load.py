@@ -38,8 +38,8 @@ ROOM = {
     "HIVEMINT_MAX_SESSIONS": "512",
     "HIVEMINT_MAX_SESSIONS_A_CLIENT": "512",
     "HIVEMINT_MAX_SESSIONS_A_PREFIX": "512",
-    "HIVEMINT_MAX_FREE_SESSIONS": "256",
-    "HIVEMINT_MAX_FREE_A_PREFIX": "256",
+    "HIVEMINT_MAX_DONATED_SESSIONS": "256",
+    "HIVEMINT_MAX_DONATED_A_PREFIX": "256",
 }
 """What is measured is the queue, not the limits on strangers."""
 QUICK = 0.05
@@ -47,7 +47,7 @@ QUICK = 0.05
 BUSY_CLIENT = 0.8
 """Cores: a client process that uses more is too near to its one."""
 LEAD = 1.0
-COLOURS = {"paid": "#0f766e", "free": "#b45309"}
+COLOURS = {"paid": "#0f766e", "donated": "#b45309"}
 say = Console(stderr=True).print
 
 
@@ -63,9 +63,9 @@ def _draw(dice: random.Random, choices: Mapping[int, float]) -> int:
 def arrivals(rate: float, seconds: float, seed: int) -> dict[str, list[tuple[float, int, int]]]:
     """Poisson arrivals by lane: (when, prompt, answer)."""
     dice, at = random.Random(seed), 0.0
-    lanes: dict[str, list[tuple[float, int, int]]] = {"paid": [], "free": []}
+    lanes: dict[str, list[tuple[float, int, int]]] = {"paid": [], "donated": []}
     while (at := at + dice.expovariate(rate)) < seconds:
-        lanes["paid" if dice.random() < PAID_SHARE else "free"].append((at, *size(dice)))
+        lanes["paid" if dice.random() < PAID_SHARE else "donated"].append((at, *size(dice)))
     return lanes
 
 
@@ -165,7 +165,7 @@ def main() -> None:
         guests = [Signer(secrets.token_bytes(32)) for _ in range(CLIENTS)]
         crowds = {
             lane: stack.enter_context(crowd(net, wallets, PROCESSES, ("load_process.py", bid)))
-            for lane, wallets, bid in (("paid", payers, "ask"), ("free", guests, "free"))
+            for lane, wallets, bid in (("paid", payers, "ask"), ("donated", guests, "free"))
         }
         capacity(crowds["paid"], 5.0)  # routes are known then, and waits measured
         most = capacity(crowds["paid"], args.seconds / 2)

@@ -9,7 +9,7 @@ import {IParameters, Setting} from "./interfaces/IParameters.sol";
 import {Signature, Signed} from "./Signed.sol";
 
 /// @title What costs a node its stake
-/// @dev Lane A never waits for anything in here.
+/// @dev Paid work never waits for anything in here.
 contract Disputes is IDisputes, Signed {
     uint256 private constant EQUIVOCATION_BPS = 5_000;
     uint256 private constant STRIKES_BPS = 2_000;

@@ -11,7 +11,7 @@ import {Fixed, IParameters, Setting} from "./interfaces/IParameters.sol";
 import {ISettlement} from "./interfaces/ISettlement.sol";
 import {Session, Signed} from "./Signed.sol";
 
-/// @title Lane B: donated work shares a capped emission
+/// @title Donated work shares a capped emission
 /// @dev Nothing loops over nodes; what is not minted lapses. Deployed last: it checks that all contracts of the
 /// deployment name each other.
 contract Emission is IEmission, Signed {

@@ -14,7 +14,7 @@ contract Parameters is IParameters, Ownable2Step {
     using Checkpoints for Checkpoints.Trace208;
 
     /// @dev Epochs that stake must outlive beside the appeal: the claimed one, that of the claim, that of the mint.
-    uint256 private constant LANE_B_EPOCHS = 3;
+    uint256 private constant DONATED_EPOCHS = 3;
     /// @dev What P9 is computed for: so many strikes, within so many epochs. A deployment may only be milder.
     uint256 private constant LEAST_STRIKES = 4;
     uint256 private constant LONGEST_WINDOW = 20;
@@ -36,7 +36,7 @@ contract Parameters is IParameters, Ownable2Step {
     /// @param owner who may change what is changeable, after the delay
     /// @param fixed_ what is never changed
     /// @param settings the first values, in the order of `Setting`
-    /// @param modelIds the models that lane B pays for, and `rates` in mega-FLOP per token and block
+    /// @param modelIds the models that donated work pays for, and `rates` in mega-FLOP per token and block
     /// @param auditors the first auditors
     constructor(
         address owner,
@@ -52,7 +52,7 @@ contract Parameters is IParameters, Ownable2Step {
         if (fixed_.thawBlocks == 0) revert BadFixed("thawBlocks");
         if (fixed_.delay == 0 && block.chainid != DEVELOPMENT) revert BadFixed("delay");
         if (fixed_.halving == 0) revert BadFixed("halving");
-        if (fixed_.unbond < (LANE_B_EPOCHS + 1) * fixed_.epoch) revert BadFixed("unbond");
+        if (fixed_.unbond < (DONATED_EPOCHS + 1) * fixed_.epoch) revert BadFixed("unbond");
         if (modelIds.length != rates.length) revert LengthMismatch(modelIds.length, rates.length);
         _fixed = fixed_;
         GENESIS = block.timestamp / fixed_.epoch;
@@ -148,7 +148,7 @@ contract Parameters is IParameters, Ownable2Step {
     /// yet fits the strikes. Later changes never count earlier, so the latest limit and window are those that will meet.
     function _range(Setting setting) private view returns (uint256 low, uint256 high) {
         if (setting == Setting.UnitsPerCoin || setting == Setting.MaxPerUnit) return (0, type(uint96).max);
-        if (setting == Setting.Appeal) return (1, _fixed.unbond / _fixed.epoch - LANE_B_EPOCHS);
+        if (setting == Setting.Appeal) return (1, _fixed.unbond / _fixed.epoch - DONATED_EPOCHS);
         // The constructor writes for epoch 0, the owner never; while the constructor runs it is 0.
         uint256 first = _settings[setting].upperLookup(0);
         if (setting == Setting.Quorum) return (Math.max(1, first), type(uint32).max);

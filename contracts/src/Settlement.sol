@@ -9,7 +9,7 @@ import {Account, ISettlement, Item, Order, Release, Skip} from "./interfaces/ISe
 import {Escrow} from "./Escrow.sol";
 import {Signed} from "./Signed.sol";
 
-/// @title Lane A: paid work. Credits burn, credits mint
+/// @title Paid work. Credits burn, credits mint
 /// @dev Holds the escrow of all accounts. Settling calls the deployment's own contracts only.
 contract Settlement is Escrow {
     uint256 private constant FEE_DENOMINATOR = 10_000;

@@ -113,7 +113,7 @@ export const FAULTS = [
   { name: "anyone schedules", file: "Parameters.sol", find: "function schedule(Setting setting, uint256 value) external onlyOwner {", put: "function schedule(Setting setting, uint256 value) external {" },
   { name: "anyone names auditors", file: "Parameters.sol", find: "function scheduleAuditor(address auditor, bool active) external onlyOwner {", put: "function scheduleAuditor(address auditor, bool active) external {" },
   { name: "paused for ever", file: "Parameters.sol", find: "_unpause();\n        super", put: "super" },
-  { name: "stake leaves before the appeal", file: "Parameters.sol", find: "_fixed.unbond / _fixed.epoch - LANE_B_EPOCHS", put: "1000" },
+  { name: "stake leaves before the appeal", file: "Parameters.sol", find: "_fixed.unbond / _fixed.epoch - DONATED_EPOCHS", put: "1000" },
   { name: "a quorum of none deployed", file: "Parameters.sol", find: "Math.max(1, first)", put: "first" },
   { name: "the quorum lowered", file: "Parameters.sol", find: "Math.max(1, first)", put: "1 + 0 * first" },
   { name: "three strikes deployed", file: "Parameters.sol", find: "LEAST_STRIKES = 4", put: "LEAST_STRIKES = 3" },

@@ -43,7 +43,7 @@ contract Names {
     }
 }
 
-/// @dev Lane B: what counts, what it is worth, and what voids it.
+/// @dev Donated work: what counts, what it is worth, and what voids it.
 contract EmissionTest is Kit {
     uint256 private epoch;
     uint64 private constant SPAN = 15;
@@ -70,7 +70,7 @@ contract EmissionTest is Kit {
     }
 
     function good() private view returns (ClaimItem memory) {
-        return claimItem(OPERATOR_KEY, freeSession(node, 1, epoch), 100);
+        return claimItem(OPERATOR_KEY, donatedSession(node, 1, epoch), 100);
     }
 
     function skipped(ClaimItem memory it, ClaimSkip reason) private {
@@ -96,7 +96,7 @@ contract EmissionTest is Kit {
     // ---- claims
 
     function testFuzz_claimCounts(uint64 tokens, uint32 first, uint32 end, uint256 hour) external {
-        Session memory s = freeSession(node, 1, epoch);
+        Session memory s = donatedSession(node, 1, epoch);
         first = uint32(within(first, 0, type(uint32).max - 1));
         (s.firstBlock, s.endBlock) = (first, uint32(within(end, uint256(first) + 1, type(uint32).max)));
         s.expiry = uint64(epoch * EPOCH + hour % EPOCH);
@@ -135,22 +135,22 @@ contract EmissionTest is Kit {
     }
 
     function test_badItemsAreSkipped() external {
-        Session memory s = freeSession(address(0xBEEF), 1, epoch);
+        Session memory s = donatedSession(address(0xBEEF), 1, epoch);
         skipped(signed(s), ClaimSkip.ForeignNode);
-        s = freeSession(node, 1, epoch);
+        s = donatedSession(node, 1, epoch);
         s.price = 1;
         skipped(signed(s), ClaimSkip.NotFree);
-        s = freeSession(node, 1, epoch);
+        s = donatedSession(node, 1, epoch);
         s.expiry = uint64((epoch + 1) * EPOCH);
         skipped(signed(s), ClaimSkip.WrongEpoch);
         s.expiry = uint64(epoch * EPOCH - 1);
         skipped(signed(s), ClaimSkip.WrongEpoch);
-        s = freeSession(node, 1, epoch);
+        s = donatedSession(node, 1, epoch);
         s.endBlock = s.firstBlock;
         skipped(signed(s), ClaimSkip.EmptySpan);
         s.endBlock = s.firstBlock - 1;
         skipped(signed(s), ClaimSkip.EmptySpan);
-        s = freeSession(node, 1, epoch);
+        s = donatedSession(node, 1, epoch);
         s.modelId = keccak256("unpaid");
         skipped(signed(s), ClaimSkip.UnknownModel);
         s.modelId = 0;
@@ -167,7 +167,7 @@ contract EmissionTest is Kit {
         it = good();
         it.session.maxTokens++;
         skipped(it, ClaimSkip.BadReceipt);
-        skipped(claimItem(CLIENT_KEY, freeSession(node, 1, epoch), 100), ClaimSkip.BadReceipt);
+        skipped(claimItem(CLIENT_KEY, donatedSession(node, 1, epoch), 100), ClaimSkip.BadReceipt);
         it = good();
         signClaim(it, OPERATOR_KEY, CLIENT_KEY);
         skipped(it, ClaimSkip.BadVoucher);
@@ -226,7 +226,7 @@ contract EmissionTest is Kit {
     }
 
     function test_unitsSaturate() external {
-        Session memory s = freeSession(node, 1, epoch);
+        Session memory s = donatedSession(node, 1, epoch);
         (s.firstBlock, s.endBlock) = (0, type(uint32).max);
         vm.prank(admin);
         parameters.scheduleRate(MODEL, type(uint64).max);
@@ -246,7 +246,7 @@ contract EmissionTest is Kit {
         toEpoch(epoch + 1);
         ClaimItem[] memory items = new ClaimItem[](4);
         for (uint256 i; i < 4; ++i) {
-            Session memory s = freeSession(node, i, epoch);
+            Session memory s = donatedSession(node, i, epoch);
             if (i % 2 == 1) s.modelId = second;
             if (i == 3) s.modelId = keccak256("unpaid");
             items[i] = signed(s);
@@ -462,7 +462,7 @@ contract EmissionTest is Kit {
         return emission.claimOf(vm.addr(key), epoch).weight == 0 ? 0 : emission.mint(vm.addr(key), epoch);
     }
 
-    /// @dev P2: burning through one's own node costs the fee and gives back no more, even as the only node of lane B.
+    /// @dev P2: burning through one's own node costs the fee and gives back no more, even as the only node of donated work.
     function testFuzz_P2_selfDealingLoses(uint96 burned) external {
         vm.prank(admin);
         parameters.schedule(Setting.MaxPerUnit, type(uint96).max);

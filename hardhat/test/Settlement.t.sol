@@ -7,7 +7,7 @@ import {Signature} from "../src/Signed.sol";
 import {Kit} from "./support/Kit.sol";
 import {ContractWallet, HostileWallet} from "./support/Wallets.sol";
 
-/// @dev Lane A: deposits, thaws, and what a settlement may and may not do.
+/// @dev Paid work: deposits, thaws, and what a settlement may and may not do.
 contract SettlementTest is Kit {
     address private key = vm.addr(SESSION_KEY);
 
@@ -672,7 +672,7 @@ contract SettlementTest is Kit {
         vm.prank(address(disputes));
         registry.retire(node);
         (uint256 burned,) = settleOne(item(OPERATOR_KEY, client, CLIENT_KEY, 60));
-        eq(burned, 60, "lane A waits for no verdict");
+        eq(burned, 60, "paid work waits for no verdict");
     }
 
     function testFuzz_tinySettlementsRoundTheFeeUp(uint96 total) external {

@@ -183,7 +183,7 @@ def test_a_session_key_signs_while_its_wallet_stays_locked(tmp_path: Path, testc
         asyncio.run(joined_as(testchain, folder, wallet="ann", session_key="hot"))
 
 
-def test_without_a_wallet_there_is_the_free_lane(tmp_path: Path, testchain: TestChain) -> None:
+def test_without_a_wallet_there_is_the_donated_lane(tmp_path: Path, testchain: TestChain) -> None:
     who = asyncio.run(joined_as(testchain, tiny_model(tmp_path / "tiny")))
     assert who.client == who.key.address
 

@@ -157,7 +157,7 @@ async def test_an_account_that_shrinks_ends_its_sessions(served: Served) -> None
     assert "are owed" in told.reason
 
 
-async def test_a_revocation_of_a_key_that_was_never_set_ends_its_free_session(served: Served) -> None:
+async def test_a_revocation_of_a_key_that_was_never_set_ends_its_donated_session(served: Served) -> None:
     granted = Delegation(WALLET.address, KEY.address, int(time.time()) + 7200, paid=False)
     shown = SignedDelegation(granted, granted.sign(DOMAIN, WALLET))
     session = await served.open(WALLET, key=KEY, delegation=shown)

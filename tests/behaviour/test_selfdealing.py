@@ -26,7 +26,7 @@ quick = settings(max_examples=60, deadline=None, derandomize=True, database=None
 @quick
 @given(coalitions, seeds)
 def test_p2_no_burn_inside_a_coalition_brings_back_more_than_it_cost(coalition: Coalition, seed: int) -> None:
-    """`play` also checks after each move that lane A alone has not raised W."""
+    """`play` also checks after each move that paid work alone has not raised W."""
     outcome = Game(coalition, seed).play(40)
     assert outcome.worst < 0, "an epoch's burn inside raised the mint by more than its share of the fee"
 
@@ -89,7 +89,7 @@ def test_p7_splitting_stake_and_work_never_raises_the_sum(stake: int, cuts: list
 
 
 def test_a_big_purse_washed_every_day_only_shrinks() -> None:
-    """No lane B at all: what is left after n rounds is what the fee leaves."""
+    """No donated work at all: what is left after n rounds is what the fee leaves."""
     money = Money(RULES, now=RULES.epoch)
     money.nodes["node"] = "purse"
     money.credits["purse"] = money.supply = 100 * HMC

@@ -126,7 +126,7 @@ def test_the_demo_is_one_document_in_which_everything_came_true(home: Path) -> N
     assert figures["supply_ok"]
     assert {attack["name"] for attack in figures["attacks"]} == ATTACKS
     assert all(attack["refused"] and attack["reason"] for attack in figures["attacks"])
-    for lane in ("paid", "free"):
+    for lane in ("paid", "donated"):
         assert figures["priority"][lane].keys() == {"wait_ms_p50", "tokens_per_s"}
     assert figures["seconds"]["total"] > 0
     assert set(demo_processes()) <= before

@@ -102,7 +102,7 @@ async def test_a_stranger_gets_one_small_chunk_first(world: World) -> None:
     await pipeline.close()
 
 
-async def test_free_lane_signs_no_money(tmp_path: Path) -> None:
+async def test_donated_lane_signs_no_money(tmp_path: Path) -> None:
     world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), bid=Bid("free"))
     pipeline = await world.client.open(60)
     await decode(pipeline, 3)
@@ -117,7 +117,7 @@ async def test_auto_pays_where_it_can_and_is_free_where_not(tmp_path: Path) -> N
     world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), bid=Bid())
     assert (await world.client.plan(60)).lane == "paid"
     world.chain.funded[world.nodes[1].operator.address] = 10
-    assert (await world.client.plan(60)).lane == "free"
+    assert (await world.client.plan(60)).lane == "donated"
     await world.client.close()
 
 
@@ -281,7 +281,7 @@ async def test_open_sessions_reserve_what_they_have_not_spent(tmp_path: Path) ->
     world.chain.funded[world.nodes[0].operator.address] = 100 * ASK * 30
     first = await world.client.open(60)
     assert first.sessions[0].price == ASK * 30
-    assert (await world.client.plan(60)).lane == "free"
+    assert (await world.client.plan(60)).lane == "donated"
     assert (await world.client.plan(40)).lane == "paid"
     await first.close()
     assert (await world.client.plan(60)).lane == "paid"

@@ -51,7 +51,7 @@ def test_fewer_hops_are_cheaper() -> None:
 
 def test_a_long_queue_is_avoided_by_lane() -> None:
     """A paid queue is short where the free one is long."""
-    busy, other = node(0, 30, wait_free_s=5.0), node(0, 30, ask=2 * ASK, wait_free_s=0.1)
+    busy, other = node(0, 30, wait_donated_s=5.0), node(0, 30, ask=2 * ASK, wait_donated_s=0.1)
     assert plan(busy, other, bid=Bid("free")).legs[0].peer == other[0].peer
     assert plan(busy, other).legs[0].peer == busy[0].peer
 
@@ -147,7 +147,7 @@ def test_plan_for_people() -> None:
     assert (shown.lane, shown.cost, shown.reserved) == ("paid", 1000 * 30 * ASK, 1250 * 30 * ASK)
     assert [(hop.first, hop.end, hop.price) for hop in shown.hops] == [(0, 15, 15 * ASK), (15, 30, 15 * ASK)]
     free = plan(node(0, 15), node(15, 30), bid=Bid("free")).plan(1000, 1.25)
-    assert (free.lane, free.cost, free.reserved) == ("free", 0, 0)
+    assert (free.lane, free.cost, free.reserved) == ("donated", 0, 0)
 
 
 _spans = st.tuples(st.integers(0, 5), st.integers(1, 6)).map(lambda pair: (pair[0], max(pair[0] + 1, pair[1])))

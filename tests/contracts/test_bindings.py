@@ -166,7 +166,7 @@ async def test_thaw_and_withdraw(contracts: Bindings, testchain: TestChain, pair
     assert await contracts.token.balance(client.address) == 100 * ONE_CREDIT
 
 
-async def test_lane_b_states_and_refusals(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:
+async def test_donated_lane_states_and_refusals(contracts: Bindings, testchain: TestChain, pair: Pair) -> None:
     emission, node, domain = contracts.emission, pair.node, testchain.network.domain
     done = await emission.pending(node.address, pair.epoch)
     assert done.status is Status.MINTED

@@ -144,7 +144,7 @@ async def test_with_a_paid_session_open_nobody_leaves(served: Served) -> None:
     await left_nothing(served, Code.CONFLICT)
     free = await served.open(WALLET, price=0, expiry=NOW + 3600)
     await signed_off(session)
-    assert (await left(served)).release.total == session.total, "a free session keeps nobody here"
+    assert (await left(served)).release.total == session.total, "a donated session keeps nobody here"
     free.total = 0
     await free.step(rows(1), 0)
 

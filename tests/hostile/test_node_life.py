@@ -238,7 +238,7 @@ EVIL = "[/x][bold]\x1b[2J"
 
 
 def snapshot(**changes: Any) -> Snapshot:
-    lanes = {"paid": 0, "free": 0}
+    lanes = {"paid": 0, "donated": 0}
     fields: dict[str, Any] = {
         "at": 0.0,
         "peer": "12D3",
@@ -250,7 +250,7 @@ def snapshot(**changes: Any) -> Snapshot:
         "sessions": lanes,
         "tokens": lanes,
         "tokens_per_s": 0.0,
-        "wait_s": {"paid": 0.0, "free": 0.0},
+        "wait_s": {"paid": 0.0, "donated": 0.0},
         "kv_free": 1,
         "kv_total": 1,
         "refusals": {},

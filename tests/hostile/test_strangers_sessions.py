@@ -78,7 +78,7 @@ async def test_seats_of_one_wallet_are_few_whatever_peers_it_comes_from(tiny_fol
 
 async def test_seats_of_one_network_are_few_whatever_peers_and_wallets(tiny_folder: Path, tmp_path: Path) -> None:
     """Identities are free: a new peer and a new wallet for each session gain nothing."""
-    settings: dict[str, Any] = {"max_sessions_a_prefix": 3, "max_free_a_prefix": 2}
+    settings: dict[str, Any] = {"max_sessions_a_prefix": 3, "max_donated_a_prefix": 2}
     async with (
         one_node(tiny_folder, tmp_path, limits=ONE_NETWORK, **settings) as served,
         served.another_peer() as second,
@@ -86,7 +86,7 @@ async def test_seats_of_one_network_are_few_whatever_peers_and_wallets(tiny_fold
     ):
         await served.open(signer(20))
         await served.open(signer(21), by=second)
-        assert await busy(served, 22, by=third) == "This network has too many free sessions"
+        assert await busy(served, 22, by=third) == "This network has too many donated sessions"
         await served.open(signer(22), by=third, price=ASK)
         assert await busy(served, 23, by=third, price=ASK) == "This network has too many sessions"
 
@@ -193,9 +193,9 @@ async def test_steps_that_are_never_fed_keep_no_room(
         (seat,) = kept.seats
         await served.until(lambda: seat.waits == 1)
         assert seat.busy == 0
-        other = kept.open(Lane.FREE, 64)
-        assert not kept._evict_one(Lane.FREE, seat.used_at + 89, but=other), "an input may take so long"
-        assert kept._evict_one(Lane.FREE, seat.used_at + 90, but=other)
+        other = kept.open(Lane.DONATED, 64)
+        assert not kept._evict_one(Lane.DONATED, seat.used_at + 89, but=other), "an input may take so long"
+        assert kept._evict_one(Lane.DONATED, seat.used_at + 90, but=other)
         message, _ = await session.answer()
         assert (message.code, message.step, message.cached) == (Code.BUSY, 2, 0)
         session.total = 0
@@ -218,7 +218,7 @@ async def test_a_session_with_a_step_under_way_keeps_its_seat(tiny_folder: Path,
         assert not session.link.closed
 
 
-async def test_free_sessions_leave_before_paid_ones(tiny_folder: Path, tmp_path: Path) -> None:
+async def test_donated_sessions_leave_before_paid_ones(tiny_folder: Path, tmp_path: Path) -> None:
     async with one_node(tiny_folder, tmp_path, max_sessions=2, idle=0.2) as served:
         paid = await served.open(signer(20), price=ASK)
         free = await served.open(signer(21))
@@ -230,12 +230,12 @@ async def test_free_sessions_leave_before_paid_ones(tiny_folder: Path, tmp_path:
 
 
 async def test_one_that_is_refused_all_the_same_sends_nobody_away(tiny_folder: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"max_sessions": 2, "max_free_sessions": 1}
+    settings: dict[str, Any] = {"max_sessions": 2, "max_donated_sessions": 1}
     async with one_node(tiny_folder, tmp_path, **settings) as served:
         idle = await served.open(signer(20), price=ASK)
         await served.open(signer(21))
         next(iter(served.node.registry.occupants)).active_at -= 3600
-        assert await busy(served, 22) == "The free lane is full"
+        assert await busy(served, 22) == "The donated lane is full"
         await idle.step(torch.randn(1, 32), 0)
 
 
@@ -263,10 +263,10 @@ async def test_a_real_client_goes_on_after_it_lost_its_seat(tiny_folder: Path, t
         await text.close()
 
 
-# ---- the free lane's compute
+# ---- the donated lane's compute
 
 
-async def test_a_network_has_one_share_of_the_free_lane_whatever_its_peers(tiny_folder: Path, tmp_path: Path) -> None:
+async def test_a_network_has_one_share_of_the_donated_lane_for_all_peers(tiny_folder: Path, tmp_path: Path) -> None:
     async with (
         one_node(tiny_folder, tmp_path, limits=ONE_NETWORK) as served,
         served.another_peer() as second,
@@ -276,8 +276,8 @@ async def test_a_network_has_one_share_of_the_free_lane_whatever_its_peers(tiny_
         for session in sessions:
             for step in (1, 2):
                 await session.send(session.request(8, start=0, step=step, bound=session.receipt), torch.randn(8, 32))
-        flows = served.node.engine.scheduler._flows[Lane.FREE]
-        await served.until(lambda: served.node.engine.scheduler.waiting(Lane.FREE) >= 16)
+        flows = served.node.engine.scheduler._flows[Lane.DONATED]
+        await served.until(lambda: served.node.engine.scheduler.waiting(Lane.DONATED) >= 16)
         assert list(flows) == ["127.0.0.0/24"]
         served.span.open()
         await sessions[0].link.close()
@@ -286,31 +286,34 @@ async def test_a_network_has_one_share_of_the_free_lane_whatever_its_peers(tiny_
         assert not flows
 
 
-async def test_who_fills_the_free_queue_shuts_out_himself_alone(tiny_folder: Path, tmp_path: Path) -> None:
-    async with one_node(tiny_folder, tmp_path, free_wait=1e-6) as served, served.another_peer() as other:
+async def test_who_fills_the_donated_queue_shuts_out_himself_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    async with one_node(tiny_folder, tmp_path, donated_wait=1e-6) as served, served.another_peer() as other:
         served.span.shut()
         session = await served.open(signer(20))
         for step in (1, 2):
             await session.send(session.request(8, start=0, step=step, bound=session.receipt), torch.randn(8, 32))
-        await served.until(lambda: served.node.engine.scheduler.waiting(Lane.FREE) > 0)
-        assert await busy(served, 21) == "The free lane's queue is full"
+        await served.until(lambda: served.node.engine.scheduler.waiting(Lane.DONATED) > 0)
+        assert await busy(served, 21) == "The donated lane's queue is full"
         late = await served.open(signer(21), by=other)
         served.span.open()
         await late.step(torch.randn(1, 32), 0)
 
 
-async def test_a_free_step_waits_for_its_share_however_much_others_ask(tiny_folder: Path, tmp_path: Path) -> None:
-    """P15, the order alone: behind a network's queue of many rows a newcomer's token is in the next free batch."""
-    async with one_node(tiny_folder, tmp_path, batch_rows=20, free_share=0.5) as served, served.another_peer() as other:
+async def test_a_donated_step_waits_for_its_share_however_much_others_ask(tiny_folder: Path, tmp_path: Path) -> None:
+    """P15, the order alone: behind a network's queue of many rows a newcomer's token is in the next donated batch."""
+    async with (
+        one_node(tiny_folder, tmp_path, batch_rows=20, donated_share=0.5) as served,
+        served.another_peer() as other,
+    ):
         crowd = [await served.open(signer(30 + n)) for n in range(6)]
         served.span.shut()
         for session in crowd:
             await session.send(session.request(16, start=0), torch.randn(16, 32))
         scheduler = served.node.engine.scheduler
-        await served.until(lambda: scheduler.waiting(Lane.FREE) == 6 * 16 - 20)
+        await served.until(lambda: scheduler.waiting(Lane.DONATED) == 6 * 16 - 20)
         late = await served.open(signer(50), by=other)
         await late.send(late.request(1, start=0), torch.randn(1, 32))
-        await served.until(lambda: len(scheduler._flows[Lane.FREE]) == 2)
+        await served.until(lambda: len(scheduler._flows[Lane.DONATED]) == 2)
         batches: list[list[object]] = []
         run = served.span.run
 

@@ -35,7 +35,7 @@ NEIGHBOUR = Previous(b"\1" * 38, signer(1002).address, b"\6" * 32)
 
 
 async def answered(served: Served, number: int) -> tuple[NodeSession, Any, torch.Tensor]:
-    """A free session, its first request, which was answered, and that one's input."""
+    """A donated session, its first request, which was answered, and that one's input."""
     session, hidden = await served.open(signer(number)), torch.randn(1, 32)
     request = session.request(1, start=0, rows="all")
     await session.take(request, hidden)
@@ -134,7 +134,7 @@ async def test_a_flood_of_requests_that_lead_to_nothing_ends_its_session(served:
 
 
 async def test_a_network_whose_requests_led_to_nothing_rests(served: Served) -> None:
-    """Its next free session is refused before any signature is looked at, with a time; who pays is served."""
+    """Its next donated session is refused before any signature is looked at, with a time; who pays is served."""
     session, request, _ = await answered(served, 25)
     with suppress(LinkClosed):
         for _ in range(20):

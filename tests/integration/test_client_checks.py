@@ -36,13 +36,13 @@ async def test_equal_to_the_library_and_all_work_is_countersigned(two_nodes: Rea
         assert node.counts.refusals == {}
 
 
-async def test_the_free_lane(two_nodes: RealNodes) -> None:
-    two_nodes.go_free()
+async def test_the_donated_lane(two_nodes: RealNodes) -> None:
+    two_nodes.go_donated()
     pipeline = await two_nodes.client.open(40)
     await pipeline.forward(torch.randn(5, 32))
     await run(pipeline, 3)
     for node in two_nodes.nodes:
-        assert node.kit.journal.totals.free.tokens_countersigned == 8
+        assert node.kit.journal.totals.donated.tokens_countersigned == 8
 
 
 async def test_several_sequences_at_once(two_nodes: RealNodes) -> None:

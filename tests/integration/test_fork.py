@@ -30,10 +30,10 @@ async def branch(two_nodes: RealNodes, parent: LivePipeline, rows: torch.Tensor,
     return child
 
 
-@pytest.mark.parametrize("lane", [Lane.PAID, Lane.FREE])
+@pytest.mark.parametrize("lane", [Lane.PAID, Lane.DONATED])
 async def test_a_common_beginning_is_computed_and_owed_once(two_nodes: RealNodes, lane: Lane) -> None:
-    if lane is Lane.FREE:
-        two_nodes.go_free()
+    if lane is Lane.DONATED:
+        two_nodes.go_donated()
     start, ends = torch.randn(20, 32), torch.randn(3, 4, 32)
     parent = await two_nodes.client.open(50)
     await parent.forward(start)
@@ -45,7 +45,7 @@ async def test_a_common_beginning_is_computed_and_owed_once(two_nodes: RealNodes
         await pipeline.close()
     computed = 20 + 3 * 4 + 4 + 2
     for node in two_nodes.nodes:
-        totals = node.kit.journal.totals.paid if lane is Lane.PAID else node.kit.journal.totals.free
+        totals = node.kit.journal.totals.paid if lane is Lane.PAID else node.kit.journal.totals.donated
         assert totals.tokens_signed == totals.tokens_countersigned == computed
         assert node.kit.journal.book(CLIENT.address).owed == (computed * ASK if lane is Lane.PAID else 0)
         assert node.counts.refusals == {}

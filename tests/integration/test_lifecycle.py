@@ -45,7 +45,7 @@ def log_of(net: RealNet, plan: NodePlan) -> list[str]:
 
 
 @asynccontextmanager
-async def free_sessions(net: RealNet, plan: NodePlan, *clients: Signer) -> AsyncIterator[list[NodeSession]]:
+async def donated_sessions(net: RealNet, plan: NodePlan, *clients: Signer) -> AsyncIterator[list[NodeSession]]:
     """A session of each client at one node, by hand."""
     network, addresses = net.net.network, tuple(net.net.child(plan.operator).ready["addresses"])
     host = await Host.start(HostSettings(network.name, listen=(), bootstrap=network.bootstrap))
@@ -78,7 +78,7 @@ async def closed(session: NodeSession) -> Closed:
 async def test_the_first_signal_drains(localnet: RealNet, node: NodePlan) -> None:
     """Nobody is taken in, who has nothing under way is told at once, what was begun is finished and signed."""
     process = psutil.Process(localnet.net.child(node.operator).pid)
-    async with free_sessions(localnet, node, signer(1), signer(2)) as (idle, busy):
+    async with donated_sessions(localnet, node, signer(1), signer(2)) as (idle, busy):
         request = await begin(busy)
         process.send_signal(signal.SIGTERM)
         assert (await closed(idle)).code is Code.DRAINING
@@ -98,7 +98,7 @@ async def test_the_first_signal_drains(localnet: RealNet, node: NodePlan) -> Non
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 async def test_the_second_signal_does_not_wait(localnet: RealNet, node: NodePlan, second: signal.Signals) -> None:
     process = psutil.Process(localnet.net.child(node.operator).pid)
-    async with free_sessions(localnet, node, signer(3), signer(4)) as (idle, busy):
+    async with donated_sessions(localnet, node, signer(3), signer(4)) as (idle, busy):
         await begin(busy)  # and its input never comes
         process.send_signal(signal.SIGINT)
         assert (await closed(idle)).code is Code.DRAINING
@@ -145,7 +145,7 @@ async def test_a_hung_device_ends_the_process(localnet: RealNet, node: NodePlan,
     )
     process = psutil.Process(localnet.net.child(node.operator).pid)
     below = process.children(recursive=True)
-    async with free_sessions(localnet, node, signer(5), signer(6)) as (idle, busy):
+    async with donated_sessions(localnet, node, signer(5), signer(6)) as (idle, busy):
         await busy.step(torch.randn(4, WIDTH), 0)
         await busy.send(busy.request(13, start=4), torch.randn(13, WIDTH))
         answer, _ = await busy.answer()

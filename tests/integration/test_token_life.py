@@ -47,7 +47,7 @@ def test_the_life_of_a_token(localnet: RealNet, question: torch.Tensor, expected
     computed = question.shape[1] + ANSWER - 1  # token positions of one chat
     epoch = localnet.next_epoch()  # stake counts from the epoch after it was bonded
 
-    # Bob has no credits: the free lane serves him, and he countersigns every step.
+    # Bob has no credits: the donated lane serves him, and he countersigns every step.
     before = {plan.operator: localnet.metrics(plan) for plan in localnet.nodes}
     chat(localnet, bob, question, expected, bid="free")
     for plan in localnet.nodes:
@@ -153,5 +153,5 @@ def claimed(net: RealNet, plan: Any, epoch: int) -> int:
 
 
 def rate(net: RealNet, epoch: int) -> int:
-    """Mega-FLOP a token and block that lane B pays for."""
+    """Mega-FLOP a token and block that donated work pays for."""
     return net.chain(lambda bindings: bindings.parameters.rate(net.net.model.model_id, epoch))

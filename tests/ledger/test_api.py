@@ -193,7 +193,7 @@ async def test_own_nodes(served: Served) -> None:
     (own,) = await served.json("/api/own")
     assert (own["paid"]["tokens_signed"], own["paid"]["tokens_countersigned"]) == (51, 50)
     assert (own["paid"]["signed"], own["paid"]["countersigned"], own["promised"]) == ("102", "100", "102")
-    assert (own["free"]["tokens_signed"], own["free"]["tokens_countersigned"]) == (31, 30)
+    assert (own["donated"]["tokens_signed"], own["donated"]["tokens_countersigned"]) == (31, 30)
     assert own["collected"] == str(3 * ONE_CREDIT)  # the chain's word before the journal's
     assert own["reasons"] == ["the account is empty"]
     sessions = await served.json(f"/api/own/{NODE.address}/sessions?limit=1")

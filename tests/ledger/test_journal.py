@@ -70,7 +70,7 @@ async def test_a_restart_finds_what_was_recorded(tmp_path: Path) -> None:
     assert journal.collectable() == [proof]
     totals = journal.totals
     assert (totals.paid.sessions, totals.paid.tokens_signed, totals.paid.countersigned) == (1, 64, 640)
-    assert (totals.promised, totals.settled, totals.free.sessions) == (640, 0, 0)
+    assert (totals.promised, totals.settled, totals.donated.sessions) == (640, 0, 0)
     await journal.close()
 
 
@@ -241,7 +241,7 @@ async def test_each_key_has_its_own_proof(tmp_path: Path) -> None:
     await journal.close()
 
 
-async def test_free_sessions_wait_for_their_epoch(tmp_path: Path) -> None:
+async def test_donated_sessions_wait_for_their_epoch(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     works = [await begin(journal, Work(ALICE, NODE, price=0, expiry=expiry)) for expiry in (99, 100, 150, 199, 200)]
     for work in works:
@@ -256,15 +256,15 @@ async def test_free_sessions_wait_for_their_epoch(tmp_path: Path) -> None:
     await journal.close()
 
     journal = opened(tmp_path)
-    found = journal.free_sessions.donated(100, 200)
+    found = journal.donated_sessions.donated(100, 200)
     assert [bytes(one.newest.receipt.session_id) for one in found] == sorted(work.id for work in works[1:4])
     assert {one.work for one in found} == {75}
     assert {one.session.session_id(DOMAIN) for one in found} == {work.id for work in works[1:4]}
-    journal.free_sessions.note_claims([works[2].id], "claimed")
+    journal.donated_sessions.note_claims([works[2].id], "claimed")
     await journal.close()
     journal = opened(tmp_path)
-    assert sorted(one.claim for one in journal.free_sessions.donated(100, 200)) == ["", "", "claimed"]
-    assert (journal.totals.free.sessions, journal.totals.free.tokens_countersigned) == (6, 25)
+    assert sorted(one.claim for one in journal.donated_sessions.donated(100, 200)) == ["", "", "claimed"]
+    assert (journal.totals.donated.sessions, journal.totals.donated.tokens_countersigned) == (6, 25)
     await journal.close()
 
 

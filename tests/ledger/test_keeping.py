@@ -91,11 +91,11 @@ async def test_a_free_wallet_leaves_nothing_but_work_that_can_be_claimed(bench: 
         bench.journal.close_session(work.id)
     assert await bench.rows() == (0, 0)
     assert (bench.journal.books(), bench.journal.clients) == ({}, set())
-    assert bench.journal.totals.free.sessions == 10
+    assert bench.journal.totals.donated.sessions == 10
     await bench.session(20, 0, price=0)
     assert await bench.rows() == (0, 1)
     await bench.restart()
-    assert bench.journal.totals.free.sessions == 11
+    assert bench.journal.totals.donated.sessions == 11
 
 
 async def test_opened_and_never_used_leaves_nothing(bench: Bench) -> None:
@@ -145,7 +145,7 @@ async def test_of_donated_work_the_largest_is_kept_until_its_claim_is_over(
         await bench.journal.record(Entry(BOB.address, work.id, Credits(0), work.countersign(0)))
         bench.journal.close_session(work.id)
     assert await bench.rows() == (0, 4)
-    kept = bench.journal.free_sessions.donated(epoch * EPOCH, (epoch + 1) * EPOCH)
+    kept = bench.journal.donated_sessions.donated(epoch * EPOCH, (epoch + 1) * EPOCH)
     assert sorted(one.newest.receipt.tokens for one in kept) == [5, 7, 8, 9]
     bench.chain.rate_of = 0  # none is paid for, so none is claimed
     await bench.settler.round()

@@ -463,7 +463,7 @@ async def test_donated_work_is_claimed_in_rising_order_and_minted(bench: Bench) 
     bench.restart()
     works = [await bench.donate(10 * EPOCH + 5, tokens=3) for _ in range(5)]
     await bench.settler.round()
-    assert "no free session" in bench.settler.reasons["claimed"]
+    assert "no donated session" in bench.settler.reasons["claimed"]
     bench.chain.now = 11 * EPOCH + 1
     await bench.settler.round()
     assert bench.chain.calls == [("claim", 2), ("claim", 2), ("claim", 1)]
@@ -495,7 +495,9 @@ async def test_a_claim_goes_on_after_a_crash(bench: Bench) -> None:
     assert bench.chain.units[10] == 4 * 15 * 7
     await bench.journal.close()
     bench.journal = Journal.open(database_url(Path(str(bench.journal._engine.url.database))), DOMAIN, NODE.address)
-    assert {one.claim for one in bench.journal.free_sessions.donated(10 * EPOCH, 11 * EPOCH)} == {"claimed in epoch 10"}
+    assert {one.claim for one in bench.journal.donated_sessions.donated(10 * EPOCH, 11 * EPOCH)} == {
+        "claimed in epoch 10"
+    }
 
 
 async def test_a_little_stake_claims_the_largest_sessions(bench: Bench) -> None:

@@ -205,7 +205,7 @@ FAULTS = (
     fault("N5: no proof by a key that has ended", ACCOUNT, "shown = [*self._paying(), *self._book.proofs.values()]",
           "shown = self._paying()", COVER + "test_the_proof_of_what_is_owed_outlives_the_key_that_signed_it"),
     fault("N6: a revocation closes no session", REGISTRY, "if (until or occupant.key_on_chain) and until <= now:",
-          "if False:", MONEY + "test_a_revocation_of_a_key_that_was_never_set_ends_its_free_session"),
+          "if False:", MONEY + "test_a_revocation_of_a_key_that_was_never_set_ends_its_donated_session"),
     fault("N6: a paid session outlives its revoked key", REGISTRY,
           "if terms.session_key != terms.client and (why := await self._key_over(occupant, now)):",
           "if not terms.price and (why := await self._key_over(occupant, now)):",

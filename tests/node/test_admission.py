@@ -189,7 +189,7 @@ async def test_session_keys_on_the_chain(desk: Desk) -> None:
     assert await desk.admit(session_key=KEY.address, by=KEY) is Code.REVOKED
 
 
-async def test_a_delegation_is_enough_in_the_free_lane_alone(desk: Desk) -> None:
+async def test_a_delegation_is_enough_in_the_donated_lane_alone(desk: Desk) -> None:
     until = int(desk.now) + 7200
     granted = Delegation(CLIENT.address, KEY.address, until, paid=False)
     shown = SignedDelegation(granted, granted.sign(DOMAIN, CLIENT))

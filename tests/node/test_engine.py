@@ -58,7 +58,7 @@ class Bench:
         return await self.engine.finish(job)
 
 
-def training_step(seat: Seat, rows: torch.Tensor, lane: Lane = Lane.FREE) -> StepJob:
+def training_step(seat: Seat, rows: torch.Tensor, lane: Lane = Lane.DONATED) -> StepJob:
     """States and gradients side by side, each position counted twice."""
     return StepJob(lane, "trainer", "trainer", 2 * len(rows), seat=seat, start=0, hidden=rows, backward=True)
 

@@ -88,7 +88,7 @@ def play(
     """
 
     async def speak(route: list[Node], number: int, thinking: Sequence[float]) -> None:
-        name, lane = f"session {number}", Lane.FREE if number >= len(sessions) - free else Lane.PAID
+        name, lane = f"session {number}", Lane.DONATED if number >= len(sessions) - free else Lane.PAID
         seats = [node.engine.room.open(lane, 64) for node in route]
         for position, pause in enumerate(thinking):
             await asyncio.sleep(pause)

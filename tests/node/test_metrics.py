@@ -58,7 +58,7 @@ async def test_figures_of_a_live_node(tiny_folder: Path, tmp_path: Path) -> None
 
 async def tell(served: Served, scrape: Any) -> None:
     start = await scrape()
-    assert start.by("tokens_total") == {"paid": 0, "free": 0}
+    assert start.by("tokens_total") == {"paid": 0, "donated": 0}
     assert start["batch_budget_tokens"] == 32
 
     paid, free = await served.open(signer(1), price=ASK), await served.open(signer(2))
@@ -76,8 +76,8 @@ async def tell(served: Served, scrape: Any) -> None:
     await paid.send(paid.request(1, start=40, total=paid.total), torch.randn(1, 32))
     await paid.answer()
     done = await scrape()
-    assert done.by("tokens_total") == {"paid": 6, "free": 3}
-    assert done.by("sessions") == {"paid": 1, "free": 1}
+    assert done.by("tokens_total") == {"paid": 6, "donated": 3}
+    assert done.by("sessions") == {"paid": 1, "donated": 1}
     assert done.by("refusals_total") == {"network": 1, "price": 1, "expiry": 1, "gap": 1}
     assert done["batches_total"] == done["batch_size_count"] == 3
     assert done["batch_size_sum"] == 9
@@ -95,7 +95,7 @@ async def tell(served: Served, scrape: Any) -> None:
     assert done["compute_seconds_total"] > 0
     used = done.by("kv_used_tokens")
     assert used["paid"] >= 6
-    assert used["free"] >= 3
+    assert used["donated"] >= 3
     assert done["kv_free_tokens"] + sum(used.values()) == done["kv_total_tokens"]
     assert done.by("outputs_sent_total") == {"client": 3}
 
@@ -107,17 +107,17 @@ async def tell(served: Served, scrape: Any) -> None:
         await session.send(session.request(rows, start=0), torch.randn(rows, 32))
     while sum((held := await scrape()).by("queued_tokens").values()) < 11:
         pass  # each look is a round trip
-    assert held.by("queued_tokens") == {"paid": 7, "free": 4}
+    assert held.by("queued_tokens") == {"paid": 7, "donated": 4}
     served.span.open()
     for session in (free, *sessions):
         await session.answer()
     after = await scrape()
-    assert after.by("queued_tokens") == {"paid": 0, "free": 0}
+    assert after.by("queued_tokens") == {"paid": 0, "donated": 0}
     assert after.by("wait_seconds")["paid"] > 0
 
     for session in (paid, free, *sessions):
         await session.link.close()
     while sum((gone := await scrape()).by("sessions").values()):
         pass
-    assert gone.by("kv_used_tokens") == {"paid": 0, "free": 0}
+    assert gone.by("kv_used_tokens") == {"paid": 0, "donated": 0}
     assert gone["kv_free_tokens"] == gone["kv_total_tokens"]

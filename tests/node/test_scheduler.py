@@ -1,4 +1,4 @@
-"""The scheduler's promises (P15, P18) in simulation: weighted sharing, the free lane's reserve, no idle capacity."""
+"""The scheduler's promises (P15, P18) in simulation: weighted sharing, the donated lane's reserve, no idle capacity."""
 
 from dataclasses import dataclass, field
 from math import ceil
@@ -60,7 +60,7 @@ def paid(session: object, rows: int, weight: float = 1.0) -> Job:
 
 
 def free(peer: object, session: object, rows: int) -> Job:
-    return Job(Lane.FREE, peer, session, rows)
+    return Job(Lane.DONATED, peer, session, rows)
 
 
 jobs = st.lists(
@@ -78,7 +78,7 @@ def test_everything_is_served_once_and_no_capacity_is_withheld(work: list[tuple[
     for job in made:
         device.scheduler.add(job)
     ended: list[Job] = []
-    only_free = all(job.lane is Lane.FREE for job in made)
+    only_donated = all(job.lane is Lane.DONATED for job in made)
     paid_sessions = {job.session for job in made if job.lane is Lane.PAID}
     while device.scheduler:
         heads = device.scheduler._heads()
@@ -92,8 +92,8 @@ def test_everything_is_served_once_and_no_capacity_is_withheld(work: list[tuple[
         assert ran > 0
         scheduler = device.scheduler
         assert paid_ran >= min(by_lane[Lane.PAID], scheduler.budget - scheduler.reserve)
-        assert ran - paid_ran >= min(by_lane[Lane.FREE], scheduler.reserve)
-        if only_free or all(job.lane is Lane.PAID for job in heads):
+        assert ran - paid_ran >= min(by_lane[Lane.DONATED], scheduler.reserve)
+        if only_donated or all(job.lane is Lane.PAID for job in heads):
             assert ran >= min(device.scheduler.budget, ready)
     assert sorted(map(id, ended)) == sorted(map(id, made))
     assert sum(device.served.values()) == sum(job.rows for job in made)
@@ -103,7 +103,7 @@ def test_everything_is_served_once_and_no_capacity_is_withheld(work: list[tuple[
 def test_p15_a_free_step_starts_within_its_bound_however_much_is_paid(
     whales: int, ahead: list[int], rows: int, warm: int
 ) -> None:
-    """Start within (free rows served before it) / reserve, plus one batch."""
+    """Start within (donated rows served before it) / reserve, plus one batch."""
     device = make()
 
     def refill() -> None:
@@ -248,7 +248,7 @@ def test_a_bid_of_four_times_the_ask_gets_four_times_the_rows_under_load() -> No
     assert 3.5 < device.served["four"] / device.served["one"] < 4.5
 
 
-def test_all_sessions_of_one_peer_share_one_turn_in_the_free_lane() -> None:
+def test_all_sessions_of_one_peer_share_one_turn_in_the_donated_lane() -> None:
     device = make(budget=8, share=1.0)
     for _ in range(100):
         for session in range(5):
@@ -277,7 +277,7 @@ def test_whoever_was_away_has_saved_up_no_turns() -> None:
     assert device.served["away"] <= device.served["there"] + 32
 
 
-def test_free_batches_are_short_while_paid_sessions_are_about() -> None:
+def test_donated_batches_are_short_while_paid_sessions_are_about() -> None:
     device = make(budget=32, share=0.25)
     device.scheduler.add(paid("payer", 1))
     device.tick()

@@ -462,7 +462,7 @@ async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None
 
 
 async def test_a_node_that_closes_leaves_nothing_of_its_sessions_to_the_next_start(pair: Pair) -> None:
-    """However slow the disk: a free session that no voucher binds is gone from the books once its node has closed."""
+    """However slow the disk: a donated session that no voucher binds is gone from the books once its node has ended."""
     node, journal = pair.first.node, pair.first.journal
     write = journal._writer._write
 

@@ -111,7 +111,7 @@ async def test_two_sessions_share_one_account_and_the_highest_voucher_counts(des
     one.close(Code.EXPIRY, "over")
     assert one.account.needed(0) == 80 + 10**6 - 40
     free = await desk.session(price=0)
-    assert free.account.needed(0) == 80 + 10**6 - 40, "a free session spends nothing"
+    assert free.account.needed(0) == 80 + 10**6 - 40, "a donated session spends nothing"
 
 
 async def test_another_request_for_a_step_that_was_taken_is_a_conflict(desk: Desk) -> None:

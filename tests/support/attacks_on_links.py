@@ -158,7 +158,7 @@ async def half_frames(at: Target, told: Told) -> None:
 
 
 async def sybils(at: Target, told: Told) -> None:
-    """1,000 ids at once, each with a connection, a link that it keeps, and a try for a free session every 20 s."""
+    """1,000 ids at once, each with a connection, a link that it keeps, and a try for a donated session every 20 s."""
     async with gang(at, told) as mine:
         pace = Pace(60)
 

@@ -28,7 +28,7 @@ from support.thin_peer import ThinLink, ThinPeer
 
 
 async def repeats(at: Target, told: Told) -> None:
-    """64 free sessions ask again for a step that was answered, and send no tensor: 8,000 times a second."""
+    """64 donated sessions ask again for a step that was answered, and send no tensor: 8,000 times a second."""
     async with gang(at, told) as mine:
         pace, ids = Pace(8000), [await mine.peer() for _ in range(4)]
 
@@ -131,7 +131,7 @@ def _previous(peer: ThinPeer, source: SessionId, session: NodeSession) -> Any:
 
 
 async def routes(at: Target, told: Told) -> None:
-    """16 free sessions name next nodes at places of the stranger's choice, as often as they may."""
+    """16 donated sessions name next nodes at places of the stranger's choice, as often as they may."""
     places = ("/ip4/127.0.0.1/tcp/9", "/ip4/10.0.0.1/tcp/22", "/ip4/169.254.169.254/tcp/80", "/dns4/localhost/tcp/9")
     async with gang(at, told) as mine:
 

@@ -281,7 +281,7 @@ class FakeNode:
     def _wrong(self, state: FakeSession, books: Books, total: int, cost: int) -> str:
         """Why a voucher does not pay for a step; "" if it does."""
         if not cost:
-            return "money in the free lane" if total else ""
+            return "money in the donated lane" if total else ""
         if max(books.highest, total) < books.owed + cost:
             return "the voucher does not cover this step"
         ahead = sum(

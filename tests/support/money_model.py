@@ -109,7 +109,7 @@ class Money:
         self.credits[sender] -= amount
         self.credits[to] += amount
 
-    # --- lane A
+    # --- paid work
 
     def fund(self, payer: str, client: str, deposits: dict[str, int]) -> None:
         if self.now < self.paused_until:
@@ -204,7 +204,7 @@ class Money:
         self.fees[self.epoch] += due - minted
         return ""
 
-    # --- lane B
+    # --- donated work
 
     def bond(self, node: str, stake: int) -> None:
         """`stake` in wei of coin; it counts from the next epoch on."""

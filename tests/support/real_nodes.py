@@ -87,7 +87,7 @@ class RealNodes:
         hook.remove()
         return (hidden[0][0] if isinstance(hidden[0], tuple) else hidden[0]).reshape(rows.shape)
 
-    def go_free(self) -> None:
+    def go_donated(self) -> None:
         """From now on the client bids nothing."""
         self.client.settings = self.client.settings.model_copy(update={"bid": Bid("free")})
 

@@ -1,7 +1,7 @@
 """A coalition of nodes and clients that trades with itself, against honest ones, on the rules of `money_model`.
 
 Each epoch honest clients pay nodes for work, everybody claims donated work, and the coalition plays a few random
-moves: washing (its own client pays its own node, whole or in dust), invented free sessions, escrow in and out, real
+moves: washing (its own client pays its own node, whole or in dust), invented donated sessions, escrow in and out, real
 payments to honest nodes. `Outcome` says what the burning inside the coalition cost, and what it brought back.
 """
 
@@ -162,7 +162,7 @@ class Game:
         client = self.dice.choice(self.purses)
         self._pay(client, self.dice.choice(self.honest), self.dice.randint(0, self.money.credits[client] // 50))
 
-    # --- lane B
+    # --- donated work
 
     def _claim(self, epoch: int) -> None:
         for node in [*self.honest, *self.own_nodes]:

@@ -314,6 +314,6 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return emit(answer)
     rate = f", {answer['tokens_per_s']:.1f} tokens/s" if answer["tokens_per_s"] else ""
-    cost = f", {format_credits(answer['spent_wei'])}" if answer["spent_wei"] else ", free lane"
+    cost = f", {format_credits(answer['spent_wei'])}" if answer["spent_wei"] else ", donated lane"
     ended = " (stopped)" if answer["stopped"] else ""
     return err.print(f"[dim]{answer['tokens']} tokens{rate}{cost}{ended}[/]", highlight=False)

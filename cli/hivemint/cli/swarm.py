@@ -45,7 +45,7 @@ def status(
                 node["numerics"],
                 format_credits(node["ask"], digits=9),
                 f"{node['tokens_per_s']:.1f}",
-                f"{node['wait_paid_s'] * 1000:.0f} / {node['wait_free_s'] * 1000:.0f}",
+                f"{node['wait_paid_s'] * 1000:.0f} / {node['wait_donated_s'] * 1000:.0f}",
                 f"{node['free_tokens']:,}",
                 {True: "yes", False: "no", None: "?"}[node["registered"]],
             )
@@ -57,7 +57,7 @@ def status(
             "numerics",
             ">ask a token and block",
             ">tokens/s",
-            ">wait ms paid / free",
+            ">wait ms paid / donated",
             ">free tokens",
             "registered",
         )
@@ -145,7 +145,7 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
                 "ask": record.ask,
                 "tokens_per_s": record.tokens_per_s,
                 "wait_paid_s": record.wait_paid_s,
-                "wait_free_s": record.wait_free_s,
+                "wait_donated_s": record.wait_donated_s,
                 "free_tokens": record.free_tokens,
             }
             for record in nodes

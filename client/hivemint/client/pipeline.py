@@ -51,7 +51,7 @@ class Plan:
     tokens: int
     cost: Credits
     reserved: Credits
-    lane: Literal["paid", "free"]
+    lane: Literal["paid", "donated"]
     notes: Sequence[str] = field(default=())
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Pipeline(Protocol):
 
     @property
     def price(self) -> int:
-        """Of one position through all blocks, in wei; 0 in the free lane."""
+        """Of one position through all blocks, in wei; 0 in the donated lane."""
         ...
 
     @property

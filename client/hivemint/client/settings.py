@@ -31,7 +31,7 @@ _TIMES = re.compile(r"(\d{1,4}(?:\.\d{1,6})?)x")
 
 @dataclass(frozen=True, slots=True)
 class Bid:
-    """What to offer a node: `auto` (the ask where the account is funded, else the free lane), `free`, a multiple of
+    """What to offer a node: `auto` (the ask where the account is funded, else the donated lane), `free`, a multiple of
     the node's ask, or a fixed amount per token and block."""
 
     kind: Literal["auto", "free", "times", "amount"] = "auto"

@@ -3,7 +3,7 @@ pragma solidity 0.8.37;
 
 import {Session} from "../Signed.sol";
 
-/// @notice One free session's last countersigned receipt; 640 bytes of calldata.
+/// @notice One donated session's last countersigned receipt; 640 bytes of calldata.
 struct ClaimItem {
     Session session;
     uint64 step;
@@ -62,7 +62,7 @@ enum Status {
     Void
 }
 
-/// @title Lane B: donated work shares a capped emission
+/// @title Donated work shares a capped emission
 interface IEmission {
     /// @notice `counted` more sessions of `node` count for `epoch`; `units` and `weight` are the new sums.
     event Claimed(address indexed node, uint256 indexed epoch, uint256 counted, uint256 units, uint256 weight);
@@ -90,7 +90,7 @@ interface IEmission {
     /// @notice The contracts of this deployment do not name each other.
     error WrongBinding(address contract_);
 
-    /// @notice Counts free sessions of `node` that expired in `epoch`, the last one. Only its operator or owner.
+    /// @notice Counts donated sessions of `node` that expired in `epoch`, the last one. Only its operator or owner.
     /// @param items in strictly rising order of session ids, over all claims of the epoch; bad ones are skipped
     function claim(address node, uint256 epoch, ClaimItem[] calldata items) external;
 
@@ -112,7 +112,7 @@ interface IEmission {
     /// @notice What `mint` pays, by what is known now, and where it stands.
     function pending(address node, uint256 epoch) external view returns (uint256 amount, Status status);
 
-    /// @notice All credits that lane B has minted.
+    /// @notice All credits that donated work has minted.
     function mintedTotal() external view returns (uint256);
 
     /// @notice The epoch of the block's time.

@@ -19,7 +19,7 @@ struct Fixed {
     uint32 halving;
     /// The least stake of a bonded node (wei of the chain's coin).
     uint96 minStake;
-    /// The most that lane B mints in one epoch (credits).
+    /// The most that donated work mints in one epoch (credits).
     uint96 cap;
     /// The bootstrap of the first epochs (credits).
     uint96 bootstrap;

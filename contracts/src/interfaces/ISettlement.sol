@@ -88,7 +88,7 @@ enum Skip {
     KeyOver
 }
 
-/// @title Lane A: the escrow, session keys, and the burn and mint of paid work
+/// @title Paid work: its escrow, session keys, burn and mint
 interface ISettlement {
     /// @notice `amount` came into the account, from `payer`; `balance` is the new sum.
     event Funded(address indexed client, address indexed node, address indexed payer, uint256 amount, uint256 balance);

@@ -18,7 +18,7 @@ contract Actors is Officers {
     mapping(uint256 epoch => uint256) public mintedOf;
     uint256[] private _epochs;
     uint256 private _nonce;
-    // ---- lane A
+    // ---- paid work
 
     /// @dev By a call or, where the payer has a key, by its signature and permit alone.
     function fund(uint256 c, uint256 n, uint96 amount, uint256 payer, bool bySig) external {
@@ -219,7 +219,7 @@ contract Actors is Officers {
         count("settle", b_ != 0);
         eq(b_, expectedBurn, "burned as the model says");
         eq(minted_, expectedMint, "minted as the model says");
-        atMost(token.totalSupply(), supply, "P2: lane A never makes credits");
+        atMost(token.totalSupply(), supply, "P2: paid work never makes credits");
         burned += b_;
         settledMints += minted_;
         lostIn[today()] += b_ - minted_;
@@ -243,12 +243,12 @@ contract Actors is Officers {
         return ecrecover(hash, uint8(uint256(vs) >> 255) + 27, r, vs & bytes32(type(uint256).max >> 1));
     }
 
-    // ---- lane B
+    // ---- donated work
 
-    /// @dev A free session of this epoch; some with faults that make it count nothing.
+    /// @dev A donated session of this epoch; some with faults that make it count nothing.
     function work(uint256 n, uint64 tokens, uint256 fault) external {
         uint256 epoch = today();
-        Session memory s = freeSession(nodes[n % NODES], ++_nonce, epoch);
+        Session memory s = donatedSession(nodes[n % NODES], ++_nonce, epoch);
         if (fault % 6 == 1) s.price = 1;
         if (fault % 6 == 2) s.expiry += uint64(EPOCH);
         ClaimItem memory it = claimItem(NODE_KEY + n % NODES, s, uint64(within(tokens, 1, 1e12)));

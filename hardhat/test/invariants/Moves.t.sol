@@ -58,12 +58,12 @@ contract MovesTest is Check {
 
     function move() private {
         uint256 which = dice(3);
-        if (which == 0) laneA();
-        else if (which == 1) laneB();
+        if (which == 0) paidWork();
+        else if (which == 1) donatedWork();
         else officers();
     }
 
-    function laneA() private {
+    function paidWork() private {
         uint256 which = dice(10);
         if (which == 0) actors.fund(any(), any(), uint96(any()), any(), coin());
         else if (which == 1) actors.settle(any(), any(), uint96(any()), any());
@@ -77,7 +77,7 @@ contract MovesTest is Check {
         else actors.fund(any(), any(), uint96(any()), any(), coin());
     }
 
-    function laneB() private {
+    function donatedWork() private {
         uint256 which = dice(6);
         if (which == 0) actors.work(any(), uint64(any()), any());
         else if (which == 1) actors.claim(any(), any());

@@ -193,7 +193,7 @@ abstract contract Kit is Digests {
         return settlement.settle(node, one(it));
     }
 
-    function freeSession(address node_, uint256 nonce, uint256 epoch) internal view returns (Session memory s) {
+    function donatedSession(address node_, uint256 nonce, uint256 epoch) internal view returns (Session memory s) {
         s.client = client;
         s.sessionKey = vm.addr(SESSION_KEY);
         s.node = node_;
@@ -226,7 +226,7 @@ abstract contract Kit is Digests {
         (it.voucherR, it.voucherVs) = (s.r, s.vs);
     }
 
-    /// @dev `count` free sessions of `node_` that expired in `epoch`, in the order that a claim asks for.
+    /// @dev `count` donated sessions of `node_` that expired in `epoch`, in the order that a claim asks for.
     function claimItems(uint256 operatorKey, uint256 epoch, uint256 count, uint64 tokens, uint256 salt)
         internal
         view
@@ -235,7 +235,7 @@ abstract contract Kit is Digests {
         items = new ClaimItem[](count);
         address node_ = vm.addr(operatorKey);
         for (uint256 i; i < count; ++i) {
-            items[i] = claimItem(operatorKey, freeSession(node_, uint256(keccak256(abi.encode(salt, i))), epoch), tokens);
+            items[i] = claimItem(operatorKey, donatedSession(node_, uint256(keccak256(abi.encode(salt, i))), epoch), tokens);
         }
         sortClaims(items);
     }

@@ -93,17 +93,17 @@ class Node:
         self._broke: HivemintError | None = None
         self._published: tuple[float, ...] = ()
         self._store = store = kit.span.new_store(settings.kv_bytes or None)
-        room = Seats(store, free_share=settings.free_share, idle=settings.idle, max_seats=settings.max_sessions)
-        scheduler = Scheduler[StepJob](settings.batch_rows, settings.free_share, whole=settings.max_rows)
+        room = Seats(store, donated_share=settings.donated_share, idle=settings.idle, max_seats=settings.max_sessions)
+        scheduler = Scheduler[StepJob](settings.batch_rows, settings.donated_share, whole=settings.max_rows)
         patience = Processors().patience if kit.span.device.type == "cpu" else lambda: 0.0
         self.engine = Engine(kit.span, scheduler, room, need or NOTHING, patience)
         limits = SessionLimits(
             sessions=settings.max_sessions,
             of_client=settings.max_sessions_a_client,
             of_prefix=settings.max_sessions_a_prefix,
-            free=settings.max_free_sessions,
-            free_of_prefix=settings.max_free_a_prefix,
-            free_wait_s=settings.free_wait,
+            donated=settings.max_donated_sessions,
+            donated_of_prefix=settings.max_donated_a_prefix,
+            donated_wait_s=settings.donated_wait,
             idle_s=settings.idle,
         )
         self.registry = SessionRegistry(self.engine, kit.chain, kit.journal, limits, self.supervisor.broken)
@@ -201,7 +201,7 @@ class Node:
             max_rows=offer.limits.rows,
             addresses=self.kit.host.addresses[:16],
             wait_paid_s=gauge.wait_s[Lane.PAID],
-            wait_free_s=max(gauge.wait_s[Lane.FREE], self.engine.free_wait()),
+            wait_donated_s=max(gauge.wait_s[Lane.DONATED], self.engine.donated_wait()),
             tokens_per_s=gauge.rows_per_s,
             free_tokens=self.engine.capacity().kv_free,
             expires=time.time() + LIFETIME,
@@ -290,7 +290,7 @@ def numerics(span: Span, wire: str) -> str:
 
 
 def _figures(record: NodeRecord) -> tuple[float, ...]:
-    return record.wait_paid_s + 0.1, record.wait_free_s + 0.1, record.tokens_per_s + 1, record.free_tokens + 1024.0
+    return record.wait_paid_s + 0.1, record.wait_donated_s + 0.1, record.tokens_per_s + 1, record.free_tokens + 1024.0
 
 
 def _changed_much(before: tuple[float, ...], now: tuple[float, ...]) -> bool:

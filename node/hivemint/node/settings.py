@@ -62,8 +62,8 @@ class NodeSettings(BaseSettings):
     """A session's steps in flight."""
     batch_rows: Count = 64
     """Token positions a batch, where several sessions wait."""
-    free_share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The free lane's sure share of compute and K/V room."""
+    donated_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The donated lane's sure share of compute and K/V room."""
     kv_bytes: Annotated[int, Field(ge=0)] = 0
     """Bytes for keys and values; 0 = half of the free memory."""
     max_sessions: Count = 256
@@ -72,13 +72,13 @@ class NodeSettings(BaseSettings):
     """Of one wallet, whatever peers it comes from."""
     max_sessions_a_prefix: Count = 128
     """From one network (/24, /56), whatever wallets and peers; on loopback and behind relays of one peer."""
-    max_free_sessions: Count = 64
-    max_free_a_prefix: Count = 16
+    max_donated_sessions: Count = 64
+    max_donated_a_prefix: Count = 16
     """Of one network, as above."""
     idle: Annotated[float, Field(gt=0)] = 30.0
     """Seconds without a step after which a session loses its seat and its room when another needs them."""
-    free_wait: Annotated[float, Field(gt=0)] = 30.0
-    """Longest queue of the free lane before the answer is `busy`."""
+    donated_wait: Annotated[float, Field(gt=0)] = 30.0
+    """Longest queue of the donated lane before the answer is `busy`."""
     settle_min: Amount = ONE_CREDIT
     """Settle as soon as so much has come together."""
     settle_every: Annotated[float, Field(gt=0)] = 6 * 3600.0

@@ -82,11 +82,11 @@ class Watcher:
             kv_total=capacity.kv_total,
             refusals=dict(node.counts.refusals),
             receipts={
-                "signed": totals.paid.tokens_signed + totals.free.tokens_signed,
-                "countersigned": totals.paid.tokens_countersigned + totals.free.tokens_countersigned,
+                "signed": totals.paid.tokens_signed + totals.donated.tokens_signed,
+                "countersigned": totals.paid.tokens_countersigned + totals.donated.tokens_countersigned,
             },
             credits={stage: int(amount) for stage, amount in credits.items()},
-            reasons={**_reasons(credits, totals.free.tokens_countersigned), **_told(running.settler.reasons)},
+            reasons={**_reasons(credits, totals.donated.tokens_countersigned), **_told(running.settler.reasons)},
             trouble=dict(node.supervisor.trouble),
         )
 

@@ -138,7 +138,7 @@ class Terms(Message, frozen=True):
 
 
 class SignedDelegation(Message, frozen=True):
-    """A wallet's permission for a session key, shown instead of a record on the chain (free lane)."""
+    """A wallet's permission for a session key, shown instead of a record on the chain (donated lane)."""
 
     NUMBER: ClassVar[int] = 0  # never a frame of its own
     delegation: Delegation

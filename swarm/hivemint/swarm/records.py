@@ -56,7 +56,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     max_rows: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] = 512
     addresses: Annotated[tuple[AddressText, ...], msgspec.Meta(max_length=16)] = ()
     wait_paid_s: _Seconds = 0.0
-    wait_free_s: _Seconds = 0.0
+    wait_donated_s: _Seconds = 0.0
     tokens_per_s: _Seconds = 0.0
     free_tokens: _Count = 0
     expires: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -66,7 +66,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"blocks {self.first_block}:{self.end_block} are no span")
         if not is_checksum_address(self.operator):
             raise ValueError("operator is not a checksummed address")
-        if not all(map(math.isfinite, (self.wait_paid_s, self.wait_free_s, self.tokens_per_s, self.expires))):
+        if not all(map(math.isfinite, (self.wait_paid_s, self.wait_donated_s, self.tokens_per_s, self.expires))):
             raise ValueError("a measure is not finite")
         if not 0 <= self.ask < 2**96:
             raise ValueError("ask is outside 0 .. 2^96-1")

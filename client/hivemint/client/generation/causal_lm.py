@@ -72,7 +72,7 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
     ) -> Self:
         """Load the ends of `model` and join `network` (a network.toml) with the keystore `wallet`.
 
-        `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key uses the free lane.
+        `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key asks, unpaid.
         `adapter` is the folder of a PEFT LoRA adapter: each node loads its part for the sessions of this model alone.
         `settings` are those of `client.settings` (bid, price ceiling ...). Raises `ModelError`, `ConfigError`,
         `WalletError`, `ChainError` or `SwarmError`.

@@ -102,7 +102,7 @@ class Route:
             tokens=tokens,
             cost=Credits(self.price * tokens),
             reserved=Credits(sum(session_amount(leg.price, tokens, margin) for leg in self.legs)),
-            lane="paid" if self.paid else "free",
+            lane="paid" if self.paid else "donated",
             notes=((f"about {1 / self.seconds:.1f} tokens/s",) if self.seconds > 0 else ()) + self.notes,
         )
 
@@ -164,7 +164,7 @@ def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[Check
         raise SwarmError(
             f"Blocks {_spans(dear)} cost more than the default price ceiling",
             why=f"{note}; their nodes ask {format_credits(lowest, 18)} or more",
-            next_step="name a ceiling of your own (--max-price), or use the free lane (--bid free)",
+            next_step="name a ceiling of your own (--max-price), or use the donated lane (--bid free)",
         )
     return usual, (note,)
 
@@ -181,7 +181,7 @@ def _within_ceiling(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds
         raise SwarmError(
             f"No route costs at most {format_credits(wish.ceiling)} a token",
             why=f"the cheapest one costs {format_credits(lowest)}",
-            next_step="raise the ceiling (--max-price), lower the bid, or use the free lane (--bid free)",
+            next_step="raise the ceiling (--max-price), lower the bid, or use the donated lane (--bid free)",
         )
     for _ in range(24):  # the least weight of price that stays below the ceiling: fastest route of those on the hull
         middle = (low * high) ** 0.5 if low > 0 else high / 1e6
@@ -253,7 +253,7 @@ def _compute(record: NodeRecord, blocks: int) -> float:
 def _wait(record: NodeRecord, bid: int) -> float:
     """Seconds in the queue that a bid (wei per token and block) waits in, by the node's record."""
     if not bid:
-        return record.wait_free_s
+        return record.wait_donated_s
     return record.wait_paid_s / (min(MAX_TIMES, bid / record.ask) if record.ask else 1.0)
 
 
@@ -289,7 +289,7 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
         return SwarmError(
             f"A bid of {wish.bid} per token and block does not reach all blocks",
             why=f"nodes ask from {format_credits(asks[0], 18)} to {format_credits(asks[-1], 18)}",
-            next_step="bid more, or `--bid ask`, or use the free lane with `--bid free`",
+            next_step="bid more, or `--bid ask`, or use the donated lane with `--bid free`",
         )
     if wish.funds is not None and wish.bid.paid:
         needs = [

@@ -27,11 +27,11 @@ class RoutePlanner:
         self._nodes, self._target, self._payer, self._reserved = nodes, target, payer, reserved
 
     async def route(
-        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, free_only: bool = False, work: int = 0
+        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, donated_only: bool = False, work: int = 0
     ) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
         records = await self._nodes.usable()
-        bid = Bid("free") if free_only else settings.bid
+        bid = Bid("free") if donated_only else settings.bid
         wish = Wish(
             blocks=self._target.blocks,
             tokens=tokens,
@@ -51,17 +51,17 @@ class RoutePlanner:
             try:
                 return plan_route(records, replace(wish, bid=Bid("times"), funds=funds), speeds)
             except SwarmError:
-                pass  # not enough for a paid route: the free lane is what `auto` stands for then
+                pass  # not enough for a paid route: the donated lane is what `auto` stands for then
         return plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds)
 
     async def awaited(
-        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, free_only: bool = False, work: int = 0
+        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, donated_only: bool = False, work: int = 0
     ) -> Route:
         """A route; where blocks are missing, wait for them as long as the settings say. Raises what `route` raises."""
         deadline = time.monotonic() + settings.wait_for_blocks
         while True:
             try:
-                return await self.route(tokens, settings, speeds, free_only=free_only, work=work)
+                return await self.route(tokens, settings, speeds, donated_only=donated_only, work=work)
             except MissingBlocks:
                 if time.monotonic() + _LOOK_AGAIN > deadline:
                     raise

@@ -75,7 +75,7 @@ class RemoteSession:
 
     @property
     def price(self) -> int:
-        """Per token, in wei; 0 in the free lane."""
+        """Per token, in wei; 0 in the donated lane."""
         return self.session.price
 
     @property

@@ -102,14 +102,16 @@ class SwarmClient:
     async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
         """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
         deadline = time.monotonic() + self.settings.patience
-        failures, free_only = 0, False
+        failures, donated_only = 0, False
         while True:
-            route = await self._planner.awaited(tokens, self.settings, self.speeds, free_only=free_only, work=work)
+            route = await self._planner.awaited(
+                tokens, self.settings, self.speeds, donated_only=donated_only, work=work
+            )
             try:
                 pipeline = await go(route)
             except Refusal as error:
                 if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
-                    free_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
+                    donated_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
                 elif error.code in _OUR_OWN:
                     raise
                 elif error.code not in _TRY_LATER or not await self._later(error, deadline):
@@ -154,9 +156,9 @@ class SwarmClient:
         """See `Swarm.plan`."""
         return (await self.route(tokens)).plan(tokens, self.settings.margin)
 
-    async def route(self, tokens: int, *, free_only: bool = False, work: int = 0) -> Route:
+    async def route(self, tokens: int, *, donated_only: bool = False, work: int = 0) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
-        return await self._planner.route(tokens, self.settings, self.speeds, free_only=free_only, work=work)
+        return await self._planner.route(tokens, self.settings, self.speeds, donated_only=donated_only, work=work)
 
     async def along(self, route: Route, tokens: int) -> LivePipeline:
         """A pipeline over these nodes."""
@@ -249,7 +251,7 @@ async def connect(
     adapter: str | Path | None = None,
     **settings: Any,
 ) -> SwarmClient:
-    """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (free lane only).
+    """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (donated lane only).
 
     With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
     `password` then opens the key. `adapter`: the folder of a PEFT LoRA adapter for the blocks. Raises ConfigError

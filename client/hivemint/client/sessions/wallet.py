@@ -45,7 +45,7 @@ class Identity:
 
     @classmethod
     def delegated(cls, domain: Domain, wallet: Signer, key: Signer, valid_until: int) -> "Identity":
-        """`key` signs for the wallet until `valid_until`, by a Delegation that is shown to nodes in the free lane.
+        """`key` signs for the wallet until `valid_until`, by a Delegation that is shown to nodes in the donated lane.
 
         It is no permission for paid work: that needs `Settlement.authorize`.
         """

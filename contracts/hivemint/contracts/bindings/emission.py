@@ -1,4 +1,4 @@
-"""Lane B: donated work shares a capped emission, epoch by epoch."""
+"""Donated work shares a capped emission, epoch by epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Donation:
-    """A free session's terms and its last countersigned receipt."""
+    """A donated session's terms and its last countersigned receipt."""
 
     session: Session
     countersigned: Countersigned
@@ -88,7 +88,7 @@ class Emission(Binding):
     NAME = "Emission"
 
     async def claim(self, sender: Signer, node: Address, epoch: int, donations: Sequence[Donation]) -> Claim:
-        """Count free sessions that expired in `epoch`, the last one. Only the node's operator or owner may send it.
+        """Count donated sessions that expired in `epoch`, the last one. Only the node's operator or owner may send it.
 
         They are sent in rising order of their ids, as the contract demands; a later claim of the same epoch counts
         only ids above all earlier ones.
@@ -136,7 +136,7 @@ class Emission(Binding):
         return int(await self.read("totalWeight", epoch, block=block))
 
     async def minted_total(self, block: BlockIdentifier = "latest") -> Credits:
-        """All that lane B has ever minted."""
+        """All that donated work has ever minted."""
         return Credits(await self.read("mintedTotal", block=block))
 
     async def current_epoch(self) -> int:

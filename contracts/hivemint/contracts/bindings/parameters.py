@@ -64,7 +64,7 @@ class Parameters(Binding):
         return int(await self.read("valueAt", setting.value, epoch, block=block))
 
     async def rate(self, model: ModelId, epoch: int, block: BlockIdentifier = "latest") -> int:
-        """Mega-FLOP per token and block that lane B counts in `epoch`; 0 = not paid."""
+        """Mega-FLOP per token and block that donated work counts in `epoch`; 0 = not paid."""
         return int(await self.read("rateAt", model, epoch, block=block))
 
     async def is_auditor(self, auditor: Address, epoch: int) -> bool:

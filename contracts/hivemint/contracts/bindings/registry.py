@@ -101,7 +101,7 @@ class Registry(Binding):
         return None if to == _NOBODY else Address(to)
 
     async def bond(self, owner: Signer, node: Address, stake: int) -> Mined:
-        """Add `stake` wei of coin; it counts for lane B from the next epoch on."""
+        """Add `stake` wei of coin; it counts for donated work from the next epoch on."""
         return await self.chain.send(owner, self.function("bond", node), doing="Bonding stake", value=stake)
 
     async def unbond(self, owner: Signer, node: Address) -> Mined:
@@ -132,7 +132,7 @@ class Registry(Binding):
         return [NodeInfo.of(node, one) for node, one in zip(nodes, raw, strict=True)]
 
     async def stake_for(self, node: Address, epoch: int) -> int:
-        """Wei of coin that count in lane B for `epoch` (the current or the last one)."""
+        """Wei of coin that count in donated work for `epoch` (the current or the last one)."""
         return int(await self.read("stakeFor", node, epoch))
 
     async def minimum_stake(self) -> int:

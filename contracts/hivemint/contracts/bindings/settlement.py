@@ -1,4 +1,4 @@
-"""Lane A: escrow accounts, session keys, and the burn and mint of paid work."""
+"""Paid work: escrow accounts, session keys, and the burn and mint of paid work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ class Book:
 
 @dataclass(frozen=True, slots=True)
 class Donated:
-    """A session of the free lane with all that `Emission.claim` asks for."""
+    """A session of the donated lane with all that `Emission.claim` asks for."""
 
     session: Session
     signature: Signature
@@ -134,13 +134,13 @@ class Lanes:
     """The sums of both lanes, counted on as sessions open and work."""
 
     paid: LaneTotals
-    free: LaneTotals
+    donated: LaneTotals
 
     def count(self, price: Credits, sessions: int, signed: int, countersigned: int) -> None:
         if price:
             self.paid = self.paid.plus(sessions, signed, countersigned, price)
         else:
-            self.free = self.free.plus(sessions, signed, countersigned, 0)
+            self.donated = self.donated.plus(sessions, signed, countersigned, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class NodeTotals:
     """The credit flow of one node: signed -> countersigned -> settled -> minted."""
 
     paid: LaneTotals = field(default_factory=LaneTotals)
-    free: LaneTotals = field(default_factory=LaneTotals)
+    donated: LaneTotals = field(default_factory=LaneTotals)
     promised: Credits = NOTHING
     settled: Credits = NOTHING
     minted: Credits = NOTHING

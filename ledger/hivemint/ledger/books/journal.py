@@ -21,6 +21,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from hivemint.ledger.books.donated_sessions import DonatedSessions
 from hivemint.ledger.books.entries import (
     Book,
     Entry,
@@ -31,7 +32,6 @@ from hivemint.ledger.books.entries import (
     row_after,
     session_row,
 )
-from hivemint.ledger.books.free_sessions import FreeSessions
 from hivemint.ledger.books.keeping import WORTHLESS_FOR, ClosedSession
 from hivemint.ledger.books.open_sessions import OpenRow, OpenSessions
 from hivemint.ledger.books.stored import (
@@ -68,7 +68,7 @@ class Journal:
         self._books, self._lanes, self._keeping = stored.books, stored.lanes, stored.keeping
         self._open = OpenSessions()
         self._writer = GroupWriter(engine, statements(engine, owner))
-        self.free_sessions = FreeSessions(engine, owner, domain, node, self._writer)
+        self.donated_sessions = DonatedSessions(engine, owner, domain, node, self._writer)
 
     @classmethod
     def open(
@@ -108,7 +108,7 @@ class Journal:
         books, went = self._books.values(), self._keeping.gone
         return NodeTotals(
             paid=self._lanes.paid,
-            free=self._lanes.free,
+            donated=self._lanes.donated,
             promised=Credits(went.promised + sum(book.earned for book in books)),
             settled=Credits(went.settled + sum(book.collected for book in books)),
             minted=Credits(went.minted + sum(mintable(book.collected) for book in books)),
@@ -147,7 +147,7 @@ class Journal:
         """Make an entry durable. Raises JournalError, ProofError before anything has changed.
 
         The sum owed never falls, and never passes what was promised. Every voucher that it reaches becomes a proof.
-        A free session's entry leaves it as it is.
+        A donated session's entry leaves it as it is.
         """
         opened = self._open.taking(entry.client, entry.session)
         if entry.newest is not None:
@@ -251,7 +251,7 @@ class Journal:
     async def drop_over(self, epoch: int, length: int) -> None:
         """Keep no more what is of no use once `epoch` can be claimed. Raises WriteFailed, StoreError."""
         await self._writer.commit()  # what was noted of claims is stored
-        self._drop(self._keeping.expired(await asyncio.to_thread(self.free_sessions.over, epoch, length)))
+        self._drop(self._keeping.expired(await asyncio.to_thread(self.donated_sessions.over, epoch, length)))
 
     async def close(self) -> None:
         """Commit what is pending and let the database go. Raises JournalError if something could not be stored."""

@@ -2,7 +2,7 @@
 
     paid session    while it is open or one of its vouchers waits; then if it carries the highest total of its key, the
                     one that settlement presents. Of the others the last HISTORY, if a voucher pays for something.
-    free session    while it is open; then if a voucher binds work: the MOST_DONATED largest, until their epoch's claim
+    donated session while it is open; then if a voucher binds work: the MOST_DONATED largest, until their epoch's claim
                     is over, and for KNOWN_EPOCHS if they were claimed
     account         until it has had no open session for WORTHLESS_FOR, and at each look at the chain in that time
                     nothing more could be claimed of it. Its sessions go with it.
@@ -24,7 +24,7 @@ from hivemint.protocol.ids import Address, Credits, SessionId
 HISTORY = 1_000
 """Closed paid sessions that another one of the same key has outbid."""
 MOST_DONATED = 10_000
-"""Closed free sessions with countersigned work; a node claims the largest until its stake is filled."""
+"""Closed donated sessions with countersigned work; a node claims the largest until its stake is filled."""
 KNOWN_EPOCHS = 30
 """Epochs for which a claimed session's row tells that a share of its epoch may be minted."""
 WORTHLESS_FOR = 3 * 86_400
@@ -53,7 +53,7 @@ class Gone:
     """Sums over rows that are kept no more, in tokens and wei."""
 
     paid: LaneTotals = field(default_factory=LaneTotals)
-    free: LaneTotals = field(default_factory=LaneTotals)
+    donated: LaneTotals = field(default_factory=LaneTotals)
     promised: int = 0
     settled: int = 0
     minted: int = 0
@@ -71,7 +71,7 @@ class Gone:
                 row.paid_signed,
                 row.paid_countersigned,
             ),
-            LaneTotals(row.free_sessions, row.free_tokens_signed, row.free_tokens_countersigned),
+            LaneTotals(row.donated_sessions, row.donated_tokens_signed, row.donated_tokens_countersigned),
             row.promised,
             row.settled,
             row.minted,
@@ -85,9 +85,9 @@ class Gone:
             "paid_tokens_countersigned": self.paid.tokens_countersigned,
             "paid_signed": self.paid.signed,
             "paid_countersigned": self.paid.countersigned,
-            "free_sessions": self.free.sessions,
-            "free_tokens_signed": self.free.tokens_signed,
-            "free_tokens_countersigned": self.free.tokens_countersigned,
+            "donated_sessions": self.donated.sessions,
+            "donated_tokens_signed": self.donated.tokens_signed,
+            "donated_tokens_countersigned": self.donated.tokens_countersigned,
             "promised": self.promised,
             "settled": self.settled,
             "minted": self.minted,
@@ -97,7 +97,7 @@ class Gone:
         if closed.price:
             self.paid = self.paid.plus(1, closed.signed, closed.countersigned, closed.price)
         else:
-            self.free = self.free.plus(1, closed.signed, closed.countersigned, 0)
+            self.donated = self.donated.plus(1, closed.signed, closed.countersigned, 0)
 
     def account(self, book: Book) -> None:
         self.promised += book.earned
@@ -147,7 +147,7 @@ class Keeping:
         return self._go(went)
 
     def expired(self, old: set[SessionId]) -> list[ClosedSession]:
-        """Free sessions whose claim is over."""
+        """Donated sessions whose claim is over."""
         went = [closed for _, session, closed in self._donated if session in old]
         self._donated = [one for one in self._donated if one[1] not in old]
         heapq.heapify(self._donated)

@@ -58,7 +58,7 @@ def owner_of(connection: Connection, domain: Domain, node: Address, genesis: byt
 def read_books(engine: Engine, connection: Connection, owner: int, domain: Domain, node: Address) -> StoredBooks:
     """Everything that a journal keeps in memory, every proof checked. Raises JournalError for damaged books."""
     keeping = Keeping(Gone.read(connection.execute(select(gone).filter_by(owner=owner)).first()))
-    lanes = Lanes(keeping.gone.paid, keeping.gone.free)
+    lanes = Lanes(keeping.gone.paid, keeping.gone.donated)
     books = _accounts(connection, owner)
     _add_proofs(books, connection, owner, domain, node)
     sums = select(

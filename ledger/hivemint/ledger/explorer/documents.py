@@ -93,7 +93,7 @@ class ShareRow(Document):
 
 
 class Epoch(Document):
-    """What lane A burned and minted during an epoch, and what lane B minted for it."""
+    """What paid work burned and minted during an epoch, and what donated work minted for it."""
 
     epoch: int
     begins: int
@@ -142,11 +142,11 @@ class OwnNode(Document):
 
     node: str
     paid: OwnLane
-    free: OwnLane
+    donated: OwnLane
     promised: WeiText
     collected: WeiText
     minted: WeiText
-    donated: WeiText
+    donated_minted: WeiText
     reasons: list[str]
 
 
@@ -179,7 +179,7 @@ class ServedNode(Document):
     ask: WeiText = 0
     tokens_per_s: float = 0.0
     wait_paid_s: float = 0.0
-    wait_free_s: float = 0.0
+    wait_donated_s: float = 0.0
     free_tokens: int = 0
 
 

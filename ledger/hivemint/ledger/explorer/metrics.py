@@ -41,7 +41,7 @@ class LedgerCollector(Collector):
         bound = CounterMetricFamily("hivemint_own_tokens_countersigned", "Tokens that vouchers bind.", labels=labels)
         waiting = GaugeMetricFamily("hivemint_own_unsettled_credits", "Promised, not collected.", labels=["node"])
         for own in self._explorer.own_nodes():
-            for name, lane in (("paid", own.paid), ("free", own.free)):
+            for name, lane in (("paid", own.paid), ("donated", own.donated)):
                 signed.add_metric([own.node, name], lane.tokens_signed)
                 bound.add_metric([own.node, name], lane.tokens_countersigned)
             waiting.add_metric([own.node], max(0, own.promised - own.collected) / ONE_CREDIT)

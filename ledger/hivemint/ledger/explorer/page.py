@@ -69,11 +69,11 @@ def _own_stages(own: Sequence[OwnNode]) -> list[dict[str, Any]]:
     """The four stages of own nodes' credits; each has a figure, a line under it, and why it is zero."""
 
     def tokens(attribute: str) -> str:
-        paid, free = (sum(getattr(lane, attribute) for lane in lanes) for lanes in zip(*pairs, strict=True))
-        return f"{paid:,} paid tokens, {free:,} donated"
+        paid, donated = (sum(getattr(lane, attribute) for lane in lanes) for lanes in zip(*pairs, strict=True))
+        return f"{paid:,} paid tokens, {donated:,} donated"
 
-    pairs = [(node.paid, node.free) for node in own] or [(NO_LANE, NO_LANE)]
-    minted, donated = sum(node.minted for node in own), sum(node.donated for node in own)
+    pairs = [(node.paid, node.donated) for node in own] or [(NO_LANE, NO_LANE)]
+    minted, donated = sum(node.minted for node in own), sum(node.donated_minted for node in own)
     reasons = "; ".join(sorted({reason for node in own for reason in node.reasons}))
     signed, bound = sum(node.paid.signed for node in own), sum(node.paid.countersigned for node in own)
     collected = sum(node.collected for node in own)
@@ -93,7 +93,7 @@ def _chain_stages(totals: CreditTotals) -> list[dict[str, Any]]:
         _stage("In escrow", totals.escrow, "deposited at nodes, not collected", "no client has funded an account"),
         _stage("Settled", totals.settled, "burned for paid work", "no node has settled a voucher yet"),
         _stage("Minted for work", totals.minted, f"the rest, {format_credits(totals.fee)}, is the fee", "see Settled"),
-        _stage("Minted for donations", totals.donated, "lane B, by epoch", "shares can be minted two epochs later"),
+        _stage("Minted for donated work", totals.donated, "by epoch", "shares can be minted two epochs later"),
     ]
 
 

@@ -155,7 +155,7 @@ class Explorer:
             on_chain = self.nodes(1, 0, node=own.node).items
             chain = {"collected": on_chain[0].settled, "minted": on_chain[0].minted} if on_chain else {}
             donated = on_chain[0].donated if on_chain else 0
-            found.append(own.model_copy(update=chain | {"donated": donated}))
+            found.append(own.model_copy(update=chain | {"donated_minted": donated}))
         return found
 
     def own_sessions(self, node: str, limit: int, offset: int) -> Page[OwnSession]:

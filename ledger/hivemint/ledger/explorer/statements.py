@@ -23,7 +23,7 @@ class Statements:
         self._network = network
 
     def nodes(self) -> list[OwnNode]:
-        """The credit flow of each node, all of its sessions together. `donated` is not the journal's to know: 0."""
+        """The credit flow of each node, all sessions together. `donated_minted` is not the journal's to know: 0."""
         with reading(self._engine) as connection:
             return [self._node(connection, owner, node) for node, owner in self._owners(connection).items()]
 
@@ -48,7 +48,7 @@ class Statements:
 
     def _node(self, connection: Connection, owner: int, node: str) -> OwnNode:
         went = Gone.read(connection.execute(select(gone).filter_by(owner=owner)).first())
-        paid, free = went.paid, went.free
+        paid, donated = went.paid, went.donated
         sums = select(
             sessions.c.price, func.count(), func.sum(sessions.c.signed_tokens), func.sum(sessions.c.tokens)
         ).where(sessions.c.owner == owner)
@@ -56,7 +56,7 @@ class Statements:
             if price:
                 paid = paid.plus(count, int(signed), int(countersigned), price)
             else:
-                free = free.plus(count, int(signed), int(countersigned), 0)
+                donated = donated.plus(count, int(signed), int(countersigned), 0)
         books = connection.execute(
             select(accounts.c.collected, accounts.c.reason).where(accounts.c.owner == owner)
         ).all()
@@ -66,11 +66,11 @@ class Statements:
         return OwnNode(
             node=node,
             paid=_lane(paid),
-            free=_lane(free),
+            donated=_lane(donated),
             promised=Credits(went.promised + sum(connection.scalars(best.group_by(sessions.c.client)))),
             collected=Credits(went.settled + sum(book.collected for book in books)),
             minted=Credits(went.minted + sum(mintable(book.collected) for book in books)),
-            donated=Credits(0),
+            donated_minted=Credits(0),
             reasons=sorted({book.reason for book in books if book.reason}),
         )
 

@@ -48,7 +48,7 @@ class Settler:
         self.reasons: dict[str, str] = {"settled": _UNPAID, "claimed": "", "minted": ""}
         """Why each stage stands where it stands: settled, claimed (donated work), minted (for it). Empty: all done."""
         self.donated_minted = Credits(0)
-        """What lane B has minted for this node, as far as this run knows (wei)."""
+        """What donated work has minted for this node, as far as this run knows (wei)."""
         self._journal, self._payments = journal, payments
         self._settings, self._clock, self._wall_clock = settings or SettlerSettings(), clock, wall_clock
         self._waiting_since: float | None = None
@@ -117,7 +117,7 @@ class Settler:
         async with self._one_round:
             return await self._settle_due(await self._payments.time(), at_once=True)
 
-    # Lane A.
+    # Paid work.
 
     async def _settle_due(self, now: int, *, at_once: bool) -> Credits:
         if at_once:
@@ -218,13 +218,13 @@ class Settler:
     def _blocked(self) -> list[str]:
         return sorted({book.reason for book in self._journal.books().values() if book.reason})
 
-    # Lane B.
+    # Donated work.
 
     async def _claim(self, epoch: int, length: int) -> None:
         last = await self._payments.last_claimed(epoch)
         if (epoch, last) == self._claimed:  # else there is more to do, or a reorganisation took a claim back
             return
-        donated = await asyncio.to_thread(self._journal.free_sessions.donated, epoch * length, (epoch + 1) * length)
+        donated = await asyncio.to_thread(self._journal.donated_sessions.donated, epoch * length, (epoch + 1) * length)
         self._note([one for one in donated if _id(one) <= last and not one.claim], epoch, {})
         open_ones = [one for one in donated if _id(one) > last]
         chosen = await self._largest(epoch, open_ones)
@@ -238,7 +238,7 @@ class Settler:
         elif open_ones:
             self.reasons["claimed"] = "no stake with room was bonded before the epoch began, or the models are not paid"
         elif not donated:
-            self.reasons["claimed"] = "no free session of the last epoch has countersigned work"
+            self.reasons["claimed"] = "no donated session of the last epoch has countersigned work"
         await self._journal.drop_over(epoch, length)
         self._claimed = (epoch, await self._payments.last_claimed(epoch))
 
@@ -256,15 +256,15 @@ class Settler:
         return sorted(chosen, key=_id)
 
     def _note(self, items: Sequence[Donated], epoch: int, skipped: dict[SessionId, str]) -> None:
-        self._journal.free_sessions.note_claims(
+        self._journal.donated_sessions.note_claims(
             [_id(one) for one in items if _id(one) not in skipped], f"claimed in epoch {epoch}"
         )
         for session, reason in skipped.items():
-            self._journal.free_sessions.note_claims([session], f"skipped: {reason}")
+            self._journal.donated_sessions.note_claims([session], f"skipped: {reason}")
 
     async def _mint(self, newest: int, length: int) -> None:
         """Mint the shares of all epochs up to `newest`; one counts as ended when the chain says so in a later round."""
-        known = await asyncio.to_thread(self._journal.free_sessions.claimed_epochs, length)
+        known = await asyncio.to_thread(self._journal.donated_sessions.claimed_epochs, length)
         waiting, (claimed, last) = "", self._claimed
         if any(last):  # the journal may not have written it down yet
             known.add(claimed)

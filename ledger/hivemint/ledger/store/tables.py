@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from hivemint.protocol.ids import Credits
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration: what this version reads and writes."""
 _WIDTH = 29  # digits of 2^96 - 1
 _WIDE = 78  # digits of 2^256 - 1
@@ -127,9 +127,9 @@ gone = Table(
     _number("paid_tokens_countersigned"),
     _wide("paid_signed"),
     _wide("paid_countersigned"),
-    _number("free_sessions"),
-    _number("free_tokens_signed"),
-    _number("free_tokens_countersigned"),
+    _number("donated_sessions"),
+    _number("donated_tokens_signed"),
+    _number("donated_tokens_countersigned"),
     _wide("promised"),
     _wide("settled"),
     _wide("minted"),
@@ -169,7 +169,7 @@ sessions = Table(
     _address("voucher_key", nullable=True),
     Column("claim", String(80), nullable=False, default=""),
 )
-"""`claim`: what became of a free session on the chain; empty while nothing did."""
+"""`claim`: what became of a donated session on the chain; empty while nothing did."""
 
 promises = Table(
     "promises",
@@ -266,7 +266,7 @@ registrations = Table(
     _wide("minted"),
     _wide("donated"),
 )
-"""Nodes: `bonded`, `unbonding` in wei of the coin; `settled`, `minted` (lane A), `donated` (lane B's mint) of HMC."""
+"""Nodes: `bonded`, `unbonding` in wei of the coin; `settled`, `minted`, `donated` (minted for donated work) of HMC."""
 
 epochs = Table(
     "epochs",
@@ -277,7 +277,7 @@ epochs = Table(
     _wide("minted"),
     _wide("donated"),
 )
-"""Per epoch: what lane A burned and minted in it, and what lane B minted for it."""
+"""Per epoch: what paid work burned and minted in it, and what donated work minted for it."""
 
 shares = Table(
     "shares",

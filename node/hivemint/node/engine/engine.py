@@ -130,14 +130,14 @@ class Engine:
         store, scheduler = self.room.store, self.scheduler
         return Capacity(store.tokens_free, store.tokens_total, scheduler.budget, scheduler.whole)
 
-    def free_wait(self, flow: Hashable = None) -> float:
-        """Seconds until a free step that came now would start: free rows ahead of it over the lane's sure share.
+    def donated_wait(self, flow: Hashable = None) -> float:
+        """Seconds until a donated step that came now would start: donated rows ahead of it over the lane's sure share.
 
         `flow`: whose step; None: behind all that waits.
         """
         share = self.scheduler.reserve / self.scheduler.budget
         scheduler = self.scheduler
-        queued = scheduler.waiting(Lane.FREE) if flow is None else scheduler.ahead_of(Lane.FREE, flow)
+        queued = scheduler.waiting(Lane.DONATED) if flow is None else scheduler.ahead_of(Lane.DONATED, flow)
         if not self.scheduler.waiting(Lane.PAID):
             share = 1.0
         return queued / (share * self.gauge.rows_per_s) if self.gauge.rows_per_s else 0.0

@@ -1,9 +1,9 @@
-"""Who goes next: weighted fair queueing by token counters, and a reserve for the free lane.
+"""Who goes next: weighted fair queueing by token counters, and a reserve for the donated lane.
 
 Virtual token counters (VTC, arXiv 2401.00588): each flow counts the token rows it was served, divided by its weight;
 whose next step would end at the lowest count goes first. A flow that was away is lifted to the least active one, so
-nobody saves up turns. A paid session is a flow of its own, weighted by bid / ask; in the free lane all sessions of one
-network prefix are one.
+nobody saves up turns. A paid session is a flow of its own, weighted by bid / ask; in the donated lane all sessions of
+one network prefix are one.
 
 Nothing here knows of time, tensors or networks: `clock` is a parameter, and a simulation drives it in the tests.
 """
@@ -26,11 +26,11 @@ SHORT = 16
 
 class Lane(StrEnum):
     PAID = "paid"
-    FREE = "free"
+    DONATED = "donated"
 
 
 def weight_of(bid: int, ask: int) -> float:
-    """Bid / ask (both for the session's span), from 1 to 16; a free session has weight 1."""
+    """Bid / ask (both for the session's span), from 1 to 16; a donated session has weight 1."""
     if bid <= 0:
         return 1.0
     return min(MAX_WEIGHT, max(1.0, bid / ask if ask > 0 else MAX_WEIGHT))
@@ -87,15 +87,15 @@ class Scheduler(Generic[J]):
     """All steps that wait at one device.
 
     `budget`: token rows a batch may hold while others are about, so that a long prompt never holds them up for more
-    than one chunk; `whole`: rows for one that is alone. `free_share`: the part of the budget that the free lane is
-    sure of while anyone waits there.
+    than one chunk; `whole`: rows for one that is alone. `donated_share`: the part of the budget that the donated lane
+    is sure of while anyone waits there.
     """
 
     def __init__(
-        self, budget: int, free_share: float = 0.1, *, whole: int = 512, clock: Callable[[], float] = time.monotonic
+        self, budget: int, donated_share: float = 0.1, *, whole: int = 512, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.budget, self.whole = budget, max(whole, budget)
-        self.reserve = max(1, int(budget * free_share))
+        self.reserve = max(1, int(budget * donated_share))
         self._clock = clock
         self._flows: dict[Lane, dict[Hashable, _Flow[J]]] = {lane: {} for lane in Lane}
         self._left: dict[Lane, float] = dict.fromkeys(Lane, 0.0)  # counter of the flow that was active last
@@ -136,10 +136,10 @@ class Scheduler(Generic[J]):
 
     def holds_up(self, job: J) -> bool:
         """Whether somebody else would wait for tokens while `job` has the device to itself: paid sessions as long as
-        they last if it is free work, others while they are active."""
+        they last if it is donated work, others while they are active."""
         now, mine = self._clock(), self._flows[job.lane].get(job.flow)
         return any(
-            flow is not mine and flow.tokens and ((lane is Lane.PAID and job.lane is Lane.FREE) or flow.active(now))
+            flow is not mine and flow.tokens and ((lane is Lane.PAID and job.lane is Lane.DONATED) or flow.active(now))
             for lane, flows in self._flows.items()
             for flow in flows.values()
         )
@@ -151,13 +151,13 @@ class Scheduler(Generic[J]):
         paid_about = self._paid_active(now)
         if len(heads) == 1 and self._alone(heads[0], now):
             return self._fill(heads[0].lane, self.whole, now)  # nobody to hold up: the whole step at once is fastest
-        free_rows = sum(job.rows - job.done for job in heads if job.lane is Lane.FREE)
-        batch = self._fill(Lane.PAID, self.budget - min(self.reserve, free_rows), now)
+        donated_rows = sum(job.rows - job.done for job in heads if job.lane is Lane.DONATED)
+        batch = self._fill(Lane.PAID, self.budget - min(self.reserve, donated_rows), now)
         paid_rows = sum(part.rows for part in batch)
-        # While paid sessions are about, free work comes in short batches one after the other: a paid step that
-        # arrives in between waits for a short one. Without them the free lane has it all.
+        # While paid sessions are about, donated work comes in short batches one after the other: a paid step that
+        # arrives in between waits for a short one. Without them the donated lane has it all.
         share = self.reserve if paid_about else self.budget
-        return batch + self._fill(Lane.FREE, min(share, self.budget - paid_rows), now)
+        return batch + self._fill(Lane.DONATED, min(share, self.budget - paid_rows), now)
 
     def _heads(self) -> list[J]:
         """The first waiting step of each session."""

@@ -61,13 +61,13 @@ class Seats:
         self,
         store: KvStore,
         *,
-        free_share: float = 0.1,
+        donated_share: float = 0.1,
         idle: float = IDLE,
         max_seats: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
-        self._share, self._idle, self._max_seats, self._clock = free_share, idle, max_seats, clock
+        self._share, self._idle, self._max_seats, self._clock = donated_share, idle, max_seats, clock
         self.seats: list[Seat] = []
         self._tallies = {lane: Tally() for lane in Lane}
         self._held: list[Seat] = []
@@ -150,7 +150,7 @@ class Seats:
         return self._tallies[lane].pages * PAGE
 
     @property
-    def _free_tokens_kept(self) -> int:
+    def _donated_tokens_kept(self) -> int:
         return int(self.store.tokens_total * self._share)
 
     def _evicting(self, seat: Seat, missing: int, take: Callable[[], T]) -> T:
@@ -167,18 +167,18 @@ class Seats:
                 raise OutOfRoom(f"no room for {missing * PAGE} tokens now", why=why, next_step=next_step)
 
     def _may_grow(self, seat: Seat, missing: int) -> bool:
-        """Paid sessions leave the free lane its share while it has anybody."""
-        if seat.lane is Lane.FREE or not any(other.lane is Lane.FREE for other in self.seats):
+        """Paid sessions leave the donated lane its share while it has anybody."""
+        if seat.lane is Lane.DONATED or not any(other.lane is Lane.DONATED for other in self.seats):
             return True
         grown = self.used(Lane.PAID) + missing * PAGE
-        return grown <= self.store.tokens_total - self._free_tokens_kept
+        return grown <= self.store.tokens_total - self._donated_tokens_kept
 
     def _evict_one(self, lane: Lane, now: float, but: Seat | None = None) -> bool:
         """Take the room of the session that has been quiet longest, if one may be taken."""
         quiet = [seat for seat in self.seats if seat is not but and not seat.busy and seat.pages]
         idle = [seat for seat in quiet if now - seat.used_at >= keeps(self._idle, seat.waits)]
-        if not idle and lane is Lane.PAID and self.used(Lane.FREE) > self._free_tokens_kept:
-            idle = [seat for seat in quiet if seat.lane is Lane.FREE and not seat.waits]
+        if not idle and lane is Lane.PAID and self.used(Lane.DONATED) > self._donated_tokens_kept:
+            idle = [seat for seat in quiet if seat.lane is Lane.DONATED and not seat.waits]
         if not idle:
             return False
         victim = min(idle, key=lambda seat: seat.used_at)

@@ -13,7 +13,7 @@ from hivemint.protocol.receipt import Countersigned, SignedVoucher
 
 
 class CoveredSession(Protocol):
-    """What an account must know of a session. All in wei, 0 in the free lane and once it is closed.
+    """What an account must know of a session. All in wei, 0 in the donated lane and once it is closed.
 
     `unspent` of its limit; `one_step`: the most that its next step can cost; `in_flight`: the most that all requests
     which it may have under way can cost.

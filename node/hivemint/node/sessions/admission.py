@@ -123,12 +123,12 @@ class Admission:
             Code.FUNDS,
             "The account at this node does not cover the session",
             f"expected {format_credits(needed)} or more, got {format_credits(view.funded)}",
-            "fund the account, ask for less, or use the free lane",
+            "fund the account, ask for less, or use the donated lane",
             account,
         )
 
     async def _check_key(self, message: Open, until: int, now: float) -> Refused | None:
-        """A session key that is not the wallet: registered on the chain, or delegated (free lane)."""
+        """A session key that is not the wallet: registered on the chain, or delegated (donated lane)."""
         session = message.session
         if until:
             return check_key_time(session, until, now)
@@ -152,7 +152,7 @@ def check_release(account: ClientAccount, newest: int) -> Refused | None:
         Code.RELEASED,
         "The account at this node is released, so that its client can close it",
         f"the release is good until {account.released_until}, the newest block is of {newest}",
-        "use the free lane or another node meanwhile",
+        "use the donated lane or another node meanwhile",
         retry_after=float(account.released_until + 1 - newest),
     )
 
@@ -199,7 +199,7 @@ def check_price(offer: Offer, session: Session) -> Refused | None:
             Code.PRICE,
             "The price is below the ask",
             f"expected {least} wei a token or 0, got {session.price}",
-            "bid the ask or more, or use the free lane",
+            "bid the ask or more, or use the donated lane",
         )
     return None
 

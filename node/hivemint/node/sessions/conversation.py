@@ -152,7 +152,7 @@ class Conversation:
         if refused := refused or registry.make_room(self.prefix, terms):
             return refused
         try:
-            lane = Lane.PAID if terms.price else Lane.FREE
+            lane = Lane.PAID if terms.price else Lane.DONATED
             seat = self._services.engine.open(lane, terms.max_tokens, self._services.offer.part(terms))
         except OutOfRoom as error:
             return registry.busy(error.what, error.why)
@@ -163,7 +163,7 @@ class Conversation:
         registry.enter(self)
         if terms.price:
             self._services.journal.observe(terms.client, account.collected)
-        vain = registry.vain(self.prefix) if lane is Lane.FREE else Vain()
+        vain = registry.vain(self.prefix) if lane is Lane.DONATED else Vain()
         steps = self._steps = Steps(
             self._services, self._link, session, seat, admitted.wire, self.prefix, vain, self._broken, self._used
         )

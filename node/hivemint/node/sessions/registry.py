@@ -43,16 +43,16 @@ class Occupant(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """Sessions at once: in all, of a wallet, from a network, in the free lane, and there from a network. The longest
-    free queue, and how long a session may do nothing while others wait for its seat, in seconds.
+    """Sessions at once: in all, of a wallet, from a network, in the donated lane, and there from a network. The longest
+    donated queue, and how long a session may do nothing while others wait for its seat, in seconds.
     """
 
     sessions: int = 256
     of_client: int = 64
     of_prefix: int = 128
-    free: int = 64
-    free_of_prefix: int = 16
-    free_wait_s: float = 30.0
+    donated: int = 64
+    donated_of_prefix: int = 16
+    donated_wait_s: float = 30.0
     idle_s: float = IDLE
 
 
@@ -111,12 +111,14 @@ class SessionRegistry:
         for group in self._groups(prefix, terms):
             if group.full and not self._idle(group):
                 return self.busy(group.what, f"{len(group.occupants)} sessions are open, and none of them is idle")
-        if not terms.price and (wait := self._engine.free_wait(prefix)) > self._limits.free_wait_s:
-            return self.busy("The free lane's queue is full", f"about {wait:.0f} s of work from this network are in it")
+        if not terms.price and (wait := self._engine.donated_wait(prefix)) > self._limits.donated_wait_s:
+            return self.busy(
+                "The donated lane's queue is full", f"about {wait:.0f} s of work from this network are in it"
+            )
         return None
 
     def vain(self, prefix: Hashable) -> Vain:
-        """What a network's free sessions have asked for in vain, all together."""
+        """What a network's donated sessions have asked for in vain, all together."""
         return self._vain.setdefault(prefix, Vain())
 
     def make_room(self, prefix: Hashable, terms: Session) -> Refused | None:
@@ -135,13 +137,13 @@ class SessionRegistry:
         yield _Group(mine, limits.of_client, "This client has too many sessions")
         yield _Group(self._of(prefix), limits.of_prefix, "This network has too many sessions")
         if not terms.price:
-            own = self._of(prefix, self._free_occupants())
-            yield _Group(own, limits.free_of_prefix, "This network has too many free sessions")
-            yield _Group(self._free_occupants(), limits.free, "The free lane is full")
+            own = self._of(prefix, self._donated_occupants())
+            yield _Group(own, limits.donated_of_prefix, "This network has too many donated sessions")
+            yield _Group(self._donated_occupants(), limits.donated, "The donated lane is full")
         yield _Group(self.occupants, limits.sessions, "Every seat is taken")
 
     def busy(self, what: str, why: str) -> Refused:
-        retry = min(60.0, max(1.0, self._engine.free_wait()))
+        retry = min(60.0, max(1.0, self._engine.donated_wait()))
         return Refused(Code.BUSY, what, why, "try again later, bid, or use another node", retry_after=retry)
 
     def enter(self, occupant: Occupant) -> None:
@@ -161,8 +163,8 @@ class SessionRegistry:
             self._accounts.pop(session.terms.client, None)
         if session.lane is Lane.PAID:
             self._engine.forget(Lane.PAID, session.session_id)
-        elif not self._of(occupant.prefix, self._free_occupants()):
-            self._engine.forget(Lane.FREE, occupant.prefix)
+        elif not self._of(occupant.prefix, self._donated_occupants()):
+            self._engine.forget(Lane.DONATED, occupant.prefix)
 
     async def watch(self, every: float = 1.0) -> None:
         """No step is taken after expiry, on a thaw or a revocation, nor above what the account holds: such sessions
@@ -240,8 +242,8 @@ class SessionRegistry:
             return f"the session key was good until {until}"
         return ""
 
-    def _free_occupants(self) -> list[Occupant]:
-        return [occupant for occupant in self.occupants if occupant.session and occupant.session.lane is Lane.FREE]
+    def _donated_occupants(self) -> list[Occupant]:
+        return [occupant for occupant in self.occupants if occupant.session and occupant.session.lane is Lane.DONATED]
 
     def _of(self, prefix: Hashable, occupants: list[Occupant] | None = None) -> list[Occupant]:
         return [
@@ -249,7 +251,7 @@ class SessionRegistry:
         ]
 
     def _idle(self, group: _Group) -> list[Occupant]:
-        """Who may be sent away, the first one first: free sessions before paid ones, then those idle longest."""
+        """Who may be sent away, the first one first: donated sessions before paid ones, then those idle longest."""
         now = time.monotonic()
         idle = [occupant for occupant in group.occupants if now - occupant.active_at > self._keeps(occupant)]
         return sorted(idle, key=lambda occupant: (_lane(occupant) is Lane.PAID, occupant.active_at))

@@ -73,7 +73,7 @@ class ServedSession:
 
     @property
     def lane(self) -> Lane:
-        return Lane.PAID if self.terms.price else Lane.FREE
+        return Lane.PAID if self.terms.price else Lane.DONATED
 
     @property
     def key(self) -> Address:
@@ -81,7 +81,7 @@ class ServedSession:
 
     @property
     def unspent(self) -> int:
-        """What the account keeps reserved for this session: nothing in the free lane and once it is closed."""
+        """What the account keeps reserved for this session: nothing in the donated lane and once it is closed."""
         if self.closed or not self.terms.price:
             return 0
         return max(0, self.terms.max_amount - self.spent)

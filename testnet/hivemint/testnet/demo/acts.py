@@ -29,7 +29,7 @@ from hivemint.testnet.localnet import Layout, LocalNet, NodePlan
 QUESTION = "Explain in two sentences why the sky is blue."
 ANSWER_TOKENS = 48
 ROUNDS = 4
-PAID_TOKENS, FREE_TOKENS = 40, 12
+PAID_TOKENS, DONATED_TOKENS = 40, 12
 """Alice's answers are longer, so that she is still there while Bob gets his."""
 LAYOUT = Layout(settings=(("HIVEMINT_BATCH_ROWS", "16"),))
 """Small batches: on two shared cores four guests then fill a node, as forty would fill a larger one."""
@@ -106,7 +106,7 @@ class _Demo:
     # --- the acts
 
     async def _chat(self, bob: Any) -> None:
-        with self.story.act("chat", "1  Bob has no credits; he asks on the free lane"):
+        with self.story.act("chat", "1  Bob has no credits; he asks on the donated lane"):
             tokenizer, ids = self._prompt(bob)
             before = Counter(await self._tensors())
             typist = Typist(self.story, tokenizer, f"[dim]Bob:[/] {QUESTION}\n[dim]Swarm:[/] ")
@@ -141,7 +141,7 @@ class _Demo:
             self.story.tell("These are the first credits of this network: there was no premint.")
 
     async def _spend(self, alice: Any, bob: Any) -> None:
-        with self.story.act("spend", "3  The nodes are busy with free requests; Alice pays, Bob does not"):
+        with self.story.act("spend", "3  The nodes are busy with donated requests; Alice pays, Bob does not"):
             balance = await self.bindings.token.balance(self.net.signer("alice").address)
             share = Credits(balance * 2 // 5)
             accounts = {self.net.signer(plan.operator).address: share for plan in self.nodes}
@@ -155,12 +155,12 @@ class _Demo:
             )
             with self.story.waiting("the race ..."), Crowd(self.net, bob):
                 self.figures.priority = await asyncio.to_thread(
-                    race, [("paid", alice, PAID_TOKENS), ("free", bob, FREE_TOKENS)], ids, ROUNDS
+                    race, [("paid", alice, PAID_TOKENS), ("donated", bob, DONATED_TOKENS)], ids, ROUNDS
                 )
-            paid, free = self.figures.priority["paid"], self.figures.priority["free"]
+            paid, donated = self.figures.priority["paid"], self.figures.priority["donated"]
             rows = [
                 ("Alice, paid", f"{paid.wait_ms_p50:,.0f} ms", f"{paid.tokens_per_s:.1f}"),
-                ("Bob, free", f"{free.wait_ms_p50:,.0f} ms", f"{free.tokens_per_s:.1f}"),
+                ("Bob, donated", f"{donated.wait_ms_p50:,.0f} ms", f"{donated.tokens_per_s:.1f}"),
             ]
             self.story.table("who", ">wait for the first token (median)", ">tokens/s", rows=rows)
 

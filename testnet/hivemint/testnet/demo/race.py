@@ -1,4 +1,4 @@
-"""Two clients that ask the same at the same moment, one paid and one free, while a crowd keeps the nodes busy."""
+"""Two clients that ask the same at the same moment, one paid and one donated, while a crowd keeps the nodes busy."""
 
 import asyncio
 import statistics
@@ -74,7 +74,7 @@ class Watch:
 
 
 class Crowd:
-    """Free clients of several people, each with a place of its own in the swarm and several sessions, until left.
+    """Several people without credits, each with a place of its own in the swarm and several sessions, until left.
 
     They send one embedded prompt after the other, each in a new session; what comes back is not read.
     """
@@ -120,7 +120,7 @@ class Crowd:
             try:
                 pipeline = await client.open(LENGTH)
             except Refusal:
-                await asyncio.sleep(0.2)  # the free lane is full: come again
+                await asyncio.sleep(0.2)  # the donated lane is full: come again
                 continue
             try:
                 await pipeline.forward(self._reader.embed(torch.randint(1000, VOCABULARY, (LENGTH,))))

@@ -43,7 +43,7 @@ class Figures(msgspec.Struct):
     donated_minted_wei: int = 0
     supply_ok: bool = False
     priority: dict[str, LaneFigures] = msgspec.field(
-        default_factory=lambda: {"paid": LaneFigures(), "free": LaneFigures()}
+        default_factory=lambda: {"paid": LaneFigures(), "donated": LaneFigures()}
     )
     attacks: list[Attack] = []
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
@@ -52,7 +52,7 @@ class Figures(msgspec.Struct):
     def sound(self) -> bool:
         """Whether everything that the demo claims came true."""
         money = self.supply_ok and self.burned_wei == self.minted_wei + self.fee_wei > 0 and self.donated_minted_wei > 0
-        faster = self.priority["paid"].wait_ms_p50 < self.priority["free"].wait_ms_p50
+        faster = self.priority["paid"].wait_ms_p50 < self.priority["donated"].wait_ms_p50
         return self.equal_to_reference and money and faster and all(attack.refused for attack in self.attacks)
 
 

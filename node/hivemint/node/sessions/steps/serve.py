@@ -45,7 +45,7 @@ class StepService:
         flow: Hashable,
         used: Callable[[], None],
     ) -> None:
-        """`flow`: what its compute is shared out by in the free lane. `used` hears of each step that is signed for."""
+        """`flow`: what its compute is shared out by in the donated lane. `used` hears of each signed step."""
         self.services, self.session, self.seat = services, session, seat
         self.inputs, self.outputs, self.entries, self.used = inputs, outputs, entries, used
         self.row_bytes = row_bytes(services.hidden_size, wire)
@@ -86,7 +86,7 @@ class StepService:
             check_finite(hidden)  # as computed with: what is wide on the wire may not fit
         except ProtocolError as error:
             raise StepFailed(Code.INPUT, error.what, error.why, error.next_step) from None
-        flow = self._flow if session.lane is Lane.FREE else session.session_id
+        flow = self._flow if session.lane is Lane.DONATED else session.session_id
         weight = weight_of(session.terms.price, services.offer.price(session.terms))
         step.job = job = StepJob(
             session.lane,

@@ -9,7 +9,7 @@ RATE, BURST = 10.0, 128.0
 
 
 class Vain:
-    """Of one paid session, or of all free sessions of one network. Who has used it up rests until half is there again.
+    """Of one paid session, or of all donated sessions of one network. Who has used it up rests until half is back.
 
     Else a stranger would end its session with the last one and begin another: opening one costs more than a repeat.
     """

@@ -1,4 +1,4 @@
-"""A node's free sessions as its journal stored them: what `Emission` may be asked for, and what became of it.
+"""A node's donated sessions as its journal stored them: what `Emission` may be asked for, and what became of it.
 
 All but `note_claims` reads the database, so call it in a thread; what is noted is written by the journal's writer.
 """
@@ -18,7 +18,7 @@ from hivemint.protocol.errors import ProofError
 from hivemint.protocol.ids import Address, SessionId
 
 
-class FreeSessions:
+class DonatedSessions:
     """Of the books `owner`: those of one operator on one chain."""
 
     def __init__(self, engine: Engine, owner: int, domain: Domain, node: Address, writer: GroupWriter) -> None:
