@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.node.engine.watchdog import LOOK, DeviceHung, DeviceLoad, Patience, watch
+from hivemint.node.engine.watchdog import LOOK, DeviceHung, DeviceLoad, HangLimit, watch
 from hivemint.swarm.messages import Closed, Code, Refused
 from support.node_client import RefusedError
 from support.one_node import ASK, one_node
@@ -31,13 +31,13 @@ def test_batches_that_end_in_time_are_no_hang_and_one_that_does_not_is(
     batches: list[tuple[float, float, float]], least: float, times: float
 ) -> None:
     """(what is usual, the part of the limit that it takes, a pause): the last one never ends."""
-    device, patience = Device(), Patience(times, least)
+    device, limit = Device(), HangLimit(times, least)
 
     async def story(loop: VirtualLoop) -> float:
-        watching = asyncio.create_task(watch(device, patience))
+        watching = asyncio.create_task(watch(device, limit))
         for usual, part, pause in batches:
             device.on_device = DeviceLoad(4, 2, usual)
-            await asyncio.sleep(part * patience.limit(device.on_device))
+            await asyncio.sleep(part * limit.of(device.on_device))
             assert not watching.done()
             device.on_device = None
             await asyncio.sleep(pause)
@@ -46,8 +46,8 @@ def test_batches_that_end_in_time_are_no_hang_and_one_that_does_not_is(
             await watching
         return loop.time() - began
 
-    age, limit = run(story), patience.limit(DeviceLoad(7, 3, batches[-1][0]))
-    assert limit <= age <= limit + 3 * LOOK
+    age, most = run(story), limit.of(DeviceLoad(7, 3, batches[-1][0]))
+    assert most <= age <= most + 3 * LOOK
 
 
 def test_a_process_that_slept_is_not_to_blame() -> None:
@@ -55,7 +55,7 @@ def test_a_process_that_slept_is_not_to_blame() -> None:
     device = Device()
 
     async def story(loop: VirtualLoop) -> None:
-        watching = asyncio.create_task(watch(device, Patience(100, 30)))
+        watching = asyncio.create_task(watch(device, HangLimit(100, 30)))
         device.on_device = DeviceLoad(1, 1, 0.01)
         for _ in range(3):
             await asyncio.sleep(9)

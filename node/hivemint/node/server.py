@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
@@ -16,7 +15,7 @@ from hivemint.node.engine.scheduler import Lane, Scheduler
 from hivemint.node.engine.seats import Seats
 from hivemint.node.engine.step_job import StepJob
 from hivemint.node.engine.threads import Worker
-from hivemint.node.engine.watchdog import Patience, watch
+from hivemint.node.engine.watchdog import HangLimit, watch
 from hivemint.node.kv.cache import free_share
 from hivemint.node.sessions.admission import Admission, FundsReader
 from hivemint.node.sessions.conversation import Conversation
@@ -25,7 +24,7 @@ from hivemint.node.sessions.metering import Meter, ReceiptMeter
 from hivemint.node.sessions.neighbours import Inbox, NeighbourLinks, Outlets
 from hivemint.node.sessions.offer import Offer
 from hivemint.node.sessions.registry import SessionLimits, SessionRegistry
-from hivemint.node.sessions.services import Services
+from hivemint.node.sessions.services import Counts, Services
 from hivemint.node.settings import NodeSettings
 from hivemint.node.span.backward import NOTHING, Need, measure
 from hivemint.node.span.span import Span
@@ -63,20 +62,6 @@ class Kit:
     chain: FundsReader
     meter: Meter | None = None
     evidence: Path | None = None
-
-
-class Counts:
-    """Since the start: refusals by reason, tensors that left by whom they went to (hops are counted, not believed)."""
-
-    def __init__(self) -> None:
-        self.refusals: Counter[str] = Counter()
-        self.outputs: Counter[str] = Counter()
-
-    def refused(self, code: Code) -> None:
-        self.refusals[code.value] += 1
-
-    def sent(self, to: Literal["next", "client"]) -> None:
-        self.outputs[to] += 1
 
 
 class Node:
@@ -127,7 +112,7 @@ class Node:
             journal=kit.journal,
             inbox=self.inbox,
             outlets=self.outlets,
-            stats=self.counts,
+            counts=self.counts,
             prefix_of=kit.host.prefix_of,
         )
 
@@ -147,8 +132,8 @@ class Node:
         await self.engine.warm_up(self.kit.span.hidden_size, self.kit.span.dtype)
         supervisor = self.supervisor
         supervisor.essential("engine", self.engine.run())
-        patience = Patience(self.settings.hung_times, self.settings.hung_least)
-        supervisor.essential("watchdog", watch(self.engine.device, patience))
+        limit = HangLimit(self.settings.hung_times, self.settings.hung_least)
+        supervisor.essential("watchdog", watch(self.engine.device, limit))
         supervisor.essential("host", self._watch_host())
         supervisor.keep_up("sessions", self.registry.watch)
         await self.kit.host.serve(PUSH, self.inbox.receive)

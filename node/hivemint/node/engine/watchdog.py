@@ -35,17 +35,17 @@ class Works(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class HangLimit:
     """When a batch counts as hung: after `times` its usual time, and not before `least_s` seconds."""
 
     times: float = 100.0
     least_s: float = 30.0
 
-    def limit(self, load: DeviceLoad) -> float:
+    def of(self, load: DeviceLoad) -> float:
         return max(self.least_s, self.times * load.usual_s)
 
 
-async def watch(device: Works, patience: Patience) -> None:
+async def watch(device: Works, limit: HangLimit) -> None:
     """Until the device hangs. Raises DeviceHung."""
     seen: DeviceLoad | None = None
     age = 0.0
@@ -54,7 +54,7 @@ async def watch(device: Works, patience: Patience) -> None:
         load = device.on_device
         age = age + LOOK if load is seen else 0.0
         seen = load
-        if load is not None and age >= patience.limit(load):
+        if load is not None and age >= limit.of(load):
             raise DeviceHung(
                 "The device hangs",
                 why=f"a batch of {load.rows} tokens of {load.sessions} sessions has not ended after {age:.1f} s, where "

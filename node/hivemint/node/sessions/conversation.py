@@ -238,7 +238,7 @@ class Conversation:
         await self._link.send(Closed())
 
     async def _refuse(self, refused: Refused) -> None:
-        self._services.stats.refused(refused.code)
+        self._services.counts.refused(refused.code)
         await self._link.send(refused)
 
     def _broken(self, error: BaseException) -> None:

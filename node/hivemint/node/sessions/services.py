@@ -1,8 +1,9 @@
 """What the sessions of a node share."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -20,11 +21,18 @@ from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.messages import Code
 
 
-class Stats(Protocol):
-    """What is counted: refusals by reason, and tensors that left, by whom they went to."""
+class Counts:
+    """Since the start: refusals by reason, tensors that left by whom they went to (hops are counted, not believed)."""
 
-    def refused(self, code: Code) -> None: ...
-    def sent(self, to: Literal["next", "client"]) -> None: ...
+    def __init__(self) -> None:
+        self.refusals: Counter[str] = Counter()
+        self.outputs: Counter[str] = Counter()
+
+    def refused(self, code: Code) -> None:
+        self.refusals[code.value] += 1
+
+    def sent(self, to: Literal["next", "client"]) -> None:
+        self.outputs[to] += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class Services:
     journal: Journal
     inbox: Inbox
     outlets: Outlets
-    stats: Stats
+    counts: Counts
     prefix_of: Callable[[PeerId], Hashable]
     seats: dict[SessionId, Seat] = field(default_factory=dict)
     """K/V room of every open session."""

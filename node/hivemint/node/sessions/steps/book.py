@@ -139,7 +139,7 @@ class Steps:
         await self.entries.settle()
 
     async def refuse(self, refused: Refused) -> None:
-        self._services.stats.refused(refused.code)
+        self._services.counts.refused(refused.code)
         await self._link.send(refused)
 
     # ---- a request

@@ -26,13 +26,13 @@ class Outputs:
 
     async def prove(self, request: StepRequest, hop: HopReceipt, answer: StepReceipt) -> None:
         """The receipt, to whom the tensor went, and to the client always."""
-        stats = self._services.stats
+        counts = self._services.counts
         if request.push:
             await self._push(hop)
-            stats.sent("next")
+            counts.sent("next")
         await self._link.send(answer)
         if request.rows != "none":
-            stats.sent("client")
+            counts.sent("client")
 
     async def _push(self, message: Tensor | HopReceipt) -> None:
         """A broken link to the next node is the client's to replace: it gets this node's receipt all the same."""
