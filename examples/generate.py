@@ -4,14 +4,11 @@ hivemint testnet up          # and export the three variables that it prints
 python examples/generate.py
 """
 
-import os
-
 from transformers import AutoTokenizer, TextStreamer
 
 from hivemint.client import SwarmModelForCausalLM
 
-network = os.environ["HIVEMINT_NETWORK"]
-with SwarmModelForCausalLM.from_pretrained("SmolLM2-135M-Instruct", network=network, wallet="bob") as model:
+with SwarmModelForCausalLM.from_pretrained("SmolLM2-135M-Instruct", wallet="bob") as model:
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     print(model.dry_run(ids, max_new_tokens=20))

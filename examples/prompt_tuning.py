@@ -4,8 +4,6 @@ hivemint testnet up          # and export the three variables that it prints
 python examples/prompt_tuning.py
 """
 
-import os
-
 import torch
 from transformers import AutoTokenizer
 
@@ -14,9 +12,7 @@ from hivemint.client import SwarmModelForCausalLM
 TEXTS = ["The sun is hot. Is that so?", "Ice is warm. Is that so?", "Fire is cold, says my uncle. Is that so?"]
 ANSWERS = [" yes", " no", " no"]
 
-with SwarmModelForCausalLM.from_pretrained(
-    "SmolLM2-135M-Instruct", network=os.environ["HIVEMINT_NETWORK"], wallet="bob"
-) as model:
+with SwarmModelForCausalLM.from_pretrained("SmolLM2-135M-Instruct", wallet="bob") as model:
     tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="right")
     texts = tokenizer(TEXTS, return_tensors="pt", padding=True)
     labels = torch.tensor([tokenizer(answer).input_ids[0] for answer in ANSWERS])

@@ -82,6 +82,35 @@ def test_bad_input_is_told_before_anything_is_done(tmp_path: Path, testchain: Te
     assert "no wallet" in error_of(talk, "generate", "hi", *network, "--wallet", "eve", "--model", "x").what.lower()
 
 
+@pytest.mark.parametrize("asked", [("--bid", "ask"), ("--bid", "0.5"), ("--session-key", "bob")])
+def test_nobody_pays_without_a_wallet(testchain: TestChain, asked: tuple[str, str]) -> None:
+    Keystores().create("bob", "another password", n=CHEAP_SCRYPT_N)
+    error = error_of(talk, "generate", "hi", "--network", str(testchain.network.path), "--model", "x", *asked)
+    assert isinstance(error, BadInput)
+    assert error.what == "No wallet"
+
+
+@pytest.mark.parametrize("asked", [(), ("--bid", "free"), ("--bid", "auto")])
+def test_without_a_wallet_work_is_asked_for_as_donated_and_that_is_said(
+    testchain: TestChain, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...]
+) -> None:
+    """No keystore, no password: the first thing that is missing is the model."""
+    error = error_of(talk, "generate", "hi", "--network", str(testchain.network.path), "--model", "x", *asked)
+    assert isinstance(error, ModelError)
+    chat._check_unpaid("auto", None, quiet=False)
+    assert "no wallet: asking for donated work" in capsys.readouterr().err
+
+
+def test_the_last_line_says_which_lane_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"tokens": 3, "tokens_per_s": 2.0, "spent_wei": 0, "stopped": False, "lane": "donated"}
+    chat._show({**answer, "unpaid": "the escrow at [b]A covers 0.1 of 0.2 HMC"}, as_json=False)
+    assert capsys.readouterr().err.split("\n")[0] == (
+        "3 tokens, 2.0 tokens/s, donated lane: the escrow at [b]A covers 0.1 of 0.2 HMC"
+    )
+    chat._show({**answer, "lane": "paid", "unpaid": ""}, as_json=False)
+    assert capsys.readouterr().err == "3 tokens, 2.0 tokens/s, 0 HMC\n"
+
+
 @pytest.mark.parametrize("content", [None, "{", "{}", "[1]"])
 def test_a_folder_without_a_usable_tokenizer(tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -11,9 +11,12 @@ from hivemint.client.pipeline import SessionLimit
 from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.sessions.payer import NodeUnproven
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
+from hivemint.client.sessions.route import session_amount, short_name
 from hivemint.client.settings import Bid
 from hivemint.ledger.books.voucher_book import VoucherBook
+from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.ids import Credits
 from support.client_world import ASK, FUNDS, WALLET, World, decode, rows
 from support.fake_swarm import DOMAIN, Books, FakeNode
 from support.promises import GENESIS
@@ -113,11 +116,30 @@ async def test_donated_lane_signs_no_money(tmp_path: Path) -> None:
     await world.client.close()
 
 
-async def test_auto_pays_where_it_can_and_is_free_where_not(tmp_path: Path) -> None:
+async def test_auto_pays_where_it_can_and_says_why_where_not(tmp_path: Path) -> None:
     world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK), bid=Bid())
-    assert (await world.client.plan(60)).lane == "paid"
-    world.chain.funded[world.nodes[1].operator.address] = 10
-    assert (await world.client.plan(60)).lane == "donated"
+    plan = await world.client.plan(60)
+    assert (plan.lane, plan.unpaid) == ("paid", "")
+    second = world.nodes[1]
+    needed = format_credits(session_amount(ASK * 15, 60, world.client.settings.margin), 9)
+    world.chain.funded[second.operator.address] = 10
+    plan = await world.client.plan(60)
+    assert plan.lane == "donated"
+    assert plan.unpaid == f"the escrow at {short_name(second.peer)} covers {format_credits(10, 9)} of {needed}"
+    assert plan.notes[-1] == f"donated lane: {plan.unpaid}"
+    pipeline = await world.client.open(60)
+    assert pipeline.plan.unpaid == plan.unpaid
+    await pipeline.close()
+    world.chain.funded.update({node.operator.address: 0 for node in world.nodes})
+    assert (await world.client.plan(60)).unpaid == "no escrow at its nodes has credits left"
+    await world.client.close()
+
+
+async def test_a_price_ceiling_that_leaves_no_paid_route_is_why(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 30, ask=ASK), bid=Bid(), max_price=Credits(30 * ASK - 1))
+    plan = await world.client.plan(60)
+    assert plan.lane == "donated"
+    assert plan.unpaid.startswith("No route costs at most")
     await world.client.close()
 
 
@@ -272,6 +294,8 @@ async def test_auto_goes_free_where_a_node_counts_the_deposit_later(tmp_path: Pa
     world.nodes[0].faults["funds"] = 0
     pipeline = await world.client.open(60)
     assert pipeline.sessions[0].price == 0
+    assert pipeline.plan.lane == "donated"
+    assert pipeline.plan.unpaid, "the node's word: the deposit does not count there yet"
     await pipeline.close()
     await world.client.close()
 

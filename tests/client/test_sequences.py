@@ -15,7 +15,7 @@ class Lying:
     """A pipeline that finds at its end that the last receipts do not hold, as `LivePipeline.close` does."""
 
     position = price = spent = signed = 0
-    slow = None
+    slow = plan = None
 
     def __init__(self, lies: bool) -> None:
         self.lies, self.closed = lies, False

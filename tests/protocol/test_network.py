@@ -37,6 +37,17 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert replace(Network.load(path), path=None) == bare
 
 
+def test_without_a_file_it_is_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HIVEMINT_NETWORK", raising=False)
+    with pytest.raises(ConfigError, match="No network file"):
+        Network.of(None)
+    saved = NETWORK.save(tmp_path / "network.toml")
+    assert Network.of(saved) is saved
+    assert Network.of(str(saved.path)) == saved
+    monkeypatch.setenv("HIVEMINT_NETWORK", str(saved.path))
+    assert Network.of(None) == saved
+
+
 def test_endpoints_as_one_a_list_or_as_they_were_written_before(tmp_path: Path) -> None:
     path = tmp_path / "network.toml"
     replace(NETWORK, other_rpc_urls=()).save(path)

@@ -23,6 +23,7 @@ class LocalPipeline:
         self._cache = DynamicCache(config=swarm.decoder.config)
         self.position = 0
         self.price = swarm.price
+        self.plan = Plan((), room, Credits(swarm.price * room), Credits(0), "paid" if swarm.price else "donated")
         self.sent: list[int] = []
         self.cancelled = self.closed = False
         self.slow: SwarmError | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, emit, err, need, out, table
 from hivemint.protocol.credits import exact_credits, format_credits
@@ -120,12 +121,15 @@ def _joined(
     name = need(name, "No model", "pass --model NAME: the network file names none")
     if place.models and not Path(name).is_dir() and "/" not in name:
         place.model(name)
-    wallet = need(wallet, "No wallet", "pass --wallet NAME or set HIVEMINT_WALLET")
-    signing = session_key or wallet
-    for needed in (wallet, signing):
-        Keystores().find(needed)
-    ClientSettings.load(**settings)
-    password = read_password(signing, file=password_file)
+    password = None
+    chosen = ClientSettings.load(**settings)
+    if wallet is None:
+        _check_unpaid(chosen.bid.kind, session_key, quiet)
+    else:
+        signing = session_key or wallet
+        for needed in (wallet, signing):
+            Keystores().find(needed)
+        password = read_password(signing, file=password_file)
     with _spinner("joining the swarm", quiet):
         from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 
@@ -134,6 +138,15 @@ def _joined(
         )
     with joined:
         yield joined, _tokenizer(joined.folder)
+
+
+def _check_unpaid(bid: str, session_key: str | None, quiet: bool) -> None:
+    """Nobody pays without a wallet, and it is said. Raises BadInput where something else was asked for."""
+    asked = "a session key signs for one" if session_key else f"the bid is {bid}" if bid not in ("auto", "free") else ""
+    if asked:
+        raise BadInput("No wallet", why=asked, next_step="pass --wallet NAME or set HIVEMINT_WALLET")
+    if not quiet:
+        err.print("[dim]no wallet: asking for donated work (--wallet NAME pays, and is served first)[/]")
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -189,7 +202,15 @@ def _answer(
         "first_token_s": None if first is None else round(first, 3),
         "tokens_per_s": round((len(clock.times) - 1) / (clock.times[-1] - clock.times[0]), 2) if several else None,
         "spent_wei": bill.wei,
+        **_way(bill.plans),
     }
+
+
+def _way(plans: "list[Plan]") -> dict[str, Any]:
+    """Where the answer came from, on which lane, and why on that one; a node's own words as one line."""
+    if not plans:
+        return {"lane": None, "nodes": [], "unpaid": ""}
+    return {"lane": plans[0].lane, "nodes": _hops(plans[0]), "unpaid": plain(plans[0].unpaid)}
 
 
 class _Clock:
@@ -276,9 +297,33 @@ def _spinner(text: str, quiet: bool) -> Iterator[None]:
 
 
 def _show_plan(plan: "Plan", as_json: bool) -> None:
+    if as_json:
+        emit(
+            {
+                "lane": plan.lane,
+                "tokens": plan.tokens,
+                "cost_wei": int(plan.cost),
+                "reserved_wei": int(plan.reserved),
+                "hops": _hops(plan),
+                "notes": list(plan.notes),
+                "unpaid": plan.unpaid,
+            }
+        )
+        return
+    lines = [(hop.name, f"{hop.first}:{hop.end}", exact_credits(hop.price), f"{hop.wait_ms:.0f}") for hop in plan.hops]
+    table("Route", "node", "blocks", ">credits a token", ">wait ms", rows=lines)
+    out.print(
+        f"{plan.lane} lane, {plan.tokens} tokens: {format_credits(plan.cost)} "
+        f"(sessions for at most {format_credits(plan.reserved)}). {plain('; '.join(plan.notes))}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _hops(plan: "Plan") -> list[dict[str, Any]]:
     from hivemint.swarm.identity import peer_text
 
-    hops = [
+    return [
         {
             "node": peer_text(hop.peer),
             "first": hop.first,
@@ -288,25 +333,6 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         }
         for hop in plan.hops
     ]
-    if as_json:
-        emit(
-            {
-                "lane": plan.lane,
-                "tokens": plan.tokens,
-                "cost_wei": int(plan.cost),
-                "reserved_wei": int(plan.reserved),
-                "hops": hops,
-                "notes": list(plan.notes),
-            }
-        )
-        return
-    lines = [(hop.name, f"{hop.first}:{hop.end}", exact_credits(hop.price), f"{hop.wait_ms:.0f}") for hop in plan.hops]
-    table("Route", "node", "blocks", ">credits a token", ">wait ms", rows=lines)
-    out.print(
-        f"{plan.lane} lane, {plan.tokens} tokens: {format_credits(plan.cost)} "
-        f"(sessions for at most {format_credits(plan.reserved)}). {' '.join(plan.notes)}",
-        highlight=False,
-    )
 
 
 def _show(answer: dict[str, Any], as_json: bool) -> None:
@@ -314,6 +340,8 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return emit(answer)
     rate = f", {answer['tokens_per_s']:.1f} tokens/s" if answer["tokens_per_s"] else ""
-    cost = f", {format_credits(answer['spent_wei'])}" if answer["spent_wei"] else ", donated lane"
+    cost = f", {format_credits(answer['spent_wei'])}" if answer["lane"] == "paid" else ", donated lane"
+    why = f": {answer['unpaid']}" if answer["unpaid"] else ""
     ended = " (stopped)" if answer["stopped"] else ""
-    return err.print(f"[dim]{answer['tokens']} tokens{rate}{cost}{ended}[/]", highlight=False)
+    line = Text(f"{answer['tokens']} tokens{rate}{cost}{ended}{why}", style="dim")
+    return err.print(line, highlight=False, soft_wrap=True)

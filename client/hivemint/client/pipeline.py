@@ -45,7 +45,10 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A route and what it would cost. `cost` in wei: what `tokens` positions cost; `reserved`: the sessions' limit."""
+    """A route and what it would cost. `cost` in wei: what `tokens` positions cost; `reserved`: the sessions' limit.
+
+    `unpaid`: why it is one of donated work though the settings would have paid; "" otherwise. It is in `notes` too.
+    """
 
     hops: tuple[Hop, ...]
     tokens: int
@@ -53,6 +56,7 @@ class Plan:
     reserved: Credits
     lane: Literal["paid", "donated"]
     notes: Sequence[str] = field(default=())
+    unpaid: str = ""
 
     def __str__(self) -> str:
         """One line for people: the way, the lane, the price."""
@@ -70,6 +74,11 @@ class Pipeline(Protocol):
     @property
     def position(self) -> int:
         """Cached token positions so far."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """The route that it goes along, and what it was planned to cost."""
         ...
 
     @property

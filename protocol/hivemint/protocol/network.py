@@ -3,6 +3,7 @@
 Everything in the file is checked on loading; a bad field is a ConfigError that names the field and the cure.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -97,6 +98,16 @@ class Network:
     def load(cls, path: Path) -> "Network":
         """Read and check `path`. Raises ConfigError."""
         return _load(path)
+
+    @classmethod
+    def of(cls, network: "str | Path | Network | None") -> "Network":
+        """`network` itself, or that of a file; None: of the file that `$HIVEMINT_NETWORK` names. Raises ConfigError."""
+        if isinstance(network, Network):
+            return network
+        path = network if network is not None else os.environ.get("HIVEMINT_NETWORK")
+        if not path:
+            raise ConfigError("No network file", next_step="pass network=FILE or set HIVEMINT_NETWORK")
+        return cls.load(Path(path))
 
     def save(self, path: Path) -> "Network":
         """Write `network.toml`; `load` gives an equal network back. Returns it with `path` set."""

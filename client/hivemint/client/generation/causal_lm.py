@@ -63,14 +63,16 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         cls,
         model: str | Path,
         *,
-        network: str | Path | Network,
+        network: str | Path | Network | None = None,
         wallet: str | Signer | None = None,
         password: str | None = None,
         home: Home | None = None,
         adapter: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Load the ends of `model` and join `network` (a network.toml) with the keystore `wallet`.
+        """Load the ends of `model` and join `network` with the keystore `wallet`.
+
+        `network` is a network.toml; None: that of `$HIVEMINT_NETWORK`.
 
         `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key asks, unpaid.
         `adapter` is the folder of a PEFT LoRA adapter: each node loads its part for the sessions of this model alone.

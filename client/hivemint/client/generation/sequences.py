@@ -6,14 +6,14 @@ conversation had, not at all.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.pipeline import Pipeline, SessionLimit, Swarm
+from hivemint.client.pipeline import Pipeline, Plan, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
@@ -29,9 +29,13 @@ SHARED = 16
 
 @dataclass(slots=True)
 class Bill:
-    """What calls of `generate` have cost by their own steps, in wei, whatever other processes of the wallet pay."""
+    """What calls of `generate` have cost by their own steps, in wei, whatever other processes of the wallet pay.
+
+    `plans`: the last route of each row.
+    """
 
     wei: int = 0
+    plans: list[Plan] = field(default_factory=list)
 
 
 class Sequence:
@@ -44,6 +48,8 @@ class Sequence:
     def __init__(self, swarm: Swarm, ends: Ends, tokens: int) -> None:
         self._swarm, self._ends, self._tokens = swarm, ends, tokens
         self._pipeline: Pipeline | None = None
+        self.plan: Plan | None = None
+        """Of its newest pipeline, also when that is closed."""
         self._ids = torch.empty(0, dtype=torch.long)
         self._cap: int | None = None
         self._spent = self._signed = self._replays = 0  # of pipelines that are closed; how many were lost
@@ -65,6 +71,7 @@ class Sequence:
         count = min(common([other.computed, ids]), len(ids) - 1)
         if count >= SHARED and other._pipeline is not None:
             self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
+            self.plan = self._pipeline.plan if self._pipeline else None
 
     async def advance(self, ids: torch.Tensor) -> torch.Tensor:
         """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
@@ -76,6 +83,7 @@ class Sequence:
         fresh = self._pipeline is None or await self._leave_slow(len(ids))
         self._ids = ids
         pipeline = self._pipeline = self._pipeline or await self._open()
+        self.plan = pipeline.plan
         self._admit(pipeline, len(ids) - pipeline.position)
         try:
             hidden = self._ends.embed(ids[pipeline.position :], pipeline.position)
@@ -283,6 +291,7 @@ class Sequences:
             self._rows = []
         failed = self._loop.run(self._end(cancel=interrupted))
         self._bill.wei += sum(row.spent for row in self._all)
+        self._bill.plans += [row.plan for row in self._all if row.plan is not None]
         if failed is not None and error is None:
             raise failed
 

@@ -79,6 +79,8 @@ class Route:
 
     legs: tuple[Leg, ...]
     notes: tuple[str, ...] = ()
+    unpaid: str = ""
+    """Why nobody is paid, where somebody would have been."""
 
     @property
     def price(self) -> Credits:
@@ -103,8 +105,13 @@ class Route:
             cost=Credits(self.price * tokens),
             reserved=Credits(sum(session_amount(leg.price, tokens, margin) for leg in self.legs)),
             lane="paid" if self.paid else "donated",
-            notes=((f"about {1 / self.seconds:.1f} tokens/s",) if self.seconds > 0 else ()) + self.notes,
+            notes=self._notes(),
+            unpaid=self.unpaid,
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        speed = (f"about {1 / self.seconds:.1f} tokens/s",) if self.seconds > 0 else ()
+        return speed + self.notes + ((f"donated lane: {self.unpaid}",) if self.unpaid else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,21 @@ def plan_route(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds) -> 
     _check_covered(records, wish.blocks)
     usual, notes = _usual(records, wish)
     return replace(_within_ceiling(usual, wish, speeds), notes=notes)
+
+
+def shortfall(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds) -> str:
+    """Why there is no paid route, in a line: which escrow does not cover its part of the cheapest one, or what else."""
+    try:
+        route = plan_route(records, replace(wish, funds=None), speeds)
+    except SwarmError as error:
+        return error.what
+    lacking = [(leg, wish.funds.get(leg.operator, 0)) for leg in route.legs] if wish.funds is not None else []
+    parts = [
+        f"the escrow at {short_name(leg.peer)} covers {format_credits(funds, 9)} of {format_credits(needed, 9)}"
+        for leg, funds in lacking
+        if (needed := session_amount(leg.price, wish.work or wish.tokens, wish.margin)) > funds
+    ]
+    return ", ".join(parts) or "the escrow accounts do not cover a paid route"
 
 
 def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[CheckedRecord], tuple[str, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
-from hivemint.client.sessions.route import MissingBlocks, Route, Wish, plan_route
+from hivemint.client.sessions.route import MissingBlocks, Route, Wish, plan_route, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.protocol.errors import SwarmError
@@ -27,11 +27,14 @@ class RoutePlanner:
         self._nodes, self._target, self._payer, self._reserved = nodes, target, payer, reserved
 
     async def route(
-        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, donated_only: bool = False, work: int = 0
+        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, unpaid: str = "", work: int = 0
     ) -> Route:
-        """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
+        """The cheapest route by what is known now, `work` as in `Wish`. `unpaid`: why donated work alone is asked for.
+
+        Raises SwarmError: what is missing.
+        """
         records = await self._nodes.usable()
-        bid = Bid("free") if donated_only else settings.bid
+        bid = Bid("free") if unpaid else settings.bid
         wish = Wish(
             blocks=self._target.blocks,
             tokens=tokens,
@@ -43,25 +46,28 @@ class RoutePlanner:
             times_median=settings.max_times_median,
         )
         if not bid.paid:
-            return plan_route(records, wish, speeds)
+            return replace(plan_route(records, wish, speeds), unpaid=unpaid)
         funds = await self._funds(records)
         if bid.kind != "auto":
             return plan_route(records, replace(wish, funds=funds), speeds)
+        paying = replace(wish, bid=Bid("times"), funds=funds)
         if funds and any(funds.values()):
             try:
-                return plan_route(records, replace(wish, bid=Bid("times"), funds=funds), speeds)
-            except SwarmError:
-                pass  # not enough for a paid route: the donated lane is what `auto` stands for then
-        return plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds)
+                return plan_route(records, paying, speeds)
+            except SwarmError:  # not enough for a paid route: donated work is what `auto` stands for then
+                unpaid = shortfall(records, paying, speeds)
+        else:
+            unpaid = "this network names no chain" if funds is None else "no escrow at its nodes has credits left"
+        return replace(plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds), unpaid=unpaid)
 
     async def awaited(
-        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, donated_only: bool = False, work: int = 0
+        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, unpaid: str = "", work: int = 0
     ) -> Route:
         """A route; where blocks are missing, wait for them as long as the settings say. Raises what `route` raises."""
         deadline = time.monotonic() + settings.wait_for_blocks
         while True:
             try:
-                return await self.route(tokens, settings, speeds, donated_only=donated_only, work=work)
+                return await self.route(tokens, settings, speeds, unpaid=unpaid, work=work)
             except MissingBlocks:
                 if time.monotonic() + _LOOK_AGAIN > deadline:
                     raise

@@ -102,16 +102,14 @@ class SwarmClient:
     async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
         """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
         deadline = time.monotonic() + self.settings.patience
-        failures, donated_only = 0, False
+        failures, unpaid = 0, ""
         while True:
-            route = await self._planner.awaited(
-                tokens, self.settings, self.speeds, donated_only=donated_only, work=work
-            )
+            route = await self._planner.awaited(tokens, self.settings, self.speeds, unpaid=unpaid, work=work)
             try:
                 pipeline = await go(route)
             except Refusal as error:
                 if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
-                    donated_only = True  # a deposit that does not count yet, or sessions elsewhere that reserve it
+                    unpaid = _told(error)  # a deposit that does not count yet, or sessions elsewhere that reserve it
                 elif error.code in _OUR_OWN:
                     raise
                 elif error.code not in _TRY_LATER or not await self._later(error, deadline):
@@ -139,7 +137,8 @@ class SwarmClient:
         pipeline = None
         try:
             await parent.settle()
-            pipeline = await self.along(Route(tuple(one.leg for one in parent.sessions)), tokens)
+            route = Route(tuple(one.leg for one in parent.sessions), unpaid=parent.plan.unpaid)
+            pipeline = await self.along(route, tokens)
             await pipeline.fork(parent, count)
         except (SwarmError, Refusal, ProofError) as error:
             log.info("nothing to begin with", reason=str(error))
@@ -156,15 +155,16 @@ class SwarmClient:
         """See `Swarm.plan`."""
         return (await self.route(tokens)).plan(tokens, self.settings.margin)
 
-    async def route(self, tokens: int, *, donated_only: bool = False, work: int = 0) -> Route:
+    async def route(self, tokens: int, *, work: int = 0) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
-        return await self._planner.route(tokens, self.settings, self.speeds, donated_only=donated_only, work=work)
+        return await self._planner.route(tokens, self.settings, self.speeds, work=work)
 
     async def along(self, route: Route, tokens: int) -> LivePipeline:
         """A pipeline over these nodes."""
         sessions = await self._opener.open(route, tokens, self.settings, self.speeds)
         source = VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
-        return LivePipeline(sessions, self._target.hidden, self.settings, self.speeds, source, self._set_aside)
+        plan = route.plan(tokens, self.settings.margin)
+        return LivePipeline(sessions, plan, self._target.hidden, self.settings, self.speeds, source, self._set_aside)
 
     async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
         """A relay over these nodes."""
@@ -240,10 +240,15 @@ class SwarmClient:
                 log.error("a node signed two answers to one step", **told)
 
 
+def _told(error: Refusal) -> str:
+    """A node's own words, in one line."""
+    return f"{error.what} ({error.why})" if error.why else error.what
+
+
 async def connect(
     model: LocalModel,
     *,
-    network: str | Path | Network,
+    network: str | Path | Network | None = None,
     wallet: str | Signer | None = None,
     session_key: str | Signer | None = None,
     password: str | None = None,
@@ -251,7 +256,8 @@ async def connect(
     adapter: str | Path | None = None,
     **settings: Any,
 ) -> SwarmClient:
-    """Join `network` with `wallet`: a keystore's name, a key, or None for a throw-away one (donated lane only).
+    """Join `network` (None: `$HIVEMINT_NETWORK`) with `wallet`: a keystore's name, a key, or None for a throw-away one
+    (donated work only).
 
     With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
     `password` then opens the key. `adapter`: the folder of a PEFT LoRA adapter for the blocks. Raises ConfigError
@@ -260,7 +266,7 @@ async def connect(
     """
     home = home or Home.open()
     chosen = ClientSettings.load(home, **settings)
-    place = network if isinstance(network, Network) else Network.load(Path(network))
+    place = Network.of(network)
     await asyncio.to_thread(_check_model, place, model)
     lora = None if adapter is None else await asyncio.to_thread(LoraAdapter.load, adapter, model.anatomy)
     if wallet is None:

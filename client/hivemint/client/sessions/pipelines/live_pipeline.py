@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from hivemint.client.pipeline import Rows
+from hivemint.client.pipeline import Plan, Rows
 from hivemint.client.sessions.errors import NodeGone, NodeLied
 from hivemint.client.sessions.payer import Paid
 from hivemint.client.sessions.pipelines.chunking import Chunking
@@ -42,6 +42,7 @@ class LivePipeline:
     def __init__(
         self,
         sessions: list[RemoteSession],
+        plan: Plan,
         hidden_size: int,
         settings: ClientSettings,
         speeds: Speeds,
@@ -49,7 +50,7 @@ class LivePipeline:
         on_error: Callable[[HivemintError], None],
     ) -> None:
         self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
-        self._speeds, self._source = speeds, source
+        self.plan, self._speeds, self._source = plan, speeds, source
         self._wire = sessions[0].leg.wire
         self._position = 0
         self._last = Step(0)
