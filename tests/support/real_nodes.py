@@ -18,7 +18,7 @@ from hivemint.client.settings import Bid, ClientSettings
 from hivemint.ledger.books.journal import Journal
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.node.server import Kit, Node
-from hivemint.node.settings import node_settings
+from hivemint.node.settings import NodeSettings
 from hivemint.node.span.span import Span
 from hivemint.protocol.ids import Address, BlockIndex, ModelId, PeerId
 from hivemint.protocol.network import Contracts, Network
@@ -117,7 +117,7 @@ async def real_nodes(
             stack.push_async_callback(journal.close)
             span = Span.load(folder, BlockIndex(first), BlockIndex(end))
             kit = Kit(NETWORK, MODEL, span, key, hosts[number], journal, FakeFunds())
-            nodes.append(await Node.start(kit, node_settings(**chosen)))
+            nodes.append(await Node.start(kit, NodeSettings.load(**chosen)))
             stack.push_async_callback(nodes[-1].close)
         host = wrap(hosts[-1])
         book = VoucherBook.open(home / "vouchers.db", DOMAIN, wallet.address, GENESIS)

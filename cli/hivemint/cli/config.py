@@ -1,14 +1,15 @@
-"""`hivemint config show`: every setting, its value, and where the value comes from."""
+"""`hivemint config show`: every setting, its value, where the value comes from, and what it means."""
 
 import os
 from typing import Any
 
 import typer
-from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings
+from rich.padding import Padding
+from rich.text import Text
 
-from hivemint.cli.console import JsonFlag, emit, out, shown, table
+from hivemint.cli.console import JsonFlag, emit, out, shown
 from hivemint.protocol.home import Home
+from hivemint.protocol.settings import Settings, read_table
 
 app = typer.Typer(help="Settings and where each value comes from.")
 
@@ -21,36 +22,35 @@ def _group() -> None:
 @app.command()
 def show(as_json: JsonFlag = False) -> None:
     """Settings of node and client. A flag of the verb itself goes before all of these."""
-    from hivemint.client.settings import ClientSettings, read_config_file
-    from hivemint.node.settings import node_settings
+    from hivemint.client.settings import ClientSettings
+    from hivemint.node.settings import NodeSettings
 
     home = Home.open()
-    in_file = read_config_file(home.root / "config.toml")
-    groups: dict[str, tuple[BaseSettings, dict[str, Any]]] = {
-        "client": (ClientSettings.load(home), in_file),
-        "node": (node_settings(), {}),
-    }
+    kinds = (ClientSettings, NodeSettings)
     report = {
-        group: {name: _origin(settings, name, found) for name in type(settings).model_fields}
-        for group, (settings, found) in groups.items()
+        kind.TABLE: {name: _told(kind.load(home), name, read_table(home, kind.TABLE)) for name in kind.model_fields}
+        for kind in kinds
     }
     if as_json:
         emit({"home": home.root, **report})
         return
     out.print(f"home  {shown(str(home.root))}", highlight=False, soft_wrap=True)
-    for group, settings in report.items():
-        rows = [(name, one["value"], one["origin"]) for name, one in settings.items()]
-        table(group, "setting", "value", "from", rows=rows)
+    for kind in kinds:
+        out.print(f"\n[bold]\\[{kind.TABLE}][/]  {kind.__doc__}", highlight=False)
+        for name, one in report[kind.TABLE].items():
+            origin = Text(f"{one['origin']}  ${one['variable']}", style="dim")
+            line = Text.assemble((name, "bold"), f" = {one['value']}  ", origin)
+            out.print(line, highlight=False, soft_wrap=True)
+            out.print(Padding(Text(one["meaning"], style="dim"), (0, 0, 0, 4)), highlight=False)
 
 
-def _origin(settings: BaseSettings, name: str, in_file: dict[str, Any]) -> dict[str, str]:
-    variable = f"{settings.model_config.get('env_prefix', '')}{name}".upper()
-    value = getattr(settings, name)
-    default = type(settings).model_fields[name].default
+def _told(settings: Settings, name: str, in_file: dict[str, Any]) -> dict[str, str]:
+    variable, field = settings.variable(name), type(settings).model_fields[name]
     if variable in os.environ:
-        origin = f"${variable}"
+        origin = "environment"
     elif name in in_file:
         origin = "config.toml"
     else:
-        origin = "default" if default is not PydanticUndefined else "computed"
-    return {"value": str(value), "origin": origin}
+        origin = "default" if not field.is_required() else "computed"
+    meaning = " ".join((field.description or "").split())
+    return {"value": str(getattr(settings, name)), "origin": origin, "variable": variable, "meaning": meaning}

@@ -4,24 +4,16 @@ A bid is a price per token and block. Amounts are read by `protocol.credits.pars
 """
 
 import re
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hivemint.protocol.credits import exact_credits, parse_credits
-from hivemint.protocol.errors import BadInput, ConfigError
-from hivemint.protocol.home import Home
+from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import Credits
+from hivemint.protocol.settings import Settings
 
 MAX_TIMES = 16
 """A node's weight for a bid ends at 16 times its ask (`docs/protocol.md`, section 6): more buys nothing."""
@@ -98,10 +90,11 @@ def _or_value_error(parse: Any, value: object) -> object:
         raise ValueError(str(error)) from None
 
 
-class ClientSettings(BaseSettings):
+class ClientSettings(Settings):
     """What a client may choose. Times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="HIVEMINT_", frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = SettingsConfigDict(arbitrary_types_allowed=True)
+    TABLE: ClassVar[str] = "client"
 
     bid: Annotated[Bid, NoDecode, BeforeValidator(_bid)] = Bid()
     """`auto`, `free`, `ask`, `2x`, or credits per token and block."""
@@ -147,46 +140,3 @@ class ClientSettings(BaseSettings):
     """Bytes of an adapter that a node gets, whatever it offers."""
     max_wait: Annotated[float, Field(ge=0)] = 30.0
     """The longest that a busy node's word on when to come again is followed."""
-
-    @classmethod
-    def load(cls, home: Home | None = None, **flags: Any) -> Self:
-        """Flags that are None are left to the other sources. Raises ConfigError that names the setting."""
-        _file.update(read_config_file((home or Home.open()).root / "config.toml"))
-        try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or "settings"
-            raise ConfigError(
-                f"The setting {name} cannot be used",
-                why=str(first["msg"]).removeprefix("Value error, "),
-                next_step=f"look at the flag, HIVEMINT_{name.upper()} and config.toml",
-            ) from None
-        finally:
-            _file.clear()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(_file))
-
-
-_file: dict[str, Any] = {}  # what `load` has read; the sources are built by the class, which knows no home
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The table [client] of config.toml; empty without a file. Raises ConfigError."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read", why=str(error), next_step="mend that line") from None
-    chosen = table.get("client", {})
-    if not isinstance(chosen, dict):
-        raise ConfigError(f"{path}: [client] is no table", next_step="write settings below a line [client]")
-    return chosen

@@ -1,14 +1,14 @@
-"""Settings of a node: flags > `HIVEMINT_*` in the environment > these defaults."""
+"""Settings of a node: flags > `HIVEMINT_*` > `[node]` of `$HIVEMINT_HOME/config.toml` > these defaults."""
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
 
 from hivemint.protocol.credits import parse_credits
-from hivemint.protocol.errors import BadInput, ConfigError
+from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import ONE_CREDIT, Credits
+from hivemint.protocol.settings import Settings
 
 if TYPE_CHECKING:
     from hivemint.contracts.fees import FeeCeiling
@@ -30,15 +30,17 @@ Amount = Annotated[int, BeforeValidator(_credits), Field(ge=0, lt=2**96)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class NodeSettings(BaseSettings):
+class NodeSettings(Settings):
     """What an operator may change. Amounts in wei (as text: `0.5`, `10 wei`), times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="HIVEMINT_", extra="ignore", frozen=True)
+    TABLE: ClassVar[str] = "node"
 
     ask: Amount = 10**11
     """Price per token and block."""
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    """Addresses (multiaddr) to listen at; port 0 = any free one."""
     announce: tuple[str, ...] = ()
+    """Addresses to publish instead of those, where others reach this node by them."""
     bootstrap: tuple[str, ...] = ()
     """Besides the network file's."""
     precision: str = Field("fp32", pattern=rf"^({_PLAIN}|int8|nf4)(/({_PLAIN}))?$")
@@ -46,6 +48,7 @@ class NodeSettings(BaseSettings):
     wire: str = Field("", pattern=rf"^({_PLAIN})?$")
     """Form of the rows that come and go; "" = that of the computation. All hops of a route speak the same one."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,3})?)$")
+    """`cpu`, `cuda` or `cuda:1`."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 = the cores that are free now."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
@@ -73,6 +76,7 @@ class NodeSettings(BaseSettings):
     max_sessions_a_prefix: Count = 128
     """From one network (/24, /56), whatever wallets and peers; on loopback and behind relays of one peer."""
     max_donated_sessions: Count = 64
+    """Seats of the donated lane, of those in both."""
     max_donated_a_prefix: Count = 16
     """Of one network, as above."""
     idle: Annotated[float, Field(gt=0)] = 30.0
@@ -118,21 +122,6 @@ class NodeSettings(BaseSettings):
             dust=Credits(self.dust),
             credit_price=self.credit_price,
         )
-
-
-def node_settings(**flags: Any) -> NodeSettings:
-    """Settings from flags (None = not given) and the environment. Raises ConfigError that names the setting."""
-    try:
-        return NodeSettings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "?"
-        told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-        raise ConfigError(
-            f"The setting {name} can't be used",
-            why=f"{told}, got {str(first['input'])[:80]!r}",
-            next_step=f"change --{name.replace('_', '-')} or HIVEMINT_{name.upper()}",
-        ) from None
 
 
 def free_cores() -> int:

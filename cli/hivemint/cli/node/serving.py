@@ -70,11 +70,11 @@ def start(
     A Ctrl-C while the node is still starting ends it at once.
     """
     from hivemint.node.running import ServePlan
-    from hivemint.node.settings import node_settings
+    from hivemint.node.settings import NodeSettings
     from hivemint.node.start import find_model, parse_blocks
 
     first, end = parse_blocks(blocks)
-    settings = node_settings(
+    settings = NodeSettings.load(
         ask=ask,
         listen=tuple(listen) if listen else None,
         announce=tuple(announce) if announce else None,

@@ -25,7 +25,7 @@ from hivemint.ledger.store.database import database_url
 from hivemint.node.engine.threads import Worker
 from hivemint.node.server import Kit, Node
 from hivemint.node.sessions.metering import MeasuredRows, ReceiptMeter
-from hivemint.node.settings import node_settings
+from hivemint.node.settings import NodeSettings
 from hivemint.node.span.span import Span
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.ids import BlockIndex, Credits, Head, TensorHash, Tokens
@@ -178,7 +178,7 @@ class DoctoringNode:
         worker = Worker("doctor")
         meter = DoctoringMeter(network.domain, operator, worker)
         kit = Kit(network, net.model.model_id, span, operator, host, journal, chain, meter)
-        self._node = await Node.start(kit, node_settings(kv_bytes=64 << 20, threads=1))
+        self._node = await Node.start(kit, NodeSettings.load(kv_bytes=64 << 20, threads=1))
         self._closers = [self._node.close, host.close, journal.close]
         return self
 
