@@ -28,7 +28,7 @@ from hivemint.swarm.messages import (
 )
 from hivemint.swarm.rows import to_wire
 from support.node_client import FakeFunds, NodeSession, RefusedError, View, hash_of, random_head, routed
-from support.node_pair import ASK, Pair, start
+from support.node_pair import ASK, MODEL, Pair, start
 from support.promises import DOMAIN, signer
 
 pytest_plugins = ["support.node_pair"]
@@ -481,6 +481,19 @@ async def test_a_node_that_closes_leaves_nothing_of_its_sessions_to_the_next_sta
     await journal.close()
     with closing(sqlite3.connect(pair.first.url.removeprefix("sqlite:///"))) as database:
         assert database.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
+
+
+async def test_a_node_that_goes_down_takes_its_record_back(pair: Pair) -> None:
+    """At once: nobody plans a route over a node that is going down, for as long as its record would have lived."""
+
+    async def found() -> list[int]:
+        return sorted(one.record.first_block for one in await pair.client.find(MODEL, range(2)))
+
+    async with asyncio.timeout(20):
+        while await found() != [0, 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await pair.second.node.close()
+    assert await found() == [0]
 
 
 async def test_a_thaw_closes_the_session_with_that_reason(pair: Pair) -> None:

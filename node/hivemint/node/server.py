@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from hivemint.ledger.books.journal import Journal
@@ -45,6 +46,8 @@ PUBLISH_EVERY = 20.0
 RECORD = "record"
 LOOK_EVERY = 2.0
 """Seconds between looks whether the published figures have changed much."""
+TAKE_BACK = 2.0
+"""Seconds that a node which leaves gives to the directory."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,13 @@ class Node:
 
         A broken node finishes nothing: each session is told what broke.
         """
+        taking_back = asyncio.create_task(self._take_back())
         if self._broke is None:
             await self.registry.drain(self.settings.drain, Code.DRAINING, "the node is going down")
         else:
             self.engine.fail(self._broke)
             await self.registry.drain(self.settings.drain, Code.FAILED, self._broke.what)
+        await taking_back
         await self.outlets.close()
         await self.supervisor.close()
         self._worker.stop()
@@ -205,6 +210,15 @@ class Node:
             self.supervisor.tell(RECORD, str(error))
         else:
             self.supervisor.well(RECORD)
+
+    async def _take_back(self) -> None:
+        """Nobody is to look here any more; where the directory does not take that in time, the record expires."""
+        record = msgspec.structs.replace(self.record(), leaving=True)
+        try:
+            async with asyncio.timeout(TAKE_BACK):
+                await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+        except (SwarmError, TimeoutError) as error:
+            log.info("the record could not be taken back", reason=str(error) or f"not within {TAKE_BACK:g} s")
 
     async def _keep_published(self) -> None:
         """Every 20 s, and at once when the figures have changed much; at each look while it does not succeed."""

@@ -59,6 +59,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     wait_donated_s: _Seconds = 0.0
     tokens_per_s: _Seconds = 0.0
     free_tokens: _Count = 0
+    leaving: bool = False
+    """The node takes no new sessions: in place of its record, until that one would have expired."""
     expires: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
     def __post_init__(self) -> None:

@@ -95,14 +95,18 @@ class Directory:
             )
 
     async def _has(self, record: NodeRecord) -> bool:
-        found = await self.find(ModelId(record.model_id), range(record.first_block, record.first_block + 1))
+        found = await self._newest(ModelId(record.model_id), range(record.first_block, record.first_block + 1))
         return any(one.record == record for one in found)
 
     async def find(self, model_id: ModelId, blocks: range) -> list[CheckedRecord]:
-        """Checked records of this network that name one of `blocks`: the newest of each peer, the most stake first.
+        """Checked records of this network that name one of `blocks`: the newest of each peer, the most stake first,
+        without the nodes that are leaving.
 
         Where a registry tells who is registered, at most 64 of those that are not.
         """
+        return self._best([one for one in await self._newest(model_id, blocks) if not one.record.leaving])
+
+    async def _newest(self, model_id: ModelId, blocks: range) -> list[CheckedRecord]:
         names = [self._keys.name(model_id, block) for block in blocks]
         async with _limited("Asking the DHT"):
             found = await self._node.get_many(names, sufficient_expiration_time=float("inf"))
@@ -121,7 +125,7 @@ class Directory:
             known = newest.get(one.peer)
             if known is None or known.record.expires < record.expires:
                 newest[one.peer] = one
-        return self._best(list(newest.values()))
+        return list(newest.values())
 
     def _best(self, found: list[CheckedRecord]) -> list[CheckedRecord]:
         ranked = sorted(found, key=lambda one: self.standing.stake(one.record), reverse=True)
