@@ -327,7 +327,8 @@ def test_a_damaged_status_of_a_node(place: Place, content: str) -> None:
 
 def test_no_wallet(place: Place) -> None:
     common = ("--network", place.network)
-    for verb in (("generate", "hi"), ("account", "list"), ("node", "start", place.model, "--blocks", "0:1")):
+    paid = ("generate", "hi", "--bid", "ask")  # without a bid it would ask for donated work
+    for verb in (paid, ("account", "list"), ("node", "start", place.model, "--blocks", "0:1")):
         assert "--wallet" in place.refusal(*verb, *common)
         assert "wallet create" in place.refusal(*verb, *common, "--wallet", "eve")
 
