@@ -340,7 +340,10 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return emit(answer)
     rate = f", {answer['tokens_per_s']:.1f} tokens/s" if answer["tokens_per_s"] else ""
-    cost = f", {format_credits(answer['spent_wei'])}" if answer["lane"] == "paid" else ", donated lane"
+    paid = answer["spent_wei"] or answer["lane"] == "paid"
+    cost = (f", {format_credits(answer['spent_wei'])}" if paid else "") + (
+        ", donated lane" if answer["lane"] == "donated" else ""
+    )
     why = f": {answer['unpaid']}" if answer["unpaid"] else ""
     ended = " (stopped)" if answer["stopped"] else ""
     line = Text(f"{answer['tokens']} tokens{rate}{cost}{ended}{why}", style="dim")

@@ -100,7 +100,7 @@ class ClientSettings(Settings):
     """`auto`, `free`, `ask`, `2x`, or credits per token and block."""
     max_price: Annotated[Credits | None, NoDecode, BeforeValidator(_credits)] = None
     """Ceiling: credits per token through all blocks. None: `max_times_median` and what the accounts hold."""
-    max_times_median: Annotated[float, Field(ge=1)] = 3.0
+    max_times_median: Annotated[float, Field(ge=1, le=1e6)] = 3.0
     """Without `max_price`: nodes that ask more than this many times the swarm's median ask are left out."""
     seconds_per_credit: Annotated[float, Field(ge=0)] = 10.0
     """How much time a saved credit is worth when routes are compared: the lambda of the routing cost."""

@@ -194,6 +194,7 @@ class Node:
             wait_donated_s=max(gauge.wait_s[Lane.DONATED], self.engine.donated_wait()),
             tokens_per_s=gauge.rows_per_s,
             free_tokens=self.engine.capacity().kv_free,
+            leaving=self.registry.draining,
             expires=time.time() + LIFETIME,
         )
 
@@ -213,11 +214,13 @@ class Node:
 
     async def _take_back(self) -> None:
         """Nobody is to look here any more; where the directory does not take that in time, the record expires."""
-        record = msgspec.structs.replace(self.record(), leaving=True)
+        if not self._published:
+            return
         try:
+            record = msgspec.structs.replace(self.record(), leaving=True)
             async with asyncio.timeout(TAKE_BACK):
                 await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
-        except (SwarmError, TimeoutError) as error:
+        except (HivemintError, ValueError, TimeoutError) as error:
             log.info("the record could not be taken back", reason=str(error) or f"not within {TAKE_BACK:g} s")
 
     async def _keep_published(self) -> None:
@@ -225,6 +228,8 @@ class Node:
         at = time.monotonic()
         while not self.registry.draining:
             await asyncio.sleep(LOOK_EVERY)
+            if self.registry.draining:
+                return
             due = time.monotonic() - at >= PUBLISH_EVERY or RECORD in self.supervisor.trouble
             if not due and not _changed_much(self._published, _figures(self.record())):
                 continue

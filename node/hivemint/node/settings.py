@@ -18,11 +18,13 @@ _PLAIN = "fp32|bf16|fp16"
 
 
 def _credits(value: Any) -> int:
-    if isinstance(value, str):
+    if isinstance(value, str | float):  # 0.5 in a file means what "0.5" does
         try:
-            return int(parse_credits(value))
+            return int(parse_credits(str(value)))
         except BadInput as error:
             raise ValueError(str(error)) from None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("an amount is a whole number of wei, or credits with a point or as a text, such as `0.5`")
     return int(value)
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from hivemint.protocol.errors import ConfigError
 from hivemint.protocol.home import Home
@@ -36,6 +42,12 @@ class Settings(BaseSettings):
             return cls(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
             raise cls._refused(error) from None
+        except SettingsError as error:
+            raise ConfigError(
+                "A variable of the environment cannot be read",
+                why=str(error),
+                next_step='write lists as JSON: ["a", "b"]',
+            ) from None
         finally:
             _file.reset(token)
 
@@ -97,7 +109,7 @@ def read_table(home: Home, name: str) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of the second kind are bad TOML and bad UTF-8
         raise ConfigError(f"{path} cannot be read", why=str(error), next_step="mend that line") from None
 
 

@@ -440,7 +440,13 @@ def begun(part: bytes | memoryview) -> TensorHead | None:
 
 
 def _head_end(body: bytes | memoryview) -> int:
-    return 2 + int.from_bytes(body[:2], "big")
+    """Raises ProtocolError for a header beyond its limit."""
+    size = int.from_bytes(body[:2], "big")
+    if size > TensorHead.LIMIT:
+        raise ProtocolError(
+            "A peer sent a malformed Tensor", why=f"a header of {size} bytes, at most {TensorHead.LIMIT}"
+        )
+    return 2 + size
 
 
 def to_wire_amount(value: object) -> bytes:

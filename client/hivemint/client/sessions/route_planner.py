@@ -50,6 +50,8 @@ class RoutePlanner:
         funds = await self._funds(records)
         if bid.kind != "auto":
             return plan_route(records, replace(wish, funds=funds), speeds)
+        if not any(one.record.ask for one in records):  # nobody asks for anything
+            return plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds)
         paying = replace(wish, bid=Bid("times"), funds=funds)
         if funds and any(funds.values()):
             try:

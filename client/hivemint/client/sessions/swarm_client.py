@@ -36,6 +36,7 @@ from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
+from hivemint.protocol.text import plain
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.messages import Code
 
@@ -242,7 +243,7 @@ class SwarmClient:
 
 def _told(error: Refusal) -> str:
     """A node's own words, in one line."""
-    return f"{error.what} ({error.why})" if error.why else error.what
+    return plain(f"a node says: {error.what}" + (f" ({error.why})" if error.why else ""))
 
 
 async def connect(

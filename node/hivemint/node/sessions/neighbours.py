@@ -63,6 +63,7 @@ class Arrival:
         except ProtocolError:
             self.release()
             raise
+        self.at = time.monotonic()  # its time begins when it is whole
         self.tensor.set_result(tensor)
 
     def release(self) -> None:
