@@ -109,6 +109,8 @@ def test_the_last_line_says_which_lane_and_why(capsys: pytest.CaptureFixture[str
     )
     chat._show({**answer, "lane": "paid", "unpaid": ""}, as_json=False)
     assert capsys.readouterr().err == "3 tokens, 2.0 tokens/s, 0 HMC\n"
+    chat._show({**answer, "spent_wei": 10**18, "unpaid": ""}, as_json=False)
+    assert capsys.readouterr().err == "3 tokens, 2.0 tokens/s, 1 HMC, donated lane\n", "paid at first"
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[1]"])

@@ -492,8 +492,10 @@ async def test_a_node_that_goes_down_takes_its_record_back(pair: Pair) -> None:
     async with asyncio.timeout(20):
         while await found() != [0, 1]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    await pair.second.node.close()
+    node = pair.second.node
+    await node.close()
     assert await found() == [0]
+    assert node.record().leaving, "whatever is published from now on"
 
 
 async def test_a_thaw_closes_the_session_with_that_reason(pair: Pair) -> None:

@@ -65,6 +65,14 @@ def test_a_frame_that_is_skipped_leaves_its_neighbours_whole(
     assert found == [plain(ping), plain(skipped), plain(ping)]
 
 
+def test_a_tensors_header_is_bounded_before_it_is_waited_for() -> None:
+    reader = FrameReader()
+    head = (100_000).to_bytes(4, "big") + bytes((Tensor.NUMBER,))
+    assert feed(reader, head + b"\xff\xff") == []
+    with pytest.raises(ProtocolError, match="malformed Tensor"):
+        reader.tensor()
+
+
 def test_the_sizes_told_are_those_on_the_wire() -> None:
     stream = frames(*EVERY_TYPE)
     assert sum(size for _, size in FrameReader().feed(stream)) == len(stream)
