@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 
 from hivemint.ledger.books.journal import Journal
@@ -206,20 +205,22 @@ class Node:
         record = self.record()
         self._published = _figures(record)
         try:
-            await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+            await self._put(record)
         except SwarmError as error:
             self.supervisor.tell(RECORD, str(error))
         else:
             self.supervisor.well(RECORD)
+
+    async def _put(self, record: NodeRecord) -> None:
+        await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
 
     async def _take_back(self) -> None:
         """Nobody is to look here any more; where the directory does not take that in time, the record expires."""
         if not self._published:
             return
         try:
-            record = msgspec.structs.replace(self.record(), leaving=True)
             async with asyncio.timeout(TAKE_BACK):
-                await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+                await self._put(self.record())  # which says that it is leaving: the registry drains
         except (HivemintError, ValueError, TimeoutError) as error:
             log.info("the record could not be taken back", reason=str(error) or f"not within {TAKE_BACK:g} s")
 

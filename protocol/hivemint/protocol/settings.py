@@ -22,7 +22,7 @@ from hivemint.protocol.errors import ConfigError
 from hivemint.protocol.home import Home
 
 TABLES = ("client", "node")
-_file: ContextVar[dict[str, Any]] = ContextVar("settings of the file", default={})  # noqa: B039 - never changed
+_file: ContextVar[dict[str, Any]] = ContextVar("settings of the file")
 """What `load` has read: pydantic builds the sources by the class, which knows no home."""
 
 
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(_file.get()))
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(_file.get({})))
 
     @classmethod
     def _refused(cls, error: ValidationError) -> ConfigError:
@@ -87,8 +87,8 @@ class Settings(BaseSettings):
 
 
 def read_table(home: Home, name: str) -> dict[str, Any]:
-    """One table of `config.toml`; empty without a file. Raises ConfigError for a damaged file, and for tables and
-    settings in it that nobody would read.
+    """One table of `config.toml`; empty without a file. Raises ConfigError for a damaged file, and for a table in it
+    that nobody would read.
     """
     path = home.root / "config.toml"
     tables = _read(path)

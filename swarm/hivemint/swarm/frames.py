@@ -11,8 +11,8 @@ from hivemint.swarm.messages import AnyMessage, Load, StepReceipt, Tensor, Tenso
 
 HEAD = 5
 _LENGTH = 4
-STRANGER: Mapping[int, int] = {Tensor.NUMBER: 0, Load.NUMBER: 0, StepReceipt.NUMBER: 0}
-"""What narrows the types' own limits for a peer that nothing is known of: no frame that could be large."""
+STRANGER = (Tensor, Load, StepReceipt)
+"""What a peer that nothing is known of may not send at all: the types whose frames could be large."""
 
 
 def pack(messages: Iterable[AnyMessage]) -> list[bytes | memoryview]:

@@ -105,10 +105,6 @@ class Link(asyncio.Protocol):
         """
         self._frames.narrowed[kind.NUMBER] = size
 
-    def narrow(self, limits: Mapping[int, int]) -> None:
-        """The same for several types, by their numbers."""
-        self._frames.narrowed.update(limits)
-
     # ---- the two verbs
 
     async def send(self, *messages: AnyMessage) -> None:
@@ -134,8 +130,11 @@ class Link(asyncio.Protocol):
                 raise RuntimeError("two tasks receive from one link")
             self._arrival = self._loop.create_future()
             try:
-                self._weigh()
+                if self._frames.held:
+                    self._weigh()
                 await self._arrival
+            except ProtocolError as error:
+                self._hang_up(str(error))
             finally:
                 self._arrival = None
         message, size = self._inbox.popleft()
@@ -269,8 +268,8 @@ class Link(asyncio.Protocol):
         request: only when the receiver waits is it known whether anybody expects it.
         """
         idle = not self._inbox and self._arrival is not None and not self._arrival.done()
-        head = self._frames.tensor() if idle and self.expects is not None else None
-        if head is not None and self.expects is not None and not self.expects(head):
+        head = self._frames.tensor() if idle and self.expects else None
+        if head is not None and self.expects and not self.expects(head):
             self._frames.skip()
         grown, self._partial = self._frames.held - self._partial, self._frames.held
         self.held.add(grown)
