@@ -124,7 +124,7 @@ def _joined(
     password = None
     chosen = ClientSettings.load(**settings)
     if wallet is None:
-        _check_unpaid(chosen.bid.kind, session_key, quiet)
+        _check_unpaid(str(chosen.bid), session_key, quiet)
     else:
         signing = session_key or wallet
         for needed in (wallet, signing):
