@@ -5,12 +5,13 @@
 Two nodes of the demo model, three client processes that share the sessions, and a fourth one with a few more that is
 killed (SIGKILL) and started anew the whole time. Every two seconds resident memory, open descriptors and threads of
 each lasting process: both nodes, the lasting clients, and the libp2p daemons of both. Before the eight minutes lie more
-than five of the same work as warm-up: allocators and Go's collector reach their level in that time, and the plot shows
-it. Then, for the nodes together, the clients together and the daemons together (a daemon has nine threads: one more
-would be 11 %), the median of the first fifth is compared with that of the last fifth:
+than five of warm-up, the first of them with three times as many sessions at work: allocators and Go's runtime, which
+keeps every thread that it ever needed at once, reach their level in that time, and the plot shows it. Then, for the
+nodes together, the clients together and the daemons together (a daemon has nine threads: one more would be 11 %), the
+median of the first fifth is compared with that of the last fifth:
 
     memory_growth_max, descriptors_growth_max, threads_growth_max    the worst of the three, as a share (0.02 = 2 %)
-    failed         requests that failed in clients that were not killed
+    failed         requests that failed in clients that were not killed, after the first minute; `failed_crowded`: in it
     sessions_open  of the lasting clients, at the end
     left_behind    processes, files and sockets that are still there when the network is down
 
@@ -48,9 +49,12 @@ CLIENTS, WALLETS_EACH = 3, 4
 VICTIM_SESSIONS, VICTIM_LIVES = 8, (2.0, 14.0)
 """Of the client that is killed: its sessions, and the seconds of work before that."""
 VICTIM_WORKS = 15.0
+AT_WORK, CROWDED = 4, 12
+"""Sessions of a client that are at work at the same time, and in the first minute."""
 ROOM = {"HIVEMINT_MAX_SESSIONS": "512"}
 EVERY = 2.0
-WARM_UP, WINDOW = 0.4, 0.2
+WARM_UP, WINDOW, CROWDED_SHARE = 0.4, 0.2, 0.075
+"""Shares of the time: the warm-up, each of the two windows that are compared, the crowded minute."""
 CACHES = ("tsx-", "node-compile-cache", "torchinductor")
 MEASURES = ("memory", "descriptors", "threads")
 say = Console(stderr=True).print
@@ -79,8 +83,9 @@ class Client:
         if answer["failed"].keys() - {"opened", "steps"}:
             say(f"  [red]while the sessions were opened: {answer['failed']}[/]")
 
-    def work(self, seconds: float) -> None:
-        write_line(self.process, {"seconds": seconds})
+    def work(self, seconds: float, at_once: int = AT_WORK) -> None:
+        """Once it has done what it was told before."""
+        write_line(self.process, {"seconds": seconds, "at_once": at_once})
 
     def kill(self) -> None:
         self.process.kill()
@@ -177,22 +182,25 @@ def soak(net: Any, sessions: int, seconds: float) -> dict[str, Any]:
         say(f"  {sum(client.open for client in clients)} sessions are open")
         victim = Victim(net, wallets[:1])
         processes = watched(net, clients)
+        crowded = seconds * CROWDED_SHARE
         for client in clients:
-            client.work(seconds)
+            client.work(crowded, CROWDED)
+            client.work(seconds - crowded)
         end = time.monotonic() + seconds
         while (now := time.monotonic()) < end:
             for one in processes.values():
                 one.look()
             time.sleep(max(0.0, now + EVERY - time.monotonic()))
-        done = Counter[str]()
+        first, done = Counter[str](), Counter[str]()
         for client in clients:
+            first.update(read_line(client.process))
             done.update(read_line(client.process))
     finally:
         for client in clients:
             client.stop()
         if victim is not None:
             victim.stop()
-    return figures_of(processes, done, victim.kills)
+    return figures_of(processes, done, victim.kills) | {"failed_crowded": sum(_failed(first).values())}
 
 
 def figures_of(processes: dict[str, Watched], done: Counter[str], kills: int) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def figures_of(processes: dict[str, Watched], done: Counter[str], kills: int) ->
         kind: {measure: growth(together(processes, kind, measure)) for measure in MEASURES}
         for kind in ("nodes", "clients", "daemons")
     }
-    failed = {what: count for what, count in done.items() if what.startswith("failed")}
+    failed = _failed(done)
     return {
         **{f"{measure}_growth_max": max(one[measure]["growth"] for one in kinds.values()) for measure in MEASURES},
         "failed": sum(failed.values()),
@@ -214,6 +222,10 @@ def figures_of(processes: dict[str, Watched], done: Counter[str], kills: int) ->
         },
         "samples": {name: one.samples for name, one in processes.items()},
     }
+
+
+def _failed(done: Counter[str]) -> dict[str, int]:
+    return {what: count for what, count in done.items() if what.startswith("failed")}
 
 
 # ---- nothing is left

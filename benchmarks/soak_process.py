@@ -1,8 +1,8 @@
 """A client process of `soak.py`: many sessions open at once, of which a few do something at any moment.
 
 Reads one JSON line (network, wallet keys, sessions, seed), opens the sessions and answers `ready`; each further line
-(`{"seconds": s}`) is a time of work, answered with what was done. A turn of a session is one of: a few tokens, an
-answer begun anew at an earlier position, a new session in its place, a prefill that is cancelled half-way.
+(`{"seconds": s, "at_once": n}`) is a time of work, answered with what was done. A turn of a session is one of: a few
+tokens, an answer begun anew at an earlier position, a new session in its place, a prefill that is cancelled half-way.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ from hivemint.protocol.signing import Signer
 
 ROOM, BEGIN, LONG = 160, 8, 128
 """Tokens: of a session, of its first prompt, of a prefill that is cancelled."""
-AT_ONCE, TURNS_A_SECOND = 4, 4.0
+TURN = 1.0
+"""Seconds from one turn to the next, of each session that is at work."""
 OPENING = 8
 
 
@@ -53,20 +54,23 @@ class Soaker:
         await asyncio.gather(*(one() for _ in range(count)))
         return sum(one is not None for one in self._pipelines)
 
-    async def work(self, seconds: float) -> dict[str, Any]:
-        """Turns for so long; what was done. A session in trouble is counted with its reason, and replaced."""
+    async def work(self, seconds: float, at_once: int) -> dict[str, Any]:
+        """Turns for so long, of so many sessions at a time; what was done.
+
+        A session in trouble is counted with its reason, and replaced.
+        """
         self._done.clear()
         end, resting = time.monotonic() + seconds, list(range(len(self._pipelines)))
 
         async def worker() -> None:
             while time.monotonic() < end:
-                turn = asyncio.create_task(asyncio.sleep(AT_ONCE / TURNS_A_SECOND))
+                turn = asyncio.create_task(asyncio.sleep(TURN))
                 index = resting.pop(self._dice.randrange(len(resting)))
                 await self._turn(index)
                 resting.append(index)
                 await turn
 
-        await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(worker() for _ in range(at_once)))
         return dict(self._done) | {"open": sum(one is not None and one.open for one in self._pipelines)}
 
     async def close(self) -> None:
@@ -141,7 +145,8 @@ async def main() -> None:
     soaker = Soaker(clients, Ends.load(local), job["seed"])
     say({"ready": await soaker.open_all(job["sessions"]), "failed": soaker._done})
     while line := await asyncio.to_thread(sys.stdin.readline):
-        say(await soaker.work(json.loads(line)["seconds"]))
+        wanted = json.loads(line)
+        say(await soaker.work(wanted["seconds"], wanted["at_once"]))
     await soaker.close()
     await asyncio.gather(*(client.close() for client in clients))
 

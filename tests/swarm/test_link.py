@@ -231,6 +231,19 @@ async def test_ping_and_bye_never_reach_the_receiver() -> None:
             await pair.there.receive()
 
 
+async def test_a_peer_that_was_silent_is_told_so() -> None:
+    async with linked() as pair:
+        now = asyncio.get_running_loop().time()
+        pair.here._heard_at = now - 2.1
+        pair.here.beat(now)
+        with pytest.raises(LinkClosed, match="ended") as here:
+            await pair.here.receive()
+        assert here.value.why == "the peer was silent for 2 s"
+        with pytest.raises(LinkClosed) as there:
+            await pair.there.receive()
+        assert there.value.why == "the other side heard nothing from here for 2 s"
+
+
 # ---- a peer in another process
 
 

@@ -134,7 +134,7 @@ class Link(asyncio.Protocol):
                     self._weigh()
                 await self._arrival
             except ProtocolError as error:
-                self._hang_up(str(error))
+                self.hang_up(str(error))
             finally:
                 self._arrival = None
         message, size = self._inbox.popleft()
@@ -165,6 +165,18 @@ class Link(asyncio.Protocol):
         """End the stream at once, without a word."""
         self._end(reason)
         self._transport.abort()
+
+    def hang_up(self, reason: str, told: str = "") -> None:
+        """End the link at once: tell the peer why (`told`, else `reason`), hear no more, and cut it off if it does not
+        leave by itself.
+
+        Closing with unread bytes on the way would reset the stream and lose the Bye.
+        """
+        self._deaf = True
+        if not self.closed:
+            self._write((Bye((told or reason)[:400]),))
+        self._end(reason)
+        self._loop.call_later(FAREWELL, self._transport.abort)
 
     async def while_open(self, work: Coroutine[Any, Any, None]) -> None:
         """`work` for this link's peer alone; it is given up when the link ends. Raises LinkClosed then."""
@@ -202,10 +214,11 @@ class Link(asyncio.Protocol):
         if not self._reading:
             self._heard_at = self._frame_at = now
         elif self._frames.held and now - self._frame_at > FRAME_TIME + self._frames.awaited / FRAME_RATE:
-            self._hang_up(f"a frame was not whole after {now - self._frame_at:.0f} s")
+            self.hang_up(f"a frame was not whole after {now - self._frame_at:.0f} s")
             return
         elif now - self._heard_at > SILENCE_LIMIT:
-            self.abort(f"the peer was silent for {SILENCE_LIMIT:.0f} s")
+            silent = f"for {SILENCE_LIMIT:.0f} s"
+            self.hang_up(f"the peer was silent {silent}", told=f"the other side heard nothing from here {silent}")
             return
         if now - self._sent_at >= PING_AFTER and not self._transport.get_write_buffer_size():
             self._write((Ping(),))
@@ -233,7 +246,7 @@ class Link(asyncio.Protocol):
             if not self.closed:
                 self._weigh()
         except ProtocolError as error:
-            self._hang_up(str(error))
+            self.hang_up(str(error))
             return
         if not self.closed and self._reading and self._full(1.0):
             self._reading = False
@@ -276,18 +289,7 @@ class Link(asyncio.Protocol):
 
     def _cut_off(self, reason: str) -> None:
         """Others need the room."""
-        self._hang_up(f"A peer's messages take too much room: {reason}")
-
-    def _hang_up(self, reason: str) -> None:
-        """The peer broke the protocol: tell it, hear no more, and cut it off if it does not leave by itself.
-
-        Closing with unread bytes on the way would reset the stream and lose the Bye.
-        """
-        self._deaf = True
-        if not self.closed:
-            self._write((Bye(reason[:400]),))
-        self._end(reason)
-        self._loop.call_later(FAREWELL, self._transport.abort)
+        self.hang_up(f"A peer's messages take too much room: {reason}")
 
     def _full(self, share: float) -> bool:
         return self._inbox_bytes > INBOX_BYTES * share or len(self._inbox) > INBOX_MESSAGES * share

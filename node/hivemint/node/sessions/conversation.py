@@ -247,7 +247,7 @@ class Conversation:
             self._services.registry.broken(error)
         else:
             log.error("a session failed unexpectedly", exc_info=error)
-        self._link.abort("the node failed at this session")
+        self._link.hang_up("the node failed at this session")
 
     async def _leave(self) -> None:
         """The link has ended: steps on the device run out, the others are dropped, the seat is free again."""
