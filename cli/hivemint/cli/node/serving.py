@@ -32,6 +32,7 @@ from hivemint.cli.node.options import (
     ThreadsOption,
     WireOption,
 )
+from hivemint.cli.terminal.failures import exit_code
 from hivemint.cli.transact import load_network
 from hivemint.protocol.home import Home
 
@@ -107,7 +108,7 @@ def _serve_to_the_end(plan: "ServePlan") -> None:
         run_async(_serve(plan))
     except DeviceHung as error:
         show_error(error)
-        _leave(1)
+        _leave(exit_code(error))
 
 
 def _leave(code: int) -> None:
