@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.verbs import RUNNER, error_of, told
 
 from hivemint.cli import config
 from hivemint.cli.setting_units import UNITS
 from hivemint.client.settings import ClientSettings
 from hivemint.node.settings import NodeSettings
+from support.verbs import RUNNER, error_of, told
 
 pytest_plugins = ["support.verbs"]
 pytestmark = pytest.mark.usefixtures("home")

@@ -17,7 +17,7 @@ from hivemint.contracts import compile as compiling
 from hivemint.contracts import deploy as deployment
 from hivemint.contracts.artifacts import NAMES, load
 from hivemint.contracts.bindings import Bindings, Setting
-from hivemint.protocol.errors import ConfigError, WalletError
+from hivemint.protocol.errors import ChainError, ConfigError, WalletError
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.protocol.network import Network
 from support.chain import NUMBERS, TEST_MODEL, TestChain

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.command import HIVEMINT, environment, network_out_of_reach, run
 
 ENCODINGS = [

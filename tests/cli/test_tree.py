@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import run
 from typer.main import get_command
 
 from hivemint.cli.tree import GROUPS, build
+from support.command import run
 
 WITHOUT_JSON = {
     "node start": "it runs until it is ended: where stdout is no terminal, its lines are JSON, `ready` first",

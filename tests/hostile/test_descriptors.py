@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+
 from support.command import HIVEMINT, environment, network_out_of_reach, run
 
 CLOSED = [numbers for count in (1, 2, 3) for numbers in combinations((0, 1, 2), count)]
