@@ -84,7 +84,7 @@ def test_a_real_bash_completes(home: Path) -> None:
     script = f"""
         PATH={Path(HIVEMINT).parent}:$PATH
         hivemint --show-completion > completion.sh; source ./completion.sh
-        COMP_WORDS=(hivemint wallet show bo); COMP_CWORD=3; _hivemint_completion; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(hivemint wallet show bo); COMP_CWORD=3; _hivemint_completion hivemint; echo "${{COMPREPLY[@]}}"
         hivemint --install-completion > /dev/null; grep -l hivemint "$HOME/.bashrc"
     """
     done = subprocess.run(
