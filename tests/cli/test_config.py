@@ -39,6 +39,7 @@ def test_each_value_says_where_it_comes_from(home: Path, monkeypatch: pytest.Mon
         "default": 10**11,
         "origin": "config.toml",
         "variable": "HIVEMINT_ASK",
+        "flag": "--ask",
         "meaning": "Price per token and block.",
     }
     assert (node["idle"]["value"], node["idle"]["origin"], node["idle"]["unit"]) == (8.0, "environment", "seconds")
@@ -68,8 +69,8 @@ def test_a_variable_that_nothing_reads_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_for_people_it_has_the_same(home: Path) -> None:
     text = RUNNER.invoke(config.app, ["show"]).output
-    assert "ask = 0.0000001 HMC a token and block  default  $HIVEMINT_ASK" in text
-    assert "coin_a_day = 0.1 coin  default  $HIVEMINT_COIN_A_DAY" in text
+    assert "ask = 0.0000001 HMC a token and block  default  --ask  $HIVEMINT_ASK" in text
+    assert "coin_a_day = 0.1 coin  default  --coin-a-day  $HIVEMINT_COIN_A_DAY" in text
     assert "Price per token and block." in text
     assert f"file  {home / 'config.toml'}  (there is none)" in text
 

@@ -25,6 +25,8 @@ EVERYWHERE = {
     PASSWORD_VARIABLE: "The wallets' password, where none is asked for; better: --password-file.",
 }
 """What only the environment and flags set."""
+VERBS = {"client": ("generate",), "node": ("node", "start")}
+"""Whose options go before a table's settings."""
 
 
 @app.callback()
@@ -40,7 +42,9 @@ def show(as_json: JsonFlag = False) -> None:
 
     home = Home.open()
     kinds = (ClientSettings, NodeSettings)
-    tables = {kind.TABLE: dict(_table(kind.load(home), read_table(home, kind.TABLE))) for kind in kinds}
+    tables = {
+        kind.TABLE: dict(_table(kind.load(home), read_table(home, kind.TABLE), _flags(kind.TABLE))) for kind in kinds
+    }
     unread = _unread(kinds)
     file = home.root / "config.toml"
     if as_json:
@@ -55,12 +59,13 @@ def show(as_json: JsonFlag = False) -> None:
     for kind in kinds:
         out.print(f"\n[bold]\\[{kind.TABLE}][/]  {kind.__doc__}", highlight=False)
         for name, one in tables[kind.TABLE].items():
-            _print(name, one["shown"], f"{one['origin']}  ${one['variable']}", one["meaning"])
+            ways = [one["origin"], one["flag"] or "", f"${one['variable']}"]
+            _print(name, one["shown"], "  ".join(way for way in ways if way), one["meaning"])
     for variable, step in unread.items():
         err.print(Text(f"\nnothing reads ${plain(variable)}: {step}", style="yellow"), highlight=False, soft_wrap=True)
 
 
-def _table(settings: Settings, in_file: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table(settings: Settings, in_file: dict[str, Any], flags: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, field in type(settings).model_fields.items():
         value, unit, variable = getattr(settings, name), UNITS[settings.TABLE].get(name, ""), settings.variable(name)
         yield (
@@ -72,9 +77,23 @@ def _table(settings: Settings, in_file: dict[str, Any]) -> Iterator[tuple[str, d
                 "default": _native(field.get_default()),
                 "origin": _origin(variable, name in in_file),
                 "variable": variable,
+                "flag": flags.get(name),
                 "meaning": " ".join((field.description or "").split()),
             },
         )
+
+
+def _flags(table: str) -> dict[str, str]:
+    """Setting -> option of the verb that reads this table, where it has one."""
+    from typer.main import get_command
+
+    from hivemint.cli.tree import build
+
+    group, *path = VERBS[table]
+    verb: Any = get_command(build(group)).commands[group]  # type: ignore[attr-defined]
+    for name in path:
+        verb = verb.commands[name]
+    return {param.name: param.opts[0] for param in verb.params if param.opts[0].startswith("--")}
 
 
 def _origin(variable: str, in_file: bool) -> str:
