@@ -31,9 +31,9 @@ def printed(
 def test_a_wide_table_becomes_lines_of_name_and_value(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     text = printed(monkeypatch, width, *COLUMNS, rows=[ROW, ROW])
     lines = text.splitlines()
-    assert lines[:3] == ["Accounts", ADDRESS, "  blocks  0:15"]
+    assert lines[:3] == ["Accounts", ADDRESS, "  blocks                 0:15"]
     assert "  ask a token and block  0.000000100" in lines
-    assert "  state  thaws until 2026-11-29 06:00:00 UTC" in lines
+    assert "  state                  thaws until 2026-11-29 06:00:00 UTC" in lines
     assert len(lines) == 1 + 2 * len(COLUMNS)
 
 

@@ -60,7 +60,7 @@ def page() -> str:
 def _exit_codes() -> Iterator[str]:
     yield "| exit code | kind | |"
     yield "|---|---|---|"
-    yield f"| {OTHER} | `other` | what is of no other kind |"
+    yield f"| {OTHER} | `other` | what is of no other kind; a machine that `doctor` finds unfit |"
     for code in sorted(set(EXIT_CODES.values())):
         kinds = [kind for kind, one in EXIT_CODES.items() if one == code]
         yield f"| {code} | {', '.join(f'`{kind}`' for kind in kinds)} | {MEANINGS[code]} |"

@@ -47,9 +47,10 @@ def command(chosen: str | None) -> Any:
     """The command tree as typer runs it, with what completes its values."""
     from typer.main import get_command
 
-    from hivemint.cli.terminal import completion
+    from hivemint.cli.terminal import about, completion
 
     root = get_command(build(chosen))
+    about.tell_whole(root)
     completion.attach(root)
     return root
 

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,13 @@ def help_form() -> Literal["rich", None]:
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower()
     wide = shutil.get_terminal_size().columns >= NARROW
     return "rich" if wide and os.environ.get("TERM") != "dumb" and encoding.startswith("utf") else None
+
+
+def tell_whole(command: Any) -> None:
+    """Plain help cuts what it says of each verb to one line, unless the verb has a summary of its own."""
+    for verb in getattr(command, "commands", {}).values():
+        verb.short_help = " ".join((verb.help or "").partition("\n\n")[0].split())
+        tell_whole(verb)
 
 
 def help_(

@@ -55,13 +55,14 @@ def fits(screen: Screen, names: Sequence[str], rows: Sequence[Sequence[Text]]) -
 def records(title: str, names: Sequence[str], rows: Sequence[Sequence[Text]]) -> Text:
     """Each row as lines of name and value; of two columns the first one is the name."""
     lines = [Text(title, style="bold")]
+    label = max((len(name) for name in names[1:]), default=0)
     for row in rows:
         if len(names) == 2:
             lines.append(Text.assemble(("  ", ""), (row[0].plain, "dim"), "  ", row[1]))
             continue
         lines.append(row[0])
         lines += [
-            Text.assemble("  ", (f"{name}  ", "dim"), cell)
+            Text.assemble("  ", (f"{name:<{label}}  ", "dim"), cell)
             for name, cell in zip(names[1:], row[1:], strict=True)
             if cell.plain
         ]
