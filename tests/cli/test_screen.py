@@ -6,7 +6,7 @@ import pytest
 from rich.text import Text
 
 from hivemint.cli import console
-from hivemint.cli.terminal.screen import Screen
+from hivemint.cli.terminal.screen import Terminal
 
 ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 COLUMNS = ("node", "blocks", ">ask a token and block", ">free tokens", "state")
@@ -20,7 +20,7 @@ def printed(
         monkeypatch.delenv("COLUMNS", raising=False)
     else:
         monkeypatch.setenv("COLUMNS", str(width))
-    screen = Screen()
+    screen = Terminal()
     screen.file = io.StringIO()
     monkeypatch.setattr(console, "out", screen)
     console.table("Accounts", *columns, rows=rows)
@@ -57,7 +57,7 @@ def test_of_two_columns_the_first_one_is_the_name(monkeypatch: pytest.MonkeyPatc
 def test_a_dumb_terminal_has_the_width_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", "60")
-    assert Screen().width == 60
+    assert Terminal().width == 60
 
 
 def test_a_stranger_s_text_brings_no_markup_into_lines(monkeypatch: pytest.MonkeyPatch) -> None:

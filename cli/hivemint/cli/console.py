@@ -16,12 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hivemint.cli.terminal.screen import Screen, fits, records
+from hivemint.cli.terminal.screen import Terminal, fits, records
 from hivemint.protocol.errors import ConfigError, HivemintError
 from hivemint.protocol.text import plain
 
-out = Screen()
-err = Screen(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 NetworkOption = Annotated[

@@ -7,7 +7,7 @@ HivemintError                 what happened, why, and the next step
 │   └── WalletError           keystore, password, key
 ├── ChainError                RPC unreachable, wrong chain id, a transaction that reverted
 ├── SwarmError                peers, links, missing blocks
-│   ├── TooDear               more than bid, limit or accounts of this wallet allow
+│   ├── OverLimit             more than bid, limit or accounts of this wallet allow
 │   ├── LinkClosed            the stream to a peer has ended
 │   └── ProtocolError         a peer sent what the protocol does not allow
 ├── Refusal                   a node declined, with a code and a reason (see `swarm.messages.Code`)
@@ -83,7 +83,7 @@ class SwarmError(HivemintError):
     kind = "swarm"
 
 
-class TooDear(SwarmError):
+class OverLimit(SwarmError):
     """The swarm could do it, but for more than the bid, the limit or the accounts of this wallet allow."""
 
     kind = "refused"

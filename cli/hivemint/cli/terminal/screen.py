@@ -13,7 +13,7 @@ WIDEST = 400
 """Columns of a table in a file or a pipe: nothing there has an edge at which lines would have to break."""
 
 
-class Screen(Console):
+class Terminal(Console):
     """A terminal. A dumb one has a width too, and a reader that has gone is an error for the command to end with."""
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -41,7 +41,7 @@ class Screen(Console):
         raise BrokenPipeError
 
 
-def fits(screen: Screen, names: Sequence[str], rows: Sequence[Sequence[Text]]) -> bool:
+def fits(screen: Terminal, names: Sequence[str], rows: Sequence[Sequence[Text]]) -> bool:
     """Whether a table has room for each cell on a line of its own; the names above it may break between words."""
     if not screen.has_edge:
         return True
