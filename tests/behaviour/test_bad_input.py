@@ -178,11 +178,12 @@ def test_a_taken_metrics_port_is_found_before_the_chain_and_the_weights(
     ],
 )
 def test_no_network_file(place: Place, tmp_path: Path, verb: tuple[str, ...]) -> None:
-    wallet = {"HIVEMINT_WALLET": "bob"}
-    assert "--network" in place.refusal(*verb, **wallet)
-    assert str(tmp_path / "none.toml") in place.refusal(*verb, "--network", tmp_path / "none.toml", **wallet)
+    assert "--network" in place.refusal(*verb, HIVEMINT_WALLET="bob")
+    assert str(tmp_path / "none.toml") in place.refusal(
+        *verb, "--network", tmp_path / "none.toml", HIVEMINT_WALLET="bob"
+    )
     (tmp_path / "bad.toml").write_text("name = [")
-    assert str(tmp_path / "bad.toml") in place.refusal(*verb, "--network", tmp_path / "bad.toml", **wallet)
+    assert str(tmp_path / "bad.toml") in place.refusal(*verb, "--network", tmp_path / "bad.toml", HIVEMINT_WALLET="bob")
 
 
 def test_a_wrong_password(place: Place) -> None:
