@@ -1,4 +1,4 @@
-"""Bad input to the real command: exit code 1, one to three plain lines (what, why, next), and never a traceback.
+"""Bad input to the real command: an exit code by kind, one to three plain lines (what, why, next), no traceback.
 
 place   a home with the demo model and Bob's wallet, and a network file of a real chain with a bootstrap peer; one
         registered node serves blocks 0:2 of the model's 30
@@ -61,11 +61,11 @@ class Place:
         base = {name: value for name, value in os.environ.items() if not name.startswith("HIVEMINT_")}
         return base | {"HIVEMINT_HOME": str(self.home.root), "HIVEMINT_PASSWORD": PASSWORD, "HIVEMINT_THREADS": "1"}
 
-    def refusal(self, *words: object, **environment: str) -> str:
-        """What a refused command tells; its form is checked here."""
+    def refusal(self, *words: object, code: int = 2, **environment: str) -> str:
+        """What a refused command tells; its form is checked here, and the exit code of its kind."""
         done = self.run(*words, **environment)
         lines = done.stderr.splitlines()
-        assert done.returncode == 1, done
+        assert done.returncode == code, done
         assert 1 <= len(lines) <= 3, done
         assert lines[0].startswith("error "), done
         assert [line.split()[0] for line in lines[1:]] in ([], ["why"], ["next"], ["why", "next"]), done
@@ -136,7 +136,7 @@ def taken() -> Iterator[int]:
 def test_an_unknown_model(place: Place) -> None:
     start = ("--blocks", "0:1", "--wallet", "bob", "--network", place.network)
     for words in (("model", "info", "nosuch"), ("model", "pull", "nosuch"), ("node", "start", "nosuch", *start)):
-        told = place.refusal(*words)
+        told = place.refusal(*words, code=4)
         assert "'nosuch'" in told
         assert "model pull" in told
     told = place.refusal("generate", "hi", "--model", "nosuch", "--wallet", "bob", "--network", place.network)
@@ -147,7 +147,7 @@ def test_an_unknown_model(place: Place) -> None:
 @pytest.mark.parametrize("span", ["0:31", "30:31", "5:5", "9:3", "x:3", "7"])
 def test_a_span_outside_the_model(place: Place, span: str) -> None:
     words = ("node", "start", place.model, "--blocks", span, "--wallet", "bob", "--network", place.network)
-    assert span.partition(":")[0] in place.refusal(*words)
+    assert span.partition(":")[0] in place.refusal(*words, code=2 if span in ("x:3", "7") else 4)
 
 
 def test_a_taken_port(place: Place, taken: int) -> None:
@@ -178,11 +178,12 @@ def test_a_taken_metrics_port_is_found_before_the_chain_and_the_weights(
     ],
 )
 def test_no_network_file(place: Place, tmp_path: Path, verb: tuple[str, ...]) -> None:
-    wallet = {"HIVEMINT_WALLET": "bob"}
-    assert "--network" in place.refusal(*verb, **wallet)
-    assert str(tmp_path / "none.toml") in place.refusal(*verb, "--network", tmp_path / "none.toml", **wallet)
+    assert "--network" in place.refusal(*verb, HIVEMINT_WALLET="bob")
+    assert str(tmp_path / "none.toml") in place.refusal(
+        *verb, "--network", tmp_path / "none.toml", HIVEMINT_WALLET="bob"
+    )
     (tmp_path / "bad.toml").write_text("name = [")
-    assert str(tmp_path / "bad.toml") in place.refusal(*verb, "--network", tmp_path / "bad.toml", **wallet)
+    assert str(tmp_path / "bad.toml") in place.refusal(*verb, "--network", tmp_path / "bad.toml", HIVEMINT_WALLET="bob")
 
 
 def test_a_wrong_password(place: Place) -> None:
@@ -192,7 +193,7 @@ def test_a_wrong_password(place: Place) -> None:
         ("generate", "hi"),
         ("node", "start", place.model, "--blocks", "0:1"),
     ):
-        told = place.refusal(*words, *common, HIVEMINT_PASSWORD="battery staple")
+        told = place.refusal(*words, *common, HIVEMINT_PASSWORD="battery staple", code=3)
         assert "password" in told
         assert "bob" in told
         assert "battery" not in told
@@ -202,19 +203,19 @@ def test_a_chain_out_of_reach(place: Place, edited: Callable[..., Path]) -> None
     network = edited(rpc_url="http://127.0.0.1:9")
     common = ("--wallet", "bob", "--network", network)
     for words in (("account", "list"), ("generate", "hi"), ("node", "start", place.model, "--blocks", "0:1")):
-        assert "127.0.0.1:9" in place.refusal(*words, *common)
+        assert "127.0.0.1:9" in place.refusal(*words, *common, code=5)
 
 
 def test_another_chain(place: Place, edited: Callable[..., Path]) -> None:
     common = ("--wallet", "bob", "--network", edited(chain_id=99))
     for words in (("account", "list"), ("generate", "hi"), ("node", "start", place.model, "--blocks", "0:1")):
-        told = place.refusal(*words, *common)
+        told = place.refusal(*words, *common, code=5)
         assert "99" in told
         assert "31337" in told
 
 
 def test_missing_blocks_are_named(place: Place) -> None:
-    told = place.refusal("generate", "hi", "--bid", "free", "--wallet", "bob", "--network", place.network)
+    told = place.refusal("generate", "hi", "--bid", "free", "--wallet", "bob", "--network", place.network, code=6)
     assert "blocks 2:30" in told
 
 
@@ -245,7 +246,7 @@ def test_a_damaged_model_folder(place: Place, smollm2: LocalModel, tmp_path: Pat
         (folder / "config.json").write_text("{")
     start = ("node", "start", folder, "--blocks", "0:1", "--wallet", "bob", "--network", place.network)
     for words in (("model", "info", folder), start):
-        assert str(folder) in place.refusal(*words)
+        assert str(folder) in place.refusal(*words, code=4)
 
 
 def test_a_damaged_manifest_is_named(place: Place, smollm2: LocalModel, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_damaged_manifest_is_named(place: Place, smollm2: LocalModel, tmp_path
     manifest = folder / "hivemint.manifest"
     manifest.unlink()
     manifest.write_text("x")
-    told = place.refusal("model", "info", smollm2.name, HIVEMINT_HOME=str(tmp_path / "home"))
+    told = place.refusal("model", "info", smollm2.name, HIVEMINT_HOME=str(tmp_path / "home"), code=4)
     assert str(manifest) in told
     assert "model pull" in told
     done = place.run("model", "list", HIVEMINT_HOME=str(tmp_path / "home"))
@@ -330,7 +331,7 @@ def test_no_wallet(place: Place) -> None:
     paid = ("generate", "hi", "--bid", "ask")  # without a bid it would ask for donated work
     for verb in (paid, ("account", "list"), ("node", "start", place.model, "--blocks", "0:1")):
         assert "--wallet" in place.refusal(*verb, *common)
-        assert "wallet create" in place.refusal(*verb, *common, "--wallet", "eve")
+        assert "wallet create" in place.refusal(*verb, *common, "--wallet", "eve", code=3)
 
 
 @pytest.mark.parametrize("bid", ["lots", "-1", "17x"])
@@ -354,7 +355,7 @@ def test_a_prompt_that_is_no_text(place: Place, tmp_path: Path) -> None:
             timeout=120,
             check=False,
         )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error The prompt is no text")
 
 
@@ -370,17 +371,18 @@ def test_a_bad_setting_is_named(place: Place) -> None:
     asked = ("generate", "hi", "--wallet", "bob", "--network", place.network)
     assert "HIVEMINT_MARGIN" in place.refusal(*asked, HIVEMINT_MARGIN="0")
     assert "--precision" in place.refusal(*start, "--precision", "int4")
-    assert "no precision" in place.refusal(*start, "--precision", "fp32/bf16")
-    assert "3.4 times" in place.refusal(*start, HIVEMINT_PRECISION="nf4")
+    assert "no precision" in place.refusal(*start, "--precision", "fp32/bf16", code=4)
+    assert "3.4 times" in place.refusal(*start, HIVEMINT_PRECISION="nf4", code=4)
 
 
 @pytest.mark.parametrize("words", [("frobnicate",), ("node", "frobnicate"), ("generate",), ("model", "--frobnicate")])
 def test_words_that_are_no_command(place: Place, words: tuple[str, ...]) -> None:
-    """Typer's own words: a usage line and the reason."""
+    """Typer's own words in our form: the reason, a usage line and the way to help."""
     done = place.run(*words)
     assert done.returncode == 2
     assert "Usage: hivemint" in done.stderr
-    assert words[-1] in done.stderr or "PROMPT" in done.stderr
+    assert words[-1] in done.stderr or "prompt" in done.stderr.lower()
+    assert "--help` tells what there is" in done.stderr
     assert "Traceback" not in done.stderr
 
 

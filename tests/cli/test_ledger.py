@@ -42,10 +42,10 @@ def test_it_serves_until_told_to_end(testchain: TestChain, tmp_path: Path, endin
     assert {file.stat().st_mode & 0o077 for file in (tmp_path / "ledger").iterdir()} == {0}
 
 
-def refused(home: Path, *words: str) -> str:
+def refused(home: Path, *words: str, code: int = 2) -> str:
     process = command(home, *words)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == code
     assert "Traceback" not in errors
     return " ".join(errors.split())
 
@@ -57,7 +57,9 @@ def test_bad_input_is_told_plainly(testchain: TestChain, tmp_path: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "cannot listen" in refused(tmp_path, "--network", network, "--port", port)
-    missing = refused(tmp_path, "--network", network, "--port", "0", "--no-swarm", "--journal", str(tmp_path / "no.db"))
+    missing = refused(
+        tmp_path, "--network", network, "--port", "0", "--no-swarm", "--journal", str(tmp_path / "no.db"), code=9
+    )
     assert "There is no database" in missing
     assert "no database that can be used" in refused(
         tmp_path, "--network", network, "--port", "0", "--no-swarm", "--database", "x://y"

@@ -86,9 +86,10 @@ def test_a_testnet_goes_up_and_down(home: Path) -> None:
     assert passed["credits"]["alice"] == 0
 
     again = run(home, "testnet", "up", "--json")
-    assert (again.returncode, again.stdout) == (1, "")
-    assert "already up" in again.stderr
-    assert "testnet down" in again.stderr
+    error = json.loads(again.stdout)["error"]
+    assert (again.returncode, again.stderr, error["kind"]) == (2, "", "settings")
+    assert "already up" in error["what"]
+    assert "testnet down" in error["next_step"]
     assert told(home, "testnet", "status") == up  # and nothing was harmed
 
     started = [psutil.Process(process["pid"]) for process in up["processes"]]
@@ -99,7 +100,7 @@ def test_a_testnet_goes_up_and_down(home: Path) -> None:
     assert pids_below(home) == []
     for verb in ("status", "epoch", "down"):
         none = run(home, "testnet", verb)
-        assert none.returncode == 1
+        assert none.returncode == 2
         assert "No testnet is up" in none.stderr
 
 

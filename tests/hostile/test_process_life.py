@@ -62,8 +62,10 @@ class Machine:
         self.children[-1] = wait_ready(self.children[-1], START)
         return self.children[-1]
 
-    def refusal(self, *more: object, wallet: str = "dave", limits: Callable[[], None] | None = None) -> str:
-        """What a node that can't start tells: exit status 1, one to three lines, no traceback."""
+    def refusal(
+        self, *more: object, wallet: str = "dave", limits: Callable[[], None] | None = None, code: int = 2
+    ) -> str:
+        """What a node that can't start tells: the exit status of its kind, one to three lines, no traceback."""
         done = subprocess.run(
             self.words(*more, wallet=wallet),
             env=self.environment(),
@@ -75,7 +77,7 @@ class Machine:
             preexec_fn=limits,
         )
         told = [line for line in done.stderr.splitlines() if line.startswith(("error ", "  why ", "  next "))]
-        assert done.returncode == 1, done
+        assert done.returncode == code, done
         assert "Traceback" not in done.stderr + done.stdout, done
         assert 1 <= len(told) <= 3, done
         assert told[0].startswith("error "), done
@@ -165,7 +167,7 @@ async def test_a_disk_that_fills_under_the_journal(
             await session.step(torch.randn(1, 32), number)
             acknowledged += 1
     status, log = await ended(child)
-    assert status == 1, log
+    assert status == 9, log
     told = error_lines(log)
     assert "journal cannot be written" in told[0]
     assert "nothing that was acknowledged is lost" in told[-1]
@@ -181,7 +183,7 @@ async def test_a_killed_daemon_ends_the_node_in_words(client: tuple[Child, Host]
     daemon = next(below for below in psutil.Process(child.pid).children() if "p2pd" in below.name())
     daemon.send_signal(signal.SIGKILL)
     status, log = await ended(child)
-    assert status == 1, log
+    assert status == 6, log
     told = error_lines(log)
     assert "place in the swarm is lost" in told[0]
     assert "start the node again" in told[-1]
@@ -194,7 +196,7 @@ def test_a_chain_that_began_anew_under_old_files(machine: Machine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE nodes SET genesis = ?", (b"\x01" * 32,))
     engine.dispose()
-    told = machine.refusal()
+    told = machine.refusal(code=9)
     assert "another chain" in told
     assert "--new-books" in told
     machine.start("--new-books")
@@ -207,7 +209,7 @@ def test_what_the_system_refuses_is_told_in_words(machine: Machine) -> None:
     assert "peer key" in machine.refusal()
     (folder / "peer.key").rmdir()
     (folder / "journal.db").mkdir()
-    assert "journal.db" in machine.refusal()
+    assert "journal.db" in machine.refusal(code=9)
     (folder / "journal.db").rmdir()
     folder.rename(folder.with_name("elsewhere"))
     folder.write_text("no folder")

@@ -11,20 +11,60 @@ from typing import Any
 
 import typer.main
 
+from hivemint.cli.terminal.failures import EXIT_CODES, INTERRUPTED, OTHER, READER_GONE, TERMINATED
 from hivemint.cli.tree import GROUPS, build
 
 WIDTH = 120
 HEAD = """\
 # The command line
 
-Every verb of `hivemint`, from its own help (`hivemint VERB --help`); `make help-page` writes this page. Every verb
-takes `-h`. Most take `--json`: then one JSON document is alone on stdout. An error is told as what, why and the next
-step, with exit code 1; Ctrl-C is 130. What a variable of the environment sets, the option beside it overrides.
+Every verb of `hivemint`, from its own help (`hivemint help VERB`); `make help-page` writes this page. Every verb takes
+`-h`. All that report something take `--json`: then one JSON document is alone on stdout. What a variable of the
+environment sets, the option beside it overrides. `hivemint --install-completion` teaches your shell verbs, options and
+the names of wallets, models and network files.
+
+An error is told as what, why and the next step. With `--json` it is a document on stdout,
+`{"error": {"kind", "code", "what", "why", "next_step"}}`, and stderr stays empty; of a node's refusal it has `refusal`
+and `retry_after` too. The exit code follows the kind:
 """
+MEANINGS = {
+    2: "a word, an option, a setting, a file that was given",
+    3: "a keystore, a password, a key",
+    4: "a model folder, a span, an architecture",
+    5: "the chain: out of reach, another one, a transaction that reverted",
+    6: "the swarm: peers, links, blocks that nobody serves",
+    7: "refused: by a node, for its price, the account or a limit",
+    8: "a signature, a digest or a hash does not hold",
+    9: "journals, voucher books and other files of ours",
+    10: "the operating system: disk, rights, descriptors, ports",
+}
 
 
 def page() -> str:
-    return "\n".join((HEAD, *_contents(), "", *(line for name in GROUPS for line in _group(name)))).rstrip() + "\n"
+    return (
+        "\n".join(
+            (
+                HEAD.rstrip(),
+                "",
+                *_exit_codes(),
+                "",
+                *_contents(),
+                "",
+                *(line for name in GROUPS for line in _group(name)),
+            )
+        ).rstrip()
+        + "\n"
+    )
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "| exit code | kind | |"
+    yield "|---|---|---|"
+    yield f"| {OTHER} | `other` | what is of no other kind; a machine that `doctor` finds unfit |"
+    for code in sorted(set(EXIT_CODES.values())):
+        kinds = [kind for kind, one in EXIT_CODES.items() if one == code]
+        yield f"| {code} | {', '.join(f'`{kind}`' for kind in kinds)} | {MEANINGS[code]} |"
+    yield f"| {INTERRUPTED}, {TERMINATED}, {READER_GONE} | | Ctrl-C, SIGTERM, the reader of a pipe has gone |"
 
 
 def _contents() -> Iterator[str]:

@@ -12,16 +12,16 @@ from typing import Annotated, Any, TextIO
 import msgspec
 import structlog
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hivemint.cli.terminal.screen import Terminal, fits, records
 from hivemint.protocol.errors import ConfigError, HivemintError
 from hivemint.protocol.text import plain
 
-out = Console()
-err = Console(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 NetworkOption = Annotated[
@@ -54,15 +54,22 @@ def shown(text: str) -> str:
 
 
 def table(title: str, *columns: str, rows: Sequence[tuple[str | Text, ...]]) -> None:
-    """A tidy table; columns that start with '>' are right-aligned. Strings are shown as they are, without markup."""
+    """A tidy table; columns that start with '>' are right-aligned. Strings are shown as they are, without markup.
+
+    Where the terminal is too narrow for it, each row is a few lines: name and value, which can be read and copied.
+    """
+    names = [column.lstrip(">") for column in columns]
+    cells = [tuple(Text(plain(cell)) if isinstance(cell, str) else cell for cell in row) for row in rows]
+    if not fits(out, names, cells):
+        return out.print(records(plain(title), names, cells), soft_wrap=True)
     view = Table(
         title=shown(title), title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
     )
-    for column in columns:
-        view.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        view.add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in row))
-    out.print(view)
+    for column, name in zip(columns, names, strict=True):
+        view.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in cells:
+        view.add_row(*row)
+    return out.print_whole(view)
 
 
 def show_error(error: HivemintError) -> None:
@@ -110,7 +117,8 @@ def quiet_libraries() -> None:
 
 def log_to(stream: TextIO, *, for_people: bool) -> None:
     """structlog for people, or as JSON lines."""
-    renderer: Any = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
+    colors = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=colors) if for_people else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

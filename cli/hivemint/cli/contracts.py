@@ -20,6 +20,7 @@ from hivemint.cli.console import (
     shown,
     table,
 )
+from hivemint.cli.terminal.failures import fail_with
 from hivemint.cli.transact import load_network, unlocked
 from hivemint.protocol.credits import exact_credits, format_credits
 from hivemint.protocol.errors import ChainError, ConfigError
@@ -53,18 +54,20 @@ def compile_(
     with out.status("compiling ..."):
         compiled = compile_contracts(solc)
         differ = stale(compiled) if check else write_artifacts(compiled)
-    if as_json:
-        emit({"solc": SOLC_VERSION, "contracts": list(compiled), "differ": differ, "written": not check})
-    elif differ:
-        out.print(f"{', '.join(differ)}: the artifact was not that of the sources")
-    else:
-        out.print(f"[green]{len(compiled)} contracts[/] compile to the committed artifacts, byte for byte")
+    document = {"solc": SOLC_VERSION, "contracts": list(compiled), "differ": differ, "written": not check}
     if differ and check:
-        raise ConfigError(
+        stale_ones = ConfigError(
             "The committed artifacts are stale",
             why=f"the sources of {', '.join(differ)} compile to other bytes",
             next_step="`hivemint contracts compile` writes them anew; commit them with the sources",
         )
+        fail_with(document, stale_ones, as_json)
+    if as_json:
+        emit(document)
+    elif differ:
+        out.print(f"{', '.join(differ)}: the artifact was not that of the sources")
+    else:
+        out.print(f"[green]{len(compiled)} contracts[/] compile to the committed artifacts, byte for byte")
 
 
 @app.command("standard-json")
@@ -135,15 +138,17 @@ def verify(network: NetworkOption = None, numbers: NumbersOption = None, as_json
 
     place = load_network(network)
     differences: list[str] = run_async(_verified(place, load_numbers(numbers) if numbers else None))
-    if as_json:
-        emit({"network": place.name, "chain_id": place.chain_id, "ok": not differences, "differences": differences})
+    document = {"network": place.name, "chain_id": place.chain_id, "ok": not differences, "differences": differences}
     if differences:
-        raise ChainError(
+        others = ChainError(
             f"The contracts of {place.name} are not what they should be",
             why="; ".join(differences),
             next_step="fund nothing there before you know why",
         )
-    if not as_json:
+        fail_with(document, others, as_json)
+    if as_json:
+        emit(document)
+    else:
         out.print(f"[green]verified[/] all six contracts of {place.name} are those of this package", highlight=False)
 
 

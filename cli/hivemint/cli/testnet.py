@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.panel import Panel
 from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
+from hivemint.cli.terminal.failures import fail_with
 from hivemint.model import local_models
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import ConfigError, HivemintError
@@ -141,13 +143,14 @@ def demo(
     from_checkout()
     story = Story(silent=as_json)
     figures = asyncio.run(run_demo(local_models.resolve(model, home=own_home()), story))
+    if not figures.sound:
+        failed = HivemintError("The demo ran, but not all that it claims came true", why="see its figures")
+        fail_with(msgspec.structs.asdict(figures), failed, as_json)
     if as_json:
         emit(figures)
     else:
         total = figures.seconds["total"]
         story.tell(f"\n[bold]Done[/] in {total:.0f} s. Next: `hivemint testnet up`, and look around.")
-    if not figures.sound:
-        raise HivemintError("The demo ran, but not all that it claims came true", why="see the figures above")
 
 
 def running(folder: Path) -> State:

@@ -2,7 +2,8 @@
 
 import importlib
 import importlib.metadata
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -26,15 +27,42 @@ GROUPS = {
     "swarm": ("hivemint.cli.swarm", "Who serves what: status, bootstrap."),
     "doctor": ("hivemint.cli.doctor:doctor", "Check this machine: libraries, memory, home folder, network, chain."),
     "config": ("hivemint.cli.config", "Settings and where each value comes from: show."),
+    "help": ("hivemint.cli.terminal.about:help_", "What a verb does and which options it has."),
+    "version": ("hivemint.cli.terminal.about:version", "Which version this is, and on what it runs."),
 }
+PROGRAM = "hivemint"
+
+
+def call(words: Sequence[str]) -> int:
+    """Run the verb that `words` name. Returns its exit code; raises what it ends with, and typer's errors of usage."""
+    from hivemint.cli.terminal import completion
+
+    typed = completion.words() or words
+    chosen = next((word for word in typed if not word.startswith("-")), None)
+    code = command(chosen).main(list(words), prog_name=PROGRAM, standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def command(chosen: str | None) -> Any:
+    """The command tree as typer runs it, with what completes its values."""
+    from typer.main import get_command
+
+    from hivemint.cli.terminal import about, completion
+
+    root = get_command(build(chosen))
+    about.tell_whole(root)
+    completion.attach(root)
+    return root
 
 
 def build(chosen: str | None) -> typer.Typer:
     """The command tree. Help needs only the table above, so only the `chosen` group's module is imported."""
+    from hivemint.cli.terminal.about import help_form
+
     app = typer.Typer(
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=help_form(),
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Run large models on many people's machines; earn credits by serving, spend them to go first.",
     )

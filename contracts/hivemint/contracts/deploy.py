@@ -165,7 +165,7 @@ async def check(bindings: Bindings) -> None:
 def load_numbers(path: Path) -> Numbers:
     """Read a file like `contracts/networks/dev.toml`. Raises ConfigError that names the bad field."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The file {path} cannot be read", why=error.strerror or str(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

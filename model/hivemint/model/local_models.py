@@ -22,6 +22,7 @@ from hivemint.model.manifest import CONFIG, Manifest, Progress, all_tensors, bui
 from hivemint.protocol.errors import ModelError
 from hivemint.protocol.home import Home, check_name, private_folder
 from hivemint.protocol.ids import ModelId
+from hivemint.protocol.text import did_you_mean
 
 DEMO = smollm2.NAME
 DEMO_MODEL_ID = smollm2.MODEL_ID
@@ -145,11 +146,11 @@ def _resolve(model: str, home: Home) -> LocalModel:
         return LocalModel(folder.resolve().name, folder.resolve(), home)
     if _HUB_ID.fullmatch(model):
         return LocalModel(model, _from_hub(model), home)
-    names = ", ".join(known.name for known in installed(home)) or "none yet"
+    names = [known.name for known in installed(home)]
     raise ModelError(
         f"unknown model {model!r}",
-        why=f"it is no pulled model ({names}), no folder and no hub id (owner/name)",
-        next_step=f"`hivemint model pull` fetches {DEMO}",
+        why=f"it is no pulled model ({', '.join(names) or 'none yet'}), no folder and no hub id (owner/name)",
+        next_step=did_you_mean(model, {*names, DEMO}, f"`hivemint model pull` fetches {DEMO}"),
     )
 
 

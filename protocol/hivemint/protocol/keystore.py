@@ -20,6 +20,7 @@ from hivemint.protocol.errors import BadInput, ConfigError, WalletError
 from hivemint.protocol.home import Home, check_name, write_private
 from hivemint.protocol.ids import Address
 from hivemint.protocol.signing import Signer
+from hivemint.protocol.text import did_you_mean
 
 SCRYPT_N = 1 << 18
 """The usual cost (geth's standard): about 1 s and 256 MB."""
@@ -88,11 +89,11 @@ class Keystores:
         """By name. Raises WalletError with the names that exist."""
         path = self._path(name)
         if not path.is_file():
-            names = ", ".join(sorted(other.stem for other in self.folder.glob("*.json"))) or "none"
+            names = sorted(other.stem for other in self.folder.glob("*.json"))
             raise WalletError(
                 f"There is no wallet {name!r}",
-                why=f"{self.folder} has: {names}",
-                next_step=f"make it with `hivemint wallet create {name}`",
+                why=f"{self.folder} has: {', '.join(names) or 'none'}",
+                next_step=did_you_mean(name, names, f"make it with `hivemint wallet create {name}`"),
             )
         return Wallet(name, _address(path, _document(path)), path)
 
@@ -124,6 +125,8 @@ def read_password(
         except UnicodeDecodeError:
             raise ConfigError(f"The password file {file} cannot be read", why="it is no UTF-8 text") from None
     if (from_environment := os.environ.get(variable)) is not None:
+        if not _is_text(from_environment):
+            raise ConfigError(f"The password in {variable} cannot be used", why="it is no UTF-8 text")
         return from_environment
     if not os.isatty(0):
         raise BadInput(
@@ -135,6 +138,11 @@ def read_password(
     if confirm and getpass.getpass("Once more: ") != password:
         raise BadInput("The two passwords differ", next_step="try again")
     return password
+
+
+def _is_text(given: str) -> bool:
+    """False for bytes of the environment that are no UTF-8: they come as lone surrogates, which nobody can encode."""
+    return not any("\ud800" <= one <= "\udfff" for one in given)
 
 
 def _document(path: Path) -> dict[str, Any]:

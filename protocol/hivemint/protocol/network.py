@@ -21,6 +21,7 @@ from hivemint.protocol.errors import ConfigError
 from hivemint.protocol.home import check_name
 from hivemint.protocol.ids import Address, ModelId
 from hivemint.protocol.keccak import keccak
+from hivemint.protocol.text import did_you_mean
 
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
 _MAX_BYTES = 1 << 20
@@ -125,7 +126,11 @@ class Network:
         raise ConfigError(
             f"The network {self.name} serves no model {name!r}",
             why=f"it names {', '.join(model.name for model in self.models) or 'none'}",
-            next_step="choose one of these, or add a [[models]] entry to network.toml",
+            next_step=did_you_mean(
+                name,
+                (model.name for model in self.models),
+                "choose one of these, or add a [[models]] entry to network.toml",
+            ),
         )
 
     def manifest(self, model: Model) -> bytes:

@@ -1,6 +1,8 @@
-"""Texts of strangers, made fit to be shown: from the wire, from records, from a model."""
+"""Texts of strangers, made fit to be shown: from the wire, from records, from a model. And words mistyped."""
 
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that a terminal obeys instead of showing: control, direction, surrogates, separators."""
@@ -18,3 +20,16 @@ def plain(text: str, *, keep: str = "") -> str:
     return "".join(
         one if one in keep or one in _JOINERS or unicodedata.category(one) not in _HIDDEN else "\ufffd" for one in text
     )
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Which of `known` was probably meant, whatever its case."""
+    by_form = {one.lower(): one for one in known}
+    found = get_close_matches(word.lower(), by_form, 1)
+    return by_form[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A next step: the likely word, and what to do where it was not meant."""
+    near = nearest(word, known)
+    return f"did you mean {near}? Or else: {otherwise}" if near else otherwise

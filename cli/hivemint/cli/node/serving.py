@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,6 +33,7 @@ from hivemint.cli.node.options import (
     ThreadsOption,
     WireOption,
 )
+from hivemint.cli.terminal.failures import exit_code
 from hivemint.cli.transact import load_network
 from hivemint.protocol.home import Home
 
@@ -107,7 +109,7 @@ def _serve_to_the_end(plan: "ServePlan") -> None:
         run_async(_serve(plan))
     except DeviceHung as error:
         show_error(error)
-        _leave(1)
+        _leave(exit_code(error))
 
 
 def _leave(code: int) -> None:
@@ -115,8 +117,9 @@ def _leave(code: int) -> None:
 
     Sessions, swarm and journal have been closed by now.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 

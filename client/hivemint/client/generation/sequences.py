@@ -15,7 +15,7 @@ from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
 from hivemint.client.pipeline import Pipeline, Plan, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import BadInput, HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
 
 GOODBYE = 5.0
@@ -138,7 +138,7 @@ class Sequence:
             self._cap = int(pipeline.price * self._tokens * self._swarm.replay_margin)
         signed = self._signed + pipeline.signed
         if self._cap is not None and signed + count * pipeline.price > self._cap:
-            raise SwarmError(
+            raise OverLimit(
                 f"The text stops here: going on would cost more than {self._swarm.replay_margin:g} times its plan",
                 why=f"{format_credits(Credits(signed), 18)} are signed, {format_credits(Credits(self.spent), 18)} of "
                 f"them for steps of its own, the limit is {format_credits(Credits(self._cap), 18)}; nodes have lost "

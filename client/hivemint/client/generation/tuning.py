@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from hivemint.client.generation.loop import LoopThread
 from hivemint.client.pipeline import SessionLimit, Swarm, Training
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import BadInput, HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Ceiling:
         """Raises SwarmError where this lane's next pass, beside what all others have signed or begun, is too much."""
         begun = sum(one.begun for one in self.lanes if one is not lane) + lane.signed
         if self.most is not None and begun + wei > self.most:
-            raise SwarmError(
+            raise OverLimit(
                 "The training stops here: going on would cost more than its max_amount",
                 why=f"{format_credits(Credits(begun), 18)} are signed or begun, the next pass costs "
                 f"{format_credits(Credits(wei), 18)}, the limit is {format_credits(self.most, 18)}",
@@ -152,7 +152,7 @@ class TrainingRoute:
         limit = int(self._swarm.replay_margin * self._price * max(self._work, self._asked))
         if self._price and self.signed + wei > limit:
             margin = f"{self._swarm.replay_margin:g}"
-            raise SwarmError(
+            raise OverLimit(
                 f"The training stops here: going on would cost more than {margin} times its plan",
                 why=f"{format_credits(Credits(self.signed), 18)} are signed for this lane, the limit is "
                 f"{format_credits(Credits(limit), 18)}; passes that failed were computed again",

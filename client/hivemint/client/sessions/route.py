@@ -15,7 +15,7 @@ from hivemint.client.pipeline import Hop, Plan
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import MAX_TIMES, Bid
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.errors import OverLimit, SwarmError
 from hivemint.protocol.ids import ONE_CREDIT, Address, BlockIndex, Credits, PeerId
 from hivemint.swarm.identity import peer_text
 from hivemint.swarm.records import CheckedRecord, NodeRecord
@@ -183,7 +183,7 @@ def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[Check
     served = {block for one in usual for block in one.record.blocks}
     if dear := [block for block in range(wish.blocks) if block not in served]:
         lowest = min(one.record.ask for one in records if not set(dear).isdisjoint(one.record.blocks))
-        raise SwarmError(
+        raise OverLimit(
             f"Blocks {_spans(dear)} cost more than the default price ceiling",
             why=f"{note}; their nodes ask {format_credits(lowest, 18)} or more",
             next_step="name a ceiling of your own (--max-price), or use the donated lane (--bid free)",
@@ -200,7 +200,7 @@ def _within_ceiling(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds
     low, high, found = wish.seconds_per_credit, 1e12, _cheapest(records, wish, speeds, 1e12)
     if found is None or found.price > wish.ceiling:
         lowest = found.price if found else route.price
-        raise SwarmError(
+        raise OverLimit(
             f"No route costs at most {format_credits(wish.ceiling)} a token",
             why=f"the cheapest one costs {format_credits(lowest)}",
             next_step="raise the ceiling (--max-price), lower the bid, or use the donated lane (--bid free)",
@@ -308,7 +308,7 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
     """All blocks are there, but not on these conditions: say which condition it is."""
     asks = sorted({one.record.ask for one in records})
     if wish.bid.kind == "amount" and wish.bid.amount < asks[-1]:
-        return SwarmError(
+        return OverLimit(
             f"A bid of {wish.bid} per token and block does not reach all blocks",
             why=f"nodes ask from {format_credits(asks[0], 18)} to {format_credits(asks[-1], 18)}",
             next_step="bid more, or `--bid ask`, or use the donated lane with `--bid free`",
@@ -319,7 +319,7 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
             f"{format_credits(session_amount((wish.bid.at(one.record.ask) or 0) * len(one.record.blocks), wish.work or wish.tokens, wish.margin))}"  # noqa: E501
             for one in records
         ]
-        return SwarmError(
+        return OverLimit(
             "The escrow accounts do not cover a paid route",
             why=f"for {wish.work or wish.tokens} tokens the nodes need " + ", ".join(sorted(set(needs))[:6]),
             next_step="fund them with `hivemint account fund`, ask for fewer tokens, or use `--bid free`",

@@ -21,9 +21,13 @@ _AMOUNT, _RECEIPT = 12, 8  # bytes of a kept voucher: its total, and the beginni
 class PromiseLimit(HivemintError):
     """A promise would pass what its account holds, or what its session was signed for. Nothing was promised."""
 
+    kind = "refused"
+
 
 class UnprovenDebt(HivemintError):
     """A node claims more than this wallet can owe it by its own books, and shows no voucher of another machine."""
+
+    kind = "proof"
 
 
 class Mark(NamedTuple):

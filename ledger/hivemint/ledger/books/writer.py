@@ -28,6 +28,8 @@ _Future = asyncio.Future[None]
 class JournalError(HivemintError):
     """The journal refuses an entry: its session cannot go on. Nothing has changed."""
 
+    kind = "books"
+
 
 class WriteFailed(JournalError):
     """The journal can no longer store anything: its node must not serve."""

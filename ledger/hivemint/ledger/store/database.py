@@ -37,6 +37,8 @@ _BUSY_MS = 10_000
 class StoreError(HivemintError):
     """A database cannot be opened, read or written."""
 
+    kind = "books"
+
 
 def database_url(path: Path) -> str:
     """The URL of a SQLite file."""
