@@ -8,7 +8,7 @@ import typer
 
 GROUPS = {
     "model": ("hivemint.cli.model", "Models on this machine: pull, info, list."),
-    "wallet": ("hivemint.cli.wallet.wallets", "Encrypted keystores: create, import, list, show."),
+    "wallet": ("hivemint.cli.wallet.wallets", "Encrypted keystores: create, import, list, show, send."),
     "key": ("hivemint.cli.wallet.keys", "Session keys of a wallet: authorize, revoke."),
     "account": (
         "hivemint.cli.wallet.account",
