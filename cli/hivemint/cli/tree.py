@@ -21,7 +21,7 @@ GROUPS = {
     "chat": ("hivemint.cli.chat:chat", "Talk with a model through the swarm."),
     "generate": ("hivemint.cli.chat:generate", "One answer to one prompt, streamed."),
     "ledger": ("hivemint.cli.ledger", "Indexer, JSON API and the page of the swarm."),
-    "testnet": ("hivemint.cli.testnet", "The whole thing on this machine: up, status, epoch, demo, down."),
+    "testnet": ("hivemint.cli.testnet", "The whole thing on this machine: up, status, epoch, faucet, demo, down."),
     "contracts": ("hivemint.cli.contracts", "Compile, deploy and inspect the contracts."),
     "swarm": ("hivemint.cli.swarm", "Who serves what: status, bootstrap."),
     "doctor": ("hivemint.cli.doctor:doctor", "Check this machine: libraries, memory, home folder, network, chain."),
