@@ -125,13 +125,41 @@ async def test_auto_pays_where_it_can_and_says_why_where_not(tmp_path: Path) -> 
     world.chain.funded[second.operator.address] = 10
     plan = await world.client.plan(60)
     assert plan.lane == "donated"
-    assert plan.unpaid == f"the escrow at {short_name(second.peer)} covers {format_credits(10, 9)} of {needed}"
+    covers = format_credits(10, 9, symbol=False)
+    assert plan.unpaid == f"the escrow at {short_name(second.peer)} covers {covers} of {needed}"
     assert plan.notes[-1] == f"donated lane: {plan.unpaid}"
     pipeline = await world.client.open(60)
     assert pipeline.plan.unpaid == plan.unpaid
     await pipeline.close()
     world.chain.funded.update({node.operator.address: 0 for node in world.nodes})
-    assert (await world.client.plan(60)).unpaid == "no escrow at its nodes has credits left"
+    lacks = [f"no escrow is funded at {short_name(node.peer)}" for node in world.nodes]
+    assert (await world.client.plan(60)).unpaid == ", ".join(lacks)
+    world.chain.funded[second.operator.address] = FUNDS
+    world.chain.thawing.add(second.operator.address)
+    plan = await world.client.plan(60)
+    assert f"the escrow at {short_name(second.peer)} thaws until " in plan.notes[-1]
+    assert "fund" not in plan.unpaid.partition("thaws")[2]
+    world.chain.thawing.clear()
+    world.chain.funded.update({node.operator.address: FUNDS for node in world.nodes})
+    assert (await world.client.plan(60)).unpaid == ""
+    await world.client.close()
+
+
+async def test_an_account_that_thaws_is_opened_again_not_funded(tmp_path: Path) -> None:
+    """Where only paid work is asked for, the refusal names each node and the cure that helps."""
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK), FakeNode(15, 30, ask=ASK))
+    first, second = world.nodes
+    world.chain.funded[first.operator.address] = 10
+    with pytest.raises(SwarmError) as short:
+        await world.client.plan(60)
+    assert f"the escrow at {short_name(first.peer)} covers " in short.value.why
+    assert "account fund" in short.value.next_step
+    world.chain.thawing.add(second.operator.address)
+    with pytest.raises(SwarmError) as thawing:
+        await world.client.plan(60)
+    assert f"the escrow at {short_name(second.peer)} thaws until" in thawing.value.why
+    assert "account cancel" in thawing.value.next_step
+    assert "account fund" not in thawing.value.next_step
     await world.client.close()
 
 
@@ -140,6 +168,7 @@ async def test_a_price_ceiling_that_leaves_no_paid_route_is_why(tmp_path: Path) 
     plan = await world.client.plan(60)
     assert plan.lane == "donated"
     assert plan.unpaid.startswith("No route costs at most")
+    assert "the cheapest one costs" in plan.unpaid
     await world.client.close()
 
 
@@ -295,7 +324,9 @@ async def test_auto_goes_free_where_a_node_counts_the_deposit_later(tmp_path: Pa
     pipeline = await world.client.open(60)
     assert pipeline.sessions[0].price == 0
     assert pipeline.plan.lane == "donated"
-    assert pipeline.plan.unpaid, "the node's word: the deposit does not count there yet"
+    name = short_name(world.nodes[0].peer)
+    assert pipeline.plan.unpaid.startswith(f"the deposit at {name} does not count there yet")
+    assert pipeline.plan.notes[-1] == f"donated lane: {pipeline.plan.unpaid}"
     await pipeline.close()
     await world.client.close()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,20 +12,20 @@ from rich.panel import Panel
 from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
+from hivemint.cli.faucet import faucet
 from hivemint.cli.terminal.failures import fail_with
 from hivemint.model import local_models
-from hivemint.protocol.credits import format_credits
+from hivemint.protocol.credits import exact_credits, format_credits
 from hivemint.protocol.errors import ConfigError, HivemintError
 from hivemint.protocol.home import Home
+from hivemint.protocol.ids import Credits
 from hivemint.protocol.network import Network
 from hivemint.testnet.checkout import from_checkout
 from hivemint.testnet.devchain import CHAIN_ID, dev_signers
-from hivemint.testnet.localnet import PEOPLE, Layout, LocalNet, State, next_epoch, read_state, stop
+from hivemint.testnet.localnet import PEOPLE, Layout, LocalNet, State, read_state, stop
 
-app = typer.Typer(help="The whole thing on this machine: up, status, epoch, demo, down.")
-
-NODES_TIME = 15.0
-"""Seconds in which a node of the testnet has looked at the chain at least twice."""
+app = typer.Typer(help="The whole thing on this machine: up, status, epoch, faucet, demo, down.")
+app.command()(faucet)
 ModelArgument = Annotated[str, typer.Argument(help="Name of a pulled model, a folder, or a hub id.")]
 
 
@@ -46,9 +46,17 @@ def default_folder() -> Path:
 def up(
     model: ModelArgument = local_models.DEMO,
     nodes: Annotated[int, typer.Option(min=1, max=6, help="The blocks are shared out evenly.")] = 2,
+    epochs: Annotated[
+        int,
+        typer.Option(min=0, max=30, help="Let so many days pass first; with 3 there are credits, earned and minted."),
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start chain, contracts, bootstrap peer, nodes and ledger in the background; print where everything is."""
+    """Start chain, contracts, bootstrap peer, nodes and ledger in the background; print where everything is.
+
+    `--epochs 3`: nodes do donated work, claim and mint while days pass on the chain's clock, and their owners send Bob
+    a part. There is no premint: the credits come from real receipts.
+    """
     from_checkout()
     net = LocalNet(default_folder(), local_models.resolve(model, home=own_home()))
     with out.status("starting ...") as spinner:
@@ -57,10 +65,38 @@ def up(
             spinner.update(f"starting: {what} ...")
 
         state = run_async(net.up(Layout(nodes=nodes), tell))
+        credits = _first_credits(net, epochs, lambda what: spinner.update(f"{what} ..."), as_json)
     if as_json:
-        emit(describe(net.folder, state))
-    else:
-        show(net.folder, state)
+        emit({**describe(net.folder, state), **({"credits": credits} if epochs else {})})
+        return
+    show(net.folder, state, net.model_argument)
+    if epochs:
+        _tell_credits(credits)
+
+
+def _first_credits(net: LocalNet, epochs: int, tell: Callable[[str], None], quiet: bool) -> dict[str, Credits]:
+    """What people hold when the epochs have passed; the testnet stays up if that fails, and the error says so."""
+    if not epochs:
+        return {}
+    from hivemint.testnet.first_credits import earn
+
+    def told(what: str) -> None:
+        tell(what)
+        if not quiet:
+            out.print(f"[dim]{what}[/]", highlight=False)
+
+    return asyncio.run(earn(net, epochs, told))
+
+
+def _tell_credits(credits: dict[str, Credits]) -> None:
+    """Who has what, and what to do with it."""
+    out.print("\n[bold]Credits[/]  minted for donated work; nothing was there before")
+    for name, amount in credits.items():
+        if amount:
+            out.print(f"  {name:<6} {format_credits(amount)}", highlight=False)
+    if each := credits.get("bob", 0) // 4:
+        words = shlex.join(("hivemint", "account", "fund", f"{exact_credits(each)}", "--wallet", "bob"))
+        out.print(f"pay    {words}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -100,21 +136,10 @@ def epoch(as_json: JsonFlag = False) -> None:
 
 async def _epoch(network: Network, state: State) -> dict[str, Any]:
     """The new epoch, and what the wallets hold when the nodes have claimed and minted, or have had their time to."""
-    from hivemint.contracts.bindings import Bindings, Status
+    from hivemint.testnet.first_credits import held, pass_epoch
 
-    keys = dict(zip(PEOPLE, dev_signers()[1::2], strict=False))
-    nodes = [dev_signers()[PEOPLE.index(plan.owner) * 2 + 2].address for plan in state.nodes]
-    now = await next_epoch(network)
-    async with await Bindings.connect(network) as contracts:
-        emission, deadline = contracts.emission, time.monotonic() + NODES_TIME
-        while time.monotonic() < deadline:
-            claimed = [(await emission.claim_of(node, now - 1)).units > 0 for node in nodes]
-            owed = [(await emission.pending(node, now - 2)).status is Status.MINTABLE for node in nodes]
-            if all(claimed) and not any(owed):
-                break
-            await asyncio.sleep(0.5)
-        credits = {name: await contracts.token.balance(signer.address) for name, signer in keys.items()}
-    return {"epoch": now, "credits": credits}
+    now = await pass_epoch(network, state.nodes)
+    return {"epoch": now, "credits": await held(network)}
 
 
 @app.command()
@@ -174,7 +199,7 @@ def describe(folder: Path, state: State) -> dict[str, object]:
     }
 
 
-def show(folder: Path, state: State) -> None:
+def show(folder: Path, state: State, model: str = local_models.DEMO) -> None:
     """Accounts the way Hardhat prints them, then one table of addresses and URLs."""
     signers = dev_signers()
     out.print("[bold]Accounts[/]  10,000 coins each; wallets of these names lie in the testnet's home")
@@ -190,12 +215,16 @@ def show(folder: Path, state: State) -> None:
     rows += [(plan.operator, f"blocks {plan.blocks}, owner {plan.owner}") for plan in state.nodes]
     rows += [("network file", str(folder / "network.toml")), ("password file", str(folder / "password"))]
     table("Testnet", "what", "where", rows=rows)
-    place = shown(shlex.quote(str(folder)))
-    out.print(
-        f"\nnext  export HIVEMINT_NETWORK={place}/network.toml HIVEMINT_HOME={place}/home\n"
-        "      export HIVEMINT_PASSWORD=hivemint\n"
-        "      hivemint chat --wallet bob\n"
-        "      hivemint testnet status | epoch | demo | down",
-        highlight=False,
-        soft_wrap=True,
+    words = shlex.join(
+        ("hivemint", "chat", *(() if model == local_models.DEMO else ("--model", model)), "--wallet", "bob")
     )
+    exports = (
+        f"export HIVEMINT_NETWORK={shlex.quote(str(folder / 'network.toml'))}",
+        f"export HIVEMINT_HOME={shlex.quote(str(folder / 'home'))}",
+        "export HIVEMINT_PASSWORD=hivemint",
+        words,
+        "hivemint testnet status   # also: epoch, faucet, demo, down",
+    )
+    out.print("\nnext")
+    for line in exports:  # each of them runs as printed
+        out.print(shown(line), highlight=False, soft_wrap=True)

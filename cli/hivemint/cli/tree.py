@@ -9,7 +9,7 @@ import typer
 
 GROUPS = {
     "model": ("hivemint.cli.model", "Models on this machine: pull, info, list."),
-    "wallet": ("hivemint.cli.wallet.wallets", "Encrypted keystores: create, import, list, show."),
+    "wallet": ("hivemint.cli.wallet.wallets", "Encrypted keystores: create, import, list, show, send."),
     "key": ("hivemint.cli.wallet.keys", "Session keys of a wallet: authorize, revoke."),
     "account": (
         "hivemint.cli.wallet.account",
@@ -22,7 +22,7 @@ GROUPS = {
     "chat": ("hivemint.cli.chat:chat", "Talk with a model through the swarm."),
     "generate": ("hivemint.cli.chat:generate", "One answer to one prompt, streamed."),
     "ledger": ("hivemint.cli.ledger", "Indexer, JSON API and the page of the swarm."),
-    "testnet": ("hivemint.cli.testnet", "The whole thing on this machine: up, status, epoch, demo, down."),
+    "testnet": ("hivemint.cli.testnet", "The whole thing on this machine: up, status, epoch, faucet, demo, down."),
     "contracts": ("hivemint.cli.contracts", "Compile, deploy and inspect the contracts."),
     "swarm": ("hivemint.cli.swarm", "Who serves what: status, bootstrap."),
     "doctor": ("hivemint.cli.doctor:doctor", "Check this machine: libraries, memory, home folder, network, chain."),

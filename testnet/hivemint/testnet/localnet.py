@@ -203,7 +203,7 @@ class LocalNet:
         command = hivemint(
             "node",
             "start",
-            self._model_argument(),
+            self.model_argument,
             "--blocks",
             plan.blocks,
             "--wallet",
@@ -219,7 +219,8 @@ class LocalNet:
         )
         return await self._start(plan.operator, command, NODE_START, settings)
 
-    def _model_argument(self) -> str:
+    @property
+    def model_argument(self) -> str:
         """The name, where the testnet's home can see the user's store of models; else the folder."""
         store, seen = self.model.home.models, self.home.root / "models"
         if self.model.folder.parent != store:

@@ -1,4 +1,4 @@
-"""`hivemint wallet create | import | list | show`: encrypted keystores."""
+"""`hivemint wallet create | import | list | show | send`: encrypted keystores."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,12 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, emit, out, run_async, shown, table
+from hivemint.cli.wallet.sending import send
+from hivemint.cli.wallet.sources import ways_to_credits
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, WalletError
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, SCRYPT_N, Keystores, Wallet, read_password
 from hivemint.protocol.network import Network
 
-app = typer.Typer(help="Encrypted keystores: create, import, list, show.")
+app = typer.Typer(help="Encrypted keystores: create, import, list, show, send.")
+app.command()(send)
 NameArgument = Annotated[str, typer.Argument(help="Name of the wallet.", metavar="NAME")]
 WeakFlag = Annotated[
     bool, typer.Option("--weak", help="Encrypt quickly instead of well. Only for keys that guard nothing.")
@@ -66,8 +69,12 @@ def show(name: NameArgument, network: NetworkOption = None, as_json: JsonFlag = 
     """One wallet's address; with a network also its credits and the coin that pays for gas."""
     wallet = Keystores().find(name)
     document = _described(wallet)
+    ways: tuple[str, ...] = ()
     if network is not None:
-        document |= run_async(_balances(Network.load(network), wallet))
+        place = Network.load(network)
+        document |= run_async(_balances(place, wallet))
+        ways = () if document["credits"] else ways_to_credits(place, name)
+        document["ways_to_credits"] = list(ways)
     if as_json:
         emit(document)
         return
@@ -76,6 +83,8 @@ def show(name: NameArgument, network: NetworkOption = None, as_json: JsonFlag = 
     if "credits" in document:
         out.print(f"[dim]credits[/]  {format_credits(document['credits'])}", highlight=False)
         out.print(f"[dim]coin[/]     {document['coin'] / 10**18:.6f} (pays for gas and stake)", highlight=False)
+    for way in ways:
+        out.print(f"[dim]get some[/] {shown(way)}", highlight=False, soft_wrap=True)
 
 
 async def _balances(network: Network, wallet: Wallet) -> dict[str, int]:

@@ -31,6 +31,10 @@ class MissingBlocks(SwarmError):
     """Some blocks are served by nobody now."""
 
 
+class NotCovered(OverLimit):
+    """All blocks are there at the bid, but the escrow accounts do not cover a route."""
+
+
 def short_name(peer: PeerId) -> str:
     """For people: the end of a peer id, where ids differ."""
     return peer_text(peer)[-8:]
@@ -150,21 +154,6 @@ def plan_route(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds) -> 
     _check_covered(records, wish.blocks)
     usual, notes = _usual(records, wish)
     return replace(_within_ceiling(usual, wish, speeds), notes=notes)
-
-
-def shortfall(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds) -> str:
-    """Why there is no paid route, in a line: which escrow does not cover its part of the cheapest one, or what else."""
-    try:
-        route = plan_route(records, replace(wish, funds=None), speeds)
-    except SwarmError as error:
-        return error.what
-    lacking = [(leg, wish.funds.get(leg.operator, 0)) for leg in route.legs] if wish.funds is not None else []
-    parts = [
-        f"the escrow at {short_name(leg.peer)} covers {format_credits(funds, 9)} of {format_credits(needed, 9)}"
-        for leg, funds in lacking
-        if (needed := session_amount(leg.price, wish.work or wish.tokens, wish.margin)) > funds
-    ]
-    return ", ".join(parts) or "the escrow accounts do not cover a paid route"
 
 
 def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[CheckedRecord], tuple[str, ...]]:
@@ -319,7 +308,7 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
             f"{format_credits(session_amount((wish.bid.at(one.record.ask) or 0) * len(one.record.blocks), wish.work or wish.tokens, wish.margin))}"  # noqa: E501
             for one in records
         ]
-        return OverLimit(
+        return NotCovered(
             "The escrow accounts do not cover a paid route",
             why=f"for {wish.work or wish.tokens} tokens the nodes need " + ", ".join(sorted(set(needs))[:6]),
             next_step="fund them with `hivemint account fund`, ask for fewer tokens, or use `--bid free`",

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
-from hivemint.client.sessions.route import MissingBlocks, Route, Wish, plan_route, shortfall
+from hivemint.client.sessions.route import MissingBlocks, NotCovered, Route, Wish, plan_route
+from hivemint.client.sessions.shortfall import NodeFunds, not_covered, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.protocol.errors import SwarmError
@@ -47,19 +48,22 @@ class RoutePlanner:
         )
         if not bid.paid:
             return replace(plan_route(records, wish, speeds), unpaid=unpaid)
-        funds = await self._funds(records)
+        accounts = await self._funds(records)
+        funds = None if accounts is None else {node: one.left for node, one in accounts.items()}
         if bid.kind != "auto":
-            return plan_route(records, replace(wish, funds=funds), speeds)
+            try:
+                return plan_route(records, replace(wish, funds=funds), speeds)
+            except NotCovered:
+                raise not_covered(records, wish, speeds, accounts or {}) from None
         if not any(one.record.ask for one in records):  # nobody asks for anything
             return plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds)
         paying = replace(wish, bid=Bid("times"), funds=funds)
-        if funds and any(funds.values()):
+        if funds is not None:
             try:
                 return plan_route(records, paying, speeds)
             except SwarmError:  # not enough for a paid route: donated work is what `auto` stands for then
-                unpaid = shortfall(records, paying, speeds)
-        else:
-            unpaid = "this network names no chain" if funds is None else "no escrow at its nodes has credits left"
+                pass
+        unpaid = shortfall(records, paying, speeds, accounts)
         return replace(plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds), unpaid=unpaid)
 
     async def awaited(
@@ -76,7 +80,7 @@ class RoutePlanner:
                 await asyncio.sleep(_LOOK_AGAIN)
                 self._nodes.forget()
 
-    async def _funds(self, records: list[CheckedRecord]) -> dict[Address, int] | None:
+    async def _funds(self, records: list[CheckedRecord]) -> dict[Address, NodeFunds] | None:
         """What each node's account still admits: funded, less what is owed already. None where no chain is known."""
         payer = self._payer
         if payer.chain is None:
@@ -84,6 +88,13 @@ class RoutePlanner:
         nodes = sorted({one.record.operator for one in records})
         accounts, totals = await payer.chain.accounts(payer.who.client, nodes), payer.book.totals()
         payer.funded.update({node: account.funded for node, account in accounts.items()})
-        owed = {node: max(account.collected, totals.get(node, (0, 0))[1]) for node, account in accounts.items()}
         reserved = self._reserved()
-        return {node: max(0, one.funded - owed[node] - reserved.get(node, 0)) for node, one in accounts.items()}
+        return {
+            node: NodeFunds(
+                funded=account.funded,
+                owed=max(account.collected, totals.get(node, (0, 0))[1]),
+                reserved=reserved.get(node, 0),
+                thaw_end=account.thaw_end,
+            )
+            for node, account in accounts.items()
+        }

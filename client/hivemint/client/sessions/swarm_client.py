@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import structlog
 
 from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
-from hivemint.client.sessions.errors import NodeEquivocated
+from hivemint.client.sessions.errors import NodeEquivocated, NodeRefusal
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.sessions.pipelines.relay import Relay
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
-from hivemint.client.sessions.route import Route
+from hivemint.client.sessions.route import Route, short_name
 from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.route_planner import RoutePlanner
 from hivemint.client.sessions.speeds import Allowance, Speeds
@@ -242,8 +242,17 @@ class SwarmClient:
 
 
 def _told(error: Refusal) -> str:
-    """A node's own words, in one line."""
-    return plain(f"a node says: {error.what}" + (f" ({error.why})" if error.why else ""))
+    """Which node's account does not count as this client reads it, and the node's own words, in one line."""
+    told = f"{error.what} ({error.why})" if error.why else error.what
+    if not isinstance(error, NodeRefusal):
+        return plain(f"a node says: {told}")
+    node, refused = short_name(error.leg.peer), error.refused
+    if error.code == Code.THAWING:
+        return f"the escrow at {node} thaws"
+    if error.code != Code.FUNDS:
+        return plain(f"{node} says: {refused.what}" + (f" ({refused.why})" if refused.why else ""))
+    words = f" ({refused.why})" if refused.why else ""
+    return plain(f"the deposit at {node} does not count there yet, or other sessions of this wallet reserve it{words}")
 
 
 async def connect(

@@ -1,0 +1,57 @@
+"""`hivemint testnet faucet`: coin and credits of the local testnet for a wallet or an address."""
+
+from typing import Annotated
+
+import typer
+
+from hivemint.cli.console import JsonFlag, NetworkOption, emit, out, run_async
+from hivemint.cli.transact import check_address
+from hivemint.protocol.credits import exact_credits, parse_coins, parse_credits
+from hivemint.protocol.errors import BadInput
+from hivemint.protocol.keystore import Keystores
+from hivemint.protocol.network import Network
+
+
+def faucet(
+    to: Annotated[str, typer.Argument(help="A wallet's name, or an address.", metavar="NAME|ADDRESS")],
+    coin: Annotated[str, typer.Option(help="How much coin, at most 100.")] = "10",
+    credits: Annotated[
+        str | None,
+        typer.Option(help="How many credits of those that node owners have earned. Default: a quarter of each's."),
+    ] = None,
+    network: NetworkOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Coin from the testnet's rich account, and credits from the owners of its nodes. Nothing is minted for it.
+
+    On the local testnet alone: another network is refused.
+    """
+    from hivemint.cli.testnet import default_folder, running
+    from hivemint.testnet.first_credits import drip
+
+    folder = default_folder()
+    place = Network.load(network) if network is not None else None
+    state = running(folder)
+    own = Network.load(folder / "network.toml")
+    if place is not None and (place.chain_id, place.contracts) != (own.chain_id, own.contracts):
+        raise BadInput(
+            "The faucet is of the local testnet alone",
+            why=f"{place.name} (chain {place.chain_id}) is another network",
+            next_step="leave --network and HIVEMINT_NETWORK out",
+        )
+    address = check_address(to) if to.startswith("0x") else Keystores().find(to).address
+    wei, wanted = parse_coins(coin), None if credits is None else int(parse_credits(credits))
+    given, sent = run_async(drip(own, state.nodes, address, wei, wanted))
+    if as_json:
+        emit({"to": address, "coin_wei": given, "credits_wei": sent})
+        return
+    out.print(f"[green]{exact_credits(given)} coin[/] sent to {address}", highlight=False, soft_wrap=True)
+    if sent:
+        out.print(f"[green]{exact_credits(sent)} HMC[/] sent by the owners of the testnet's nodes", highlight=False)
+    else:
+        out.print(
+            "no credits: the owners of the testnet's nodes hold none yet. Ask the nodes something, then let two days "
+            "pass with `hivemint testnet epoch`, or begin with `hivemint testnet up --epochs 3`",
+            soft_wrap=True,
+            highlight=False,
+        )
