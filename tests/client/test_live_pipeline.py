@@ -11,12 +11,13 @@ from hivemint.client.pipeline import SessionLimit
 from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.sessions.payer import NodeUnproven
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
-from hivemint.client.sessions.route import session_amount, short_name
+from hivemint.client.sessions.route import session_amount
 from hivemint.client.settings import Bid
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import SwarmError
 from hivemint.protocol.ids import Credits
+from hivemint.protocol.node_name import node_name
 from support.client_world import ASK, FUNDS, WALLET, World, decode, rows
 from support.fake_swarm import DOMAIN, Books, FakeNode
 from support.promises import GENESIS
@@ -125,7 +126,9 @@ async def test_auto_pays_where_it_can_and_says_why_where_not(tmp_path: Path) -> 
     world.chain.funded[second.operator.address] = 10
     plan = await world.client.plan(60)
     assert plan.lane == "donated"
-    assert plan.unpaid == f"the escrow at {short_name(second.peer)} covers {format_credits(10, 9)} of {needed}"
+    assert (
+        plan.unpaid == f"the escrow at {node_name(second.operator.address)} covers {format_credits(10, 9)} of {needed}"
+    )
     assert plan.notes[-1] == f"donated lane: {plan.unpaid}"
     pipeline = await world.client.open(60)
     assert pipeline.plan.unpaid == plan.unpaid

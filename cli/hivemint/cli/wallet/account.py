@@ -18,6 +18,7 @@ from hivemint.cli.console import (
     run_async,
     table,
 )
+from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import (
     HoursOption,
     NodeArgument,
@@ -53,7 +54,8 @@ app.command()(close)
 def fund(
     amount: Annotated[str, typer.Argument(help="Credits for each node, e.g. 2.5", metavar="AMOUNT")],
     node: Annotated[
-        list[str] | None, typer.Option(help="A node's operator address; may be repeated. Default: all in the swarm.")
+        list[str] | None,
+        typer.Option(help="A node's name or operator address; may be repeated. Default: all in the swarm."),
     ] = None,
     client: Annotated[str | None, typer.Option(help="Deposit for another wallet's address.")] = None,
     network: NetworkOption = None,
@@ -68,7 +70,8 @@ def fund(
     credits = parse_credits(amount)
     if not credits:
         raise BadInput("There is nothing to deposit", why="the amount is zero")
-    place, nodes = load_network(network), [check_address(one) for one in node or ()]
+    place = load_network(network)
+    nodes = [operator_of(one, place, quiet=as_json) for one in node or ()]
     payee = check_address(client) if client else None
     if payee and sign_only:
         raise BadInput("An order deposits for its own wallet", next_step="leave --client or --sign-only out")
@@ -99,7 +102,8 @@ def _at_a_node(name: str, text: str, done: str, act: NodeAct, kind: NodeOrder) -
         nonce: NonceOption = None,
         as_json: JsonFlag = False,
     ) -> None:
-        operator = check_address(node)
+        place = load_network(network)
+        operator = operator_of(node, place, wallet=wallet, quiet=as_json)
 
         async def send(contracts: "Bindings", signer: Signer) -> "Mined":
             return await act(contracts.settlement, signer, operator)
@@ -108,7 +112,7 @@ def _at_a_node(name: str, text: str, done: str, act: NodeAct, kind: NodeOrder) -
             return kind(ready.client, operator, ready.nonce, ready.deadline)
 
         signing = SignOnly(sign_only, hours, nonce)
-        send_or_sign(load_network(network), wallet, password_file, send, order, done, signing, as_json)
+        send_or_sign(place, wallet, password_file, send, order, done, signing, as_json)
 
     app.command(name, help=text)(verb)
 
