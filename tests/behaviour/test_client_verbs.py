@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from hivemint.cli import chat
+from hivemint.cli.talk.joining import check_unpaid, tokenizer_of
 from hivemint.cli.wallet import account, keys, wallets
 from hivemint.client.sessions.swarm_client import connect
 from hivemint.client.sessions.wallet import ContractPort, Identity
@@ -98,7 +99,7 @@ def test_without_a_wallet_work_is_asked_for_as_donated_and_that_is_said(
     """No keystore, no password: the first thing that is missing is the model."""
     error = error_of(talk, "generate", "hi", "--network", str(testchain.network.path), "--model", "x", *asked)
     assert isinstance(error, ModelError)
-    chat._check_unpaid("auto", None, quiet=False)
+    check_unpaid("auto", None, quiet=False)
     assert "no wallet: asking for donated work" in capsys.readouterr().err
 
 
@@ -119,7 +120,7 @@ def test_a_folder_without_a_usable_tokenizer(tmp_path: Path, content: str | None
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match=str(tmp_path)):
-        chat._tokenizer(tmp_path)
+        tokenizer_of(tmp_path)
 
 
 def test_an_unreachable_chain_is_told(tmp_path: Path, testchain: TestChain) -> None:

@@ -160,6 +160,10 @@ class SwarmClient:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
         return await self._planner.route(tokens, self.settings, self.speeds, work=work)
 
+    async def spendable(self) -> dict[Address, int] | None:
+        """What the account at each node of this model still admits, in wei. None where no chain is known."""
+        return await self._planner.spendable()
+
     async def along(self, route: Route, tokens: int) -> LivePipeline:
         """A pipeline over these nodes."""
         sessions = await self._opener.open(route, tokens, self.settings, self.speeds)
