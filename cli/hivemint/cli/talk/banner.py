@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
 from hivemint.cli.console import err
 from hivemint.cli.talk.answers import Asking, encode
 from hivemint.cli.talk.joining import Joined, spinner
 from hivemint.cli.talk.means import Means, means_of
+from hivemint.cli.talk.views import two_columns
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.text import plain
@@ -28,16 +28,10 @@ def show_banner(place: Joined, how: Asking) -> None:
 
 
 def banner(place: Joined, lane: str, means: Means | None) -> Table:
-    """A table of two columns that is readable at any width."""
     model = f"{place.name}, {place.model.config.num_hidden_layers} blocks at the nodes of {place.network.name}"
     money = f"{place.wallet}: {means}" if means else "no wallet, nothing is paid (--wallet NAME pays, and goes first)"
     rows = {"model": model, "lane": lane, "balance": money, "privacy": READERS, "leave": LEAVING}
-    view = Table.grid(padding=(0, 2))
-    view.add_column(style="dim", no_wrap=True)
-    view.add_column(overflow="fold")
-    for label, text in rows.items():
-        view.add_row(label, Text(plain(text)))
-    return view
+    return two_columns(rows)
 
 
 def _lane(place: Joined, how: Asking) -> str:

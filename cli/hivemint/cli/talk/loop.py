@@ -12,7 +12,7 @@ from hivemint.cli.talk.answers import Asking, ask, encode
 from hivemint.cli.talk.joining import Joined
 from hivemint.cli.talk.lines import Lines, answering
 from hivemint.cli.talk.means import means_of
-from hivemint.cli.talk.views import show
+from hivemint.cli.talk.views import say, show, two_columns
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError
 from hivemint.protocol.home import write_private
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from hivemint.client.generation.sequences import Turns
 
 COMMANDS = {
-    "/help": "these words",
+    "/help": "show these words",
     "/bye": "leave; so does Ctrl-D, or Ctrl-C twice",
     "/cost": "what this chat has cost, and what may still be spent",
-    "/lane": "lane, nodes and price of the next answer; /lane free, auto, ask, 2x or an amount sets the bid",
-    "/system": "what the model is told before the first question; /system TEXT changes it",
-    "/save": "write the chat down; /save FILE names the file (.json for JSON)",
+    "/lane": "lane, nodes and price of the next answer; /lane BID sets the bid",
+    "/system": "what the model is told first; /system TEXT changes it",
+    "/save": "write the chat down; /save FILE names it (.json for JSON)",
     "/clear": "forget what was said, and begin anew",
 }
 _KEYS = "Ctrl-C ends an answer. Alt-Enter begins a new line, a paste is one message. Arrows bring back earlier ones."
@@ -111,11 +111,13 @@ class Talk:
         if self._how.quiet:
             emit({"command": word, **(document or {"text": text})})
         else:
-            err.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+            say(text)
 
     def _help(self, _: str) -> None:
-        words = [f"{word:<8} {text}" for word, text in COMMANDS.items()]
-        self._tell("/help", "\n".join([*words, _KEYS]))
+        if self._how.quiet:
+            return emit({"command": "/help", "commands": COMMANDS})
+        err.print(two_columns(COMMANDS))
+        return say(_KEYS)
 
     def _cost(self, _: str) -> None:
         bill, means = self._bill, means_of(self._place.model, self._place.network) if self._place.wallet else None

@@ -1,7 +1,9 @@
 """How an answer's bill and a plan look, for people and as JSON."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich.table import Table
 from rich.text import Text
 
 from hivemint.cli.console import emit, err, out, table
@@ -17,7 +19,22 @@ def show(answer: Answer, as_json: bool) -> None:
     """The text is on the terminal already: what remains are its figures."""
     if as_json:
         return emit(answer.document())
-    return err.print(Text(str(answer), style="dim"), highlight=False, soft_wrap=True)
+    return say(str(answer))
+
+
+def say(text: str) -> None:
+    """Beside the answers, on stderr: broken between words on a terminal, one line elsewhere."""
+    err.print(Text(text, style="dim"), highlight=False, soft_wrap=not err.is_terminal)
+
+
+def two_columns(rows: Mapping[str, str]) -> Table:
+    """Labels and what they mean, readable at any width."""
+    view = Table.grid(padding=(0, 2))
+    view.add_column(style="dim", no_wrap=True)
+    view.add_column(overflow="fold")
+    for label, text in rows.items():
+        view.add_row(label, Text(plain(text)))
+    return view
 
 
 def show_plan(plan: "Plan", as_json: bool) -> None:
