@@ -11,7 +11,9 @@ import pytest
 import typer
 
 from hivemint.cli import chat
+from hivemint.cli.talk.answers import Answer
 from hivemint.cli.talk.joining import check_unpaid, tokenizer_of
+from hivemint.cli.talk.views import show
 from hivemint.cli.wallet import account, keys, wallets
 from hivemint.client.generation.bill import Bill
 from hivemint.client.pipeline import Hop, Plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.cli.talk.lines import PipedLines, answering, history_file, message_of
+from hivemint.cli.talk.lines import PipedLines, history_file, message_of, unseen
 from hivemint.protocol.errors import BadInput, ConfigError
 from hivemint.protocol.home import Home
 
@@ -15,7 +15,7 @@ def test_a_pipe_is_a_message_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("sys.stdin", io.StringIO("one \n\n /bye\nlast"))
     lines = PipedLines()
     assert [lines.next() for _ in range(5)] == ["one", "", "/bye", "last", None]
-    with answering(lines):
+    with unseen(lines.interactive):
         pass
     assert capsys.readouterr() == ("", "")
 

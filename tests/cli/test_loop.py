@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,9 +59,9 @@ class Chat:
 
 
 @pytest.fixture
-def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Chat]:
+def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chat:
     monkeypatch.chdir(tmp_path)
-    yield Chat(monkeypatch)
+    return Chat(monkeypatch)
 
 
 def said(chat: Chat) -> list[list[str]]:
@@ -73,9 +73,7 @@ def test_messages_build_one_conversation_and_blank_ones_are_nothing(chat: Chat) 
     assert said(chat) == [["one"], ["one", "yes", "two\nlines"]]
 
 
-@pytest.mark.parametrize(
-    "message", [*(word for word in COMMANDS if word != "/save"), "/nope", "/", "/ x", "/a\nb", "//"]
-)
+@pytest.mark.parametrize("message", [*COMMANDS, "/nope", "/", "/ x", "/a\nb", "//"])
 def test_nothing_that_begins_with_a_slash_is_sent(chat: Chat, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     chat.error = AssertionError("it was sent")
     if message == "/lane":
@@ -102,9 +100,8 @@ def test_an_error_is_shown_and_the_chat_goes_on_as_if_not_asked(chat: Chat, caps
     chat.error = SwarmError("No node serves blocks 0:15")
     chat.run("one", "/cost")
     assert "No node serves blocks 0:15" in capsys.readouterr().err
-    chat.error = None
+    chat.error = SwarmError("gone")
     with pytest.raises(SwarmError):
-        chat.error = SwarmError("gone")
         chat.run("one", interactive=False)
     chat.asked.clear()
     chat.error = None

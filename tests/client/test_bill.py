@@ -23,7 +23,7 @@ def plan(**changes: Any) -> Plan:
 
 def test_a_paid_answer_names_nodes_tokens_and_what_was_spent() -> None:
     bill = Bill(ONE_CREDIT // 1000, [plan(lane="paid", price=10, notes=("about 9 tokens/s",))], 12, 40, 8.12345)
-    assert str(bill) == f"40 tokens, by {node_name(FIRST)} 0:15 > {node_name(SECOND)} 15:30, 0.001 HMC"
+    assert str(bill) == f"40 tokens, by {node_name(FIRST)} 0:15 -> {node_name(SECOND)} 15:30, 0.001 HMC"
     told = bill.document()
     assert {key: told[key] for key in told if key != "nodes"} == {
         "lane": "paid",

@@ -7,6 +7,7 @@ from rich.table import Table
 from hivemint.cli.console import err
 from hivemint.cli.talk.answers import Asking, encode
 from hivemint.cli.talk.joining import Joined, spinner
+from hivemint.cli.talk.lines import unseen
 from hivemint.cli.talk.means import Means, means_of
 from hivemint.cli.talk.views import two_columns
 from hivemint.protocol.credits import format_credits
@@ -21,14 +22,16 @@ LEAVING = "/bye or Ctrl-D. Ctrl-C ends an answer, /help tells the rest"
 
 
 def show_banner(place: Joined, how: Asking) -> None:
-    with spinner("looking for a way", how.quiet):
+    with unseen(True), spinner("looking for a way", how.quiet):
         lane = _lane(place, how)
         means = means_of(place.model, place.network) if place.wallet else None
     err.print(banner(place, lane, means))
 
 
 def banner(place: Joined, lane: str, means: Means | None) -> Table:
-    model = f"{place.name}, {place.model.config.num_hidden_layers} blocks at the nodes of {place.network.name}"
+    model = (
+        f"{place.model.folder.name}, {place.model.config.num_hidden_layers} blocks at the nodes of {place.network.name}"
+    )
     money = f"{place.wallet}: {means}" if means else "no wallet, nothing is paid (--wallet NAME pays, and goes first)"
     rows = {"model": model, "lane": lane, "balance": money, "privacy": READERS, "leave": LEAVING}
     return two_columns(rows)
@@ -49,5 +52,6 @@ def lane_of(plan: "Plan", tokens: int) -> str:
     by = f"{nodes} node{'' if nodes == 1 else 's'}"
     if plan.lane == "paid":
         price = sum(hop.price for hop in plan.hops)
-        return f"paid, {by}: {format_credits(price * tokens)} for {tokens} tokens of answer, and as much for a prompt's"
+        each, most = format_credits(price, 18), format_credits(price * tokens)
+        return f"paid, {by}: {each} a token, read or written; {most} for an answer of {tokens}"
     return f"donated, {by}: free, and after all who pay" + (f" ({plan.unpaid})" if plan.unpaid else "")

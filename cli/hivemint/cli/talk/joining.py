@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivemint.cli.console import err, need
+from hivemint.cli.talk.lines import unseen
 from hivemint.protocol.errors import BadInput, ModelError
 from hivemint.protocol.keystore import Keystores, read_password
 from hivemint.protocol.network import Network
@@ -39,7 +40,7 @@ def joined(
     banner: bool = False,
     **settings: Any,
 ) -> Iterator[Joined]:
-    """Cheap checks come before the slow imports. `banner`: one is shown later, so that it need not be said here."""
+    """Cheap checks come before the slow imports. `banner`: a person at a terminal is shown one later."""
     from hivemint.client.settings import ClientSettings
 
     path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
@@ -57,7 +58,7 @@ def joined(
         for needed in (wallet, signing):
             Keystores().find(needed)
         password = read_password(signing, file=password_file)
-    with spinner("joining the swarm", quiet):
+    with unseen(banner), spinner("joining the swarm", quiet):
         from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 
         swarm_model = SwarmModelForCausalLM.from_pretrained(

@@ -133,12 +133,12 @@ def history_file(home: Home) -> Path:
 
 
 @contextmanager
-def answering(lines: Lines) -> Iterator[None]:
-    """While an answer comes to a terminal: what is typed is not mixed into it, and waits for the next prompt.
+def unseen(at_terminal: bool) -> Iterator[None]:
+    """While something else comes to a terminal: what is typed is not mixed into it, and waits for the next prompt.
 
     A paste stays marked as one, or else its lines would come as messages of their own, each paid.
     """
-    if not lines.interactive or not sys.stdin.isatty():
+    if not at_terminal or not sys.stdin.isatty():
         yield
         return
     import termios
@@ -157,6 +157,7 @@ def answering(lines: Lines) -> Iterator[None]:
 
 
 def _to_terminal(code: str) -> None:
+    """Not while rich shows a spinner: it takes codes out of what others print."""
     for stream in (sys.stdout, sys.stderr):
         if stream.isatty():
             stream.write(code)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hivemint.cli.console import emit, err, show_error
 from hivemint.cli.talk.answers import Asking, ask, encode
 from hivemint.cli.talk.joining import Joined
-from hivemint.cli.talk.lines import Lines, answering
+from hivemint.cli.talk.lines import Lines, unseen
 from hivemint.cli.talk.means import means_of
 from hivemint.cli.talk.views import say, show, two_columns
 from hivemint.protocol.credits import format_credits
@@ -78,7 +78,7 @@ class Talk:
         bill = Bill()
         turns = [*self._turns, {"role": "user", "content": message}]
         try:
-            with answering(self._lines):
+            with unseen(self._lines.interactive):
                 ids = encode(self._how.tokenizer, self._told_first() + turns)
                 answer = ask(self._how, ids, bill, conversation=self._kept)
         finally:

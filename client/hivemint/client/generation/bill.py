@@ -75,7 +75,7 @@ class Bill:
         }
 
     def __str__(self) -> str:
-        """One line for people: `40 tokens, by candid-quail-52d6 0:15 > calm-fern-11ab 15:30, 0.00012 HMC`."""
+        """One line for people: `40 tokens, by candid-quail-52d6 0:15 -> calm-fern-11ab 15:30, 0.00012 HMC`."""
         parts = [f"{self.tokens_out} tokens"]
         if self.plan:
             parts.append("by " + way(self.plan.hops))
@@ -88,7 +88,7 @@ class Bill:
 
 def way(hops: Iterable[Hop]) -> str:
     """The nodes in order, by name and blocks."""
-    return " > ".join(f"{hop.name} {hop.first}:{hop.end}" for hop in hops)
+    return " -> ".join(f"{hop.name} {hop.first}:{hop.end}" for hop in hops)
 
 
 def hops(nodes: Iterable[Hop]) -> list[dict[str, Any]]:
