@@ -3,6 +3,7 @@
 import asyncio
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import pytest
 import typer
 
 from hivemint.cli import chat
+from hivemint.cli.talk.answers import Answer
+from hivemint.cli.talk.joining import check_unpaid, tokenizer_of
+from hivemint.cli.talk.views import show
 from hivemint.cli.wallet import account, keys, wallets
+from hivemint.client.generation.bill import Bill
+from hivemint.client.pipeline import Hop, Plan
 from hivemint.client.sessions.swarm_client import connect
 from hivemint.client.sessions.wallet import ContractPort, Identity
 from hivemint.contracts.bindings import Bindings
@@ -20,8 +26,9 @@ from hivemint.model import local_models
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import BadInput, ChainError, ConfigError, ModelError, WalletError
 from hivemint.protocol.home import Home
-from hivemint.protocol.ids import ONE_CREDIT, Credits
+from hivemint.protocol.ids import ONE_CREDIT, Address, BlockIndex, Credits, PeerId
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.credits import credits_for
@@ -98,20 +105,23 @@ def test_without_a_wallet_work_is_asked_for_as_donated_and_that_is_said(
     """No keystore, no password: the first thing that is missing is the model."""
     error = error_of(talk, "generate", "hi", "--network", str(testchain.network.path), "--model", "x", *asked)
     assert isinstance(error, ModelError)
-    chat._check_unpaid("auto", None, quiet=False)
+    check_unpaid("auto", None, quiet=False)
     assert "no wallet: asking for donated work" in capsys.readouterr().err
 
 
 def test_the_last_line_says_which_lane_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = {"tokens": 3, "tokens_per_s": 2.0, "spent_wei": 0, "stopped": False, "lane": "donated"}
-    chat._show({**answer, "unpaid": "the escrow at [b]A covers 0.1 of 0.2 HMC"}, as_json=False)
-    assert capsys.readouterr().err.split("\n")[0] == (
-        "3 tokens, 2.0 tokens/s, donated lane: the escrow at [b]A covers 0.1 of 0.2 HMC"
-    )
-    chat._show({**answer, "lane": "paid", "unpaid": ""}, as_json=False)
-    assert capsys.readouterr().err == "3 tokens, 2.0 tokens/s, 0 HMC\n"
-    chat._show({**answer, "spent_wei": 10**18, "unpaid": ""}, as_json=False)
-    assert capsys.readouterr().err == "3 tokens, 2.0 tokens/s, 1 HMC, donated lane\n", "paid at first"
+    why = "the escrow at [b]candid-quail-52d6 covers 0.1 HMC of 0.2 HMC"
+    hop = Hop(PeerId(b"p"), "calm-fern-11ab", BlockIndex(0), BlockIndex(30), Credits(0), 0.0, Address("0x" + "11" * 20))
+    donated = Plan((hop,), 3, Credits(0), Credits(0), "donated", unpaid=why)
+    show(Answer("yes", Bill(0, [donated], 5, 3), tokens_per_s=2.0), as_json=False)
+    assert capsys.readouterr().err == f"3 tokens, 2.0 tokens/s, by calm-fern-11ab 0:30, donated lane: {why}\n"
+    paid = replace(donated, lane="paid", unpaid="")
+    show(Answer("yes", Bill(10**18, [paid], 5, 3), stopped=True), as_json=False)
+    assert capsys.readouterr().err == "3 tokens (stopped), by calm-fern-11ab 0:30, 1 HMC\n"
+    show(Answer("yes", Bill(10**18, [paid], 5, 3)), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["lane"], told["tokens"], told["spent_wei"]) == ("paid", 3, 10**18)
+    assert told["nodes"][0]["name"] == "calm-fern-11ab"
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[1]"])
@@ -119,7 +129,7 @@ def test_a_folder_without_a_usable_tokenizer(tmp_path: Path, content: str | None
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match=str(tmp_path)):
-        chat._tokenizer(tmp_path)
+        tokenizer_of(tmp_path)
 
 
 def test_an_unreachable_chain_is_told(tmp_path: Path, testchain: TestChain) -> None:
@@ -142,7 +152,7 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     assert told(account.app, "list", *common) == []
     assert told(wallets.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
-    assert told(account.app, "fund", "2.5", "--node", node, *common)["block"] > 0
+    assert told(account.app, "fund", "2.5", "--node", node_name(node), *common)["block"] > 0
     (row,) = told(account.app, "list", *common)
     assert (row["node"], row["balance"], row["collected"], row["state"]) == (node, 25 * 10**17, 0, "open")
     listed = RUNNER.invoke(account.app, ["list", *common]).stdout
@@ -155,7 +165,8 @@ def test_an_accounts_life(testchain: TestChain) -> None:
 
     books_of_another_chain(testchain, client, common)
 
-    told(account.app, "thaw", node, *common)
+    told(account.app, "thaw", node_name(node), *common)
+    assert "none of the accounts of ann" in error_of(account.app, "thaw", another(node), *common).what
     assert "thaws until" in told(account.app, "list", *common)[0]["state"]
     assert "StillThawing" in getattr(error_of(account.app, "withdraw", node, *common), "error", "")
     told(account.app, "cancel", node, *common)
@@ -163,10 +174,16 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     told(account.app, "thaw", node, *common)
     testchain.devchain.travel(4 * 86_400)
     assert "thawed" in told(account.app, "list", *common)[0]["state"]
-    told(account.app, "withdraw", node, *common)
+    shown = RUNNER.invoke(account.app, ["withdraw", node_name(node)[:-1], *common])
+    assert f"{node_name(node)} is {node}" in shown.output, "a name is no proof: the address is told"
     assert told(wallets.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
     asyncio.run(check_port(testchain, client, node))
+
+
+def another(node: str) -> str:
+    """A name that is not this node's."""
+    return "candid-quail-52d6" if node_name(node) != "candid-quail-52d6" else "calm-fern-11ab"
 
 
 def books_of_another_chain(testchain: TestChain, client: Signer, common: list[str]) -> None:

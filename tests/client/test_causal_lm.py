@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.generation.sequences import Bill
 from hivemint.client.pipeline import SessionLimit
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import BadInput, SwarmError

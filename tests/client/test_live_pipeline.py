@@ -11,12 +11,13 @@ from hivemint.client.pipeline import SessionLimit
 from hivemint.client.sessions.errors import NodeGone, NodeLied, NodeRefusal
 from hivemint.client.sessions.payer import NodeUnproven
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
-from hivemint.client.sessions.route import session_amount, short_name
+from hivemint.client.sessions.route import session_amount
 from hivemint.client.settings import Bid
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import SwarmError
 from hivemint.protocol.ids import Credits
+from hivemint.protocol.node_name import node_name
 from support.client_world import ASK, FUNDS, WALLET, World, decode, rows
 from support.fake_swarm import DOMAIN, Books, FakeNode
 from support.promises import GENESIS
@@ -126,18 +127,18 @@ async def test_auto_pays_where_it_can_and_says_why_where_not(tmp_path: Path) -> 
     plan = await world.client.plan(60)
     assert plan.lane == "donated"
     covers = format_credits(10, 9, symbol=False)
-    assert plan.unpaid == f"the escrow at {short_name(second.peer)} covers {covers} of {needed}"
+    assert plan.unpaid == f"the escrow at {node_name(second.operator.address)} covers {covers} of {needed}"
     assert plan.notes[-1] == f"donated lane: {plan.unpaid}"
     pipeline = await world.client.open(60)
     assert pipeline.plan.unpaid == plan.unpaid
     await pipeline.close()
     world.chain.funded.update({node.operator.address: 0 for node in world.nodes})
-    lacks = [f"no escrow is funded at {short_name(node.peer)}" for node in world.nodes]
+    lacks = [f"no escrow is funded at {node_name(node.operator.address)}" for node in world.nodes]
     assert (await world.client.plan(60)).unpaid == ", ".join(lacks)
     world.chain.funded[second.operator.address] = FUNDS
     world.chain.thawing.add(second.operator.address)
     plan = await world.client.plan(60)
-    assert f"the escrow at {short_name(second.peer)} thaws until " in plan.notes[-1]
+    assert f"the escrow at {node_name(second.operator.address)} thaws until " in plan.notes[-1]
     assert "fund" not in plan.unpaid.partition("thaws")[2]
     world.chain.thawing.clear()
     world.chain.funded.update({node.operator.address: FUNDS for node in world.nodes})
@@ -152,12 +153,12 @@ async def test_an_account_that_thaws_is_opened_again_not_funded(tmp_path: Path) 
     world.chain.funded[first.operator.address] = 10
     with pytest.raises(SwarmError) as short:
         await world.client.plan(60)
-    assert f"the escrow at {short_name(first.peer)} covers " in short.value.why
+    assert f"the escrow at {node_name(first.operator.address)} covers " in short.value.why
     assert "account fund" in short.value.next_step
     world.chain.thawing.add(second.operator.address)
     with pytest.raises(SwarmError) as thawing:
         await world.client.plan(60)
-    assert f"the escrow at {short_name(second.peer)} thaws until" in thawing.value.why
+    assert f"the escrow at {node_name(second.operator.address)} thaws until" in thawing.value.why
     assert "account cancel" in thawing.value.next_step
     assert "account fund" not in thawing.value.next_step
     await world.client.close()
@@ -324,7 +325,7 @@ async def test_auto_goes_free_where_a_node_counts_the_deposit_later(tmp_path: Pa
     pipeline = await world.client.open(60)
     assert pipeline.sessions[0].price == 0
     assert pipeline.plan.lane == "donated"
-    name = short_name(world.nodes[0].peer)
+    name = node_name(world.nodes[0].operator.address)
     assert pipeline.plan.unpaid.startswith(f"the deposit at {name} does not count there yet")
     assert pipeline.plan.notes[-1] == f"donated lane: {pipeline.plan.unpaid}"
     await pipeline.close()

@@ -3,11 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.client.sessions.route import Wish, plan_route, session_amount, short_name
+from hivemint.client.sessions.route import Wish, plan_route, session_amount
 from hivemint.client.sessions.shortfall import NodeFunds, lacking, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
 from hivemint.protocol.ids import ONE_CREDIT, Credits
+from hivemint.protocol.node_name import node_name
 from support.fake_swarm import FakeNode
 
 AMOUNT = st.integers(0, 2**96 - 1)
@@ -40,9 +41,9 @@ def test_each_node_has_its_own_reason() -> None:
     }
     route = plan_route(records, wish, Speeds())
     assert lacking(route, wish, funds) == [
-        f"the escrow at {short_name(second.peer)} covers 0.001249999 of 0.00125 HMC "
+        f"the escrow at {node_name(second.operator.address)} covers 0.001249999 of 0.00125 HMC "
         "(0.000000000000000002 HMC reserved by open sessions)",
-        f"the escrow at {short_name(third.peer)} thaws until 2001-09-09 01:46:40 UTC",
+        f"the escrow at {node_name(third.operator.address)} thaws until 2001-09-09 01:46:40 UTC",
     ]
     assert shortfall(records, wish, Speeds(), funds) == ", ".join(lacking(route, wish, funds))
     assert shortfall(records, wish, Speeds(), None) == "this network names no chain"

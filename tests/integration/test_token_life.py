@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hivemint.client.generation.sequences import Bill
+from hivemint.client.generation.bill import Bill
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.credits import mintable
 from hivemint.protocol.ids import Credits

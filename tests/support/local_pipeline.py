@@ -12,7 +12,7 @@ from transformers import AutoModel, DynamicCache
 from hivemint.client.pipeline import Hop, Pipeline, Plan, Rows, SessionLimit
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import HivemintError, SwarmError
-from hivemint.protocol.ids import BlockIndex, Credits, PeerId
+from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
 
 
 class LocalPipeline:
@@ -178,7 +178,7 @@ class LocalSwarm:
 
     async def plan(self, tokens: int) -> Plan:
         end = BlockIndex(self.decoder.config.num_hidden_layers)
-        hop = Hop(PeerId(b"local"), "local", BlockIndex(0), end, Credits(3), 0.0)
+        hop = Hop(PeerId(b"local"), "local", BlockIndex(0), end, Credits(3), 0.0, Address("0x" + "11" * 20))
         return Plan((hop,), tokens, Credits(3 * tokens), Credits(3 * tokens * 5 // 4), "paid")
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from hivemint.protocol.errors import ChainError, SwarmError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import ModelId, PeerId
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import node_name
 
 if TYPE_CHECKING:
     from hivemint.swarm.host import Host
@@ -40,7 +41,7 @@ def status(
     for served in report:
         rows = [
             (
-                node["peer"][-8:],
+                node["name"],
                 f"{node['first']}:{node['end']}",
                 node["numerics"],
                 format_credits(node["ask"], digits=9),
@@ -136,6 +137,7 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
         "blocks": blocks,
         "nodes": [
             {
+                "name": node_name(record.operator),
                 "peer": peer_text(PeerId(record.peer)),
                 "operator": record.operator,
                 "registered": registered.get(PeerId(record.peer)),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hivemint.contracts.order_file import AnyOrder, SignedOrder
 
 Act = Callable[["Bindings", Signer], Awaitable["Mined"]]
-NodeArgument = Annotated[str, typer.Argument(help="The node's operator address.", metavar="NODE")]
+NodeArgument = Annotated[str, typer.Argument(help="The node's name, or its operator's address.", metavar="NODE")]
 SignOnlyOption = Annotated[
     Path | None,
     typer.Option(

@@ -17,6 +17,7 @@ from hivemint.protocol.credits import format_credits
 from hivemint.protocol.eip712 import Domain, Leave, Release
 from hivemint.protocol.errors import ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, ModelId, Signature
+from hivemint.protocol.node_name import named
 from hivemint.protocol.receipt import (
     CheckedReceipt,
     CheckedVoucher,
@@ -58,7 +59,7 @@ async def find_node(host: Host, node: Address, spans: dict[ModelId, int]) -> Nod
         for one in await host.find(model, range(blocks)):
             if one.record.operator == node:
                 return one.record
-    raise SwarmError(f"The node of {node} is not in the swarm", why="nobody publishes a record of that operator")
+    raise SwarmError(f"The node {named(node)} is not in the swarm", why="nobody publishes a record of that operator")
 
 
 async def part(host: Host, record: NodeRecord, payer: Payer, wallet: Signer, *, timeout: float = 10.0) -> Parting:

@@ -11,7 +11,7 @@ import torch
 
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import HivemintError, SwarmError
-from hivemint.protocol.ids import BlockIndex, Credits, PeerId
+from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
 
 Rows = Literal["all", "last"]
 
@@ -33,7 +33,10 @@ class RoomLost(SessionLimit):
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One node of a plan: it computes blocks `[first, end)` for `price` credits (wei) a token, the whole span."""
+    """One node of a plan: it computes blocks `[first, end)` for `price` credits (wei) a token, the whole span.
+
+    `name` is what people call it, `operator` and `peer` are who it is.
+    """
 
     peer: PeerId
     name: str
@@ -41,6 +44,7 @@ class Hop:
     end: BlockIndex
     price: Credits
     wait_ms: float
+    operator: Address
 
 
 @dataclass(frozen=True, slots=True)

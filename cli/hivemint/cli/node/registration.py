@@ -19,12 +19,14 @@ from hivemint.cli.node.operators import (
     unlock,
     with_contracts,
 )
+from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import NodeArgument, check_address, load_network
 from hivemint.protocol.credits import parse_coins
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
+from hivemint.protocol.node_name import named
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def accept(
     as_json: JsonFlag = False,
 ) -> None:
     """Take over a node that was offered to this wallet; its pay goes where it went until you change that."""
-    operator = check_address(node)
+    operator = operator_of(node, load_network(network), quiet=as_json)
     heir = unlock(Home.open(), operator_wallet(wallet), password_file)
 
     async def work(contracts: "Bindings") -> dict[str, Any]:
@@ -132,7 +134,7 @@ def accept(
         if offered != heir.address:
             raise BadInput(
                 "This node was not offered to this wallet",
-                why=f"{operator} is offered to {offered or 'nobody'}, this wallet is {heir.address}",
+                why=f"{named(operator)} is offered to {offered or 'nobody'}, this wallet is {heir.address}",
                 next_step=f"its owner runs `hivemint node offer {heir.address}`",
             )
         await contracts.registry.accept_ownership(heir, operator)

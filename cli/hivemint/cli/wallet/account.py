@@ -16,6 +16,7 @@ from hivemint.cli.console import (
     out,
     run_async,
 )
+from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import (
     HoursOption,
     NodeArgument,
@@ -62,7 +63,8 @@ def _at_a_node(name: str, text: str, done: str, act: NodeAct, kind: NodeOrder) -
         nonce: NonceOption = None,
         as_json: JsonFlag = False,
     ) -> None:
-        operator = check_address(node)
+        place = load_network(network)
+        operator = operator_of(node, place, wallet=wallet, quiet=as_json)
 
         async def send(contracts: "Bindings", signer: Signer) -> "Mined":
             return await act(contracts.settlement, signer, operator)
@@ -71,7 +73,7 @@ def _at_a_node(name: str, text: str, done: str, act: NodeAct, kind: NodeOrder) -
             return kind(ready.client, operator, ready.nonce, ready.deadline)
 
         signing = SignOnly(sign_only, hours, nonce)
-        send_or_sign(load_network(network), wallet, password_file, send, order, done, signing, as_json)
+        send_or_sign(place, wallet, password_file, send, order, done, signing, as_json)
 
     app.command(name, help=text)(verb)
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, emit, out, run_async
-from hivemint.cli.transact import NodeArgument, check_address, load_network, unlocked, write_order
+from hivemint.cli.node_argument import operator_of
+from hivemint.cli.transact import NodeArgument, load_network, unlocked, write_order
 from hivemint.cli.wallet import orders
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, ProofError, Refusal, SwarmError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import named
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def close(
 
     The node takes no paid session of this wallet for half an hour. Where it is away or refuses, `thaw` needs nobody.
     """
-    operator, place = check_address(node), load_network(network)
+    place = load_network(network)
+    operator = operator_of(node, place, wallet=wallet, quiet=as_json)
     if by and sign_only:
         raise BadInput("--by sends an order, --sign-only only writes it", next_step="leave one of them out")
     signer = unlocked(wallet, password_file)
@@ -126,7 +129,9 @@ async def _part(network: Network, contracts: "Bindings", node: Address, wallet: 
 
     account = await contracts.settlement.account(wallet.address, node)
     if not account.balance:
-        raise BadInput("There is nothing to get back", why=f"{wallet.address} has no credits in escrow at {node}")
+        raise BadInput(
+            "There is nothing to get back", why=f"{wallet.address} has no credits in escrow at {named(node)}"
+        )
     book = VoucherBook.open(
         Home.open().client / "vouchers.db", network.domain, wallet.address, await contracts.chain.genesis()
     )

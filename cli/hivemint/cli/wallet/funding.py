@@ -17,6 +17,7 @@ from hivemint.cli.console import (
     shown,
     table,
 )
+from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import (
     HoursOption,
     NonceOption,
@@ -38,6 +39,7 @@ from hivemint.protocol.errors import BadInput, HivemintError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import named, node_name
 from hivemint.protocol.orders import Fund
 from hivemint.protocol.signing import Signer
 
@@ -73,7 +75,8 @@ class _Done:
 def fund(
     amount: Annotated[str | None, typer.Argument(help="Credits for each node, e.g. 2.5", metavar="AMOUNT")] = None,
     node: Annotated[
-        list[str] | None, typer.Option(help="A node's operator address; may be repeated. Default: all in the swarm.")
+        list[str] | None,
+        typer.Option(help="A node's name or operator address; may be repeated. Default: all in the swarm."),
     ] = None,
     model: ForOption = None,
     auto: Annotated[bool, typer.Option("--auto", help="Top up: each account to --keep, within --budget.")] = False,
@@ -101,7 +104,7 @@ def fund(
     _check(auto, amount, keep, budget, payee, bool(sign_only))
     asked = Deposit(
         place,
-        tuple(check_address(one) for one in node or ()),
+        tuple(operator_of(one, place, quiet=as_json) for one in node or ()),
         model,
         not no_dial,
         int(parse_credits(amount)) if amount is not None else 0,
@@ -214,16 +217,22 @@ async def _planned(
 def _preview(deposits: dict[Address, int], found: Candidates, has: int, days: DailyDeposits | None = None) -> None:
     """Nodes, sum, and what it buys."""
     for node, why in found.left_out.items():
-        err.print(f"left out  {node}: {shown(why)}", highlight=False, soft_wrap=True)
+        err.print(f"left out  {named(node)}: {shown(why)}", highlight=False, soft_wrap=True)
     if days is not None and not deposits:
         out.print(f"nothing to top up; {format_credits(days.today)} of today's budget is used", highlight=False)
         return
     rows = [
-        (node, found.spans(node), "?" if (ask := found.ask(node)) is None else format_credits(ask, 9), amount)
+        (
+            node_name(node),
+            node,
+            found.spans(node),
+            "?" if (ask := found.ask(node)) is None else format_credits(ask, 9),
+            amount,
+        )
         for node, wei in deposits.items()
         if (amount := format_credits(wei, 9))
     ]
-    table("Deposit", "node", "blocks", ">ask a token and block", ">deposit", rows=rows)
+    table("Deposit", "node", "operator", "blocks", ">ask a token and block", ">deposit", rows=rows)
     total = sum(deposits.values())
     out.print(f"in all  {format_credits(total, 9)} of the wallet's {format_credits(has, 9)}", highlight=False)
     for model, count in found.buys(deposits).items():

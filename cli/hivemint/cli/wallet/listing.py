@@ -12,6 +12,7 @@ from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import node_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,11 @@ def list_accounts(network: NetworkOption = None, wallet: WalletOption = None, as
             out.print(f"  [dim]credits[/]  {shown(way)}", highlight=False, soft_wrap=True)
     else:
         sums = ("left", "balance", "collected", "promised")
-        lines = [(row["node"], *(format_credits(row[one], symbol=False) for one in sums), row["state"]) for row in rows]
-        columns = ("node", ">left", ">balance", ">collected", ">promised", "state")
+        lines = [
+            (row["name"], row["node"], *(format_credits(row[one], symbol=False) for one in sums), row["state"])
+            for row in rows
+        ]
+        columns = ("node", "operator", ">left", ">balance", ">collected", ">promised", "state")
         table(f"Accounts of {name}, in HMC", *columns, rows=lines)
 
 
@@ -91,6 +95,7 @@ async def _accounts(network: Network, client: Address) -> list[dict[str, Any]]:
         book.close()
     return [
         {
+            "name": node_name(node),
             "node": node,
             "left": one.left,
             "balance": one.balance,

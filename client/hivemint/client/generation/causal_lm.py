@@ -20,10 +20,11 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, St
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.head import largest_only
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.generation.sequences import Bill, Sequences, Turns, alike, padding
+from hivemint.client.generation.sequences import Sequences, Turns, alike, padding
 from hivemint.client.generation.tuning import ROUNDS, RemoteBlocks
 from hivemint.client.pipeline import Plan, Swarm
 from hivemint.model import local_models

@@ -5,12 +5,13 @@ conversation had, not at all.
 """
 
 import asyncio
+import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
 from hivemint.client.pipeline import Pipeline, Plan, SessionLimit, Swarm
@@ -25,17 +26,6 @@ REPLACED = 4
 """Nodes that fail or are slow on the way of one text, each replaced by another, before it ends."""
 SHARED = 16
 """Tokens that texts must begin with alike to share them: a fork waits for a message to every node and back."""
-
-
-@dataclass(slots=True)
-class Bill:
-    """What calls of `generate` have cost by their own steps, in wei, whatever other processes of the wallet pay.
-
-    `plans`: the last route of each row.
-    """
-
-    wei: int = 0
-    plans: list[Plan] = field(default_factory=list)
 
 
 class Sequence:
@@ -203,6 +193,7 @@ class Sequences:
         bill: Bill | None = None,
     ) -> None:
         """`bill`: gets what all rows have cost, when they have ended."""
+        self._began = time.monotonic()
         self._swarm, self._ends, self._loop, self._conversation = swarm, ends, loop, conversation
         self._bill = bill or Bill()
         self._rows: list[Sequence | None] = []
@@ -230,6 +221,7 @@ class Sequences:
         self._starts = [0] * batch if mask is None else padding(mask, batch, length)
         # the last token of an answer is never sent
         self._all = [Sequence(self._swarm, self._ends, self.limit - 1 - start) for start in self._starts]
+        self._bill.tokens_in += sum(length - start for start in self._starts)
         self._rows = list(self._all)
 
     def finish(self, met: torch.Tensor) -> None:
@@ -246,8 +238,11 @@ class Sequences:
             if len(self._rows) > 1 or self._conversation is not None:
                 self._loop.run(self._share(ids))
         if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
-            return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
-        return self._loop.run(self._advance_all(ids))
+            hidden = self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
+        else:
+            hidden = self._loop.run(self._advance_all(ids))
+        self._bill.tokens_out += sum(row is not None for row in self._rows)
+        return hidden
 
     async def _advance_all(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = torch.zeros(len(self._rows), self._ends.hidden_size)
@@ -292,6 +287,7 @@ class Sequences:
         failed = self._loop.run(self._end(cancel=interrupted))
         self._bill.wei += sum(row.spent for row in self._all)
         self._bill.plans += [row.plan for row in self._all if row.plan is not None]
+        self._bill.seconds += time.monotonic() - self._began
         if failed is not None and error is None:
             raise failed
 

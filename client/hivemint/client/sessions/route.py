@@ -17,6 +17,7 @@ from hivemint.client.settings import MAX_TIMES, Bid
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import OverLimit, SwarmError
 from hivemint.protocol.ids import ONE_CREDIT, Address, BlockIndex, Credits, PeerId
+from hivemint.protocol.node_name import named, node_name
 from hivemint.swarm.identity import peer_text
 from hivemint.swarm.records import CheckedRecord, NodeRecord
 from hivemint.swarm.rows import WIRES
@@ -61,6 +62,11 @@ class Leg:
         return self.record.operator
 
     @property
+    def name(self) -> str:
+        """For people (`protocol.node_name`)."""
+        return node_name(self.record.operator)
+
+    @property
     def price(self) -> Credits:
         """Per token, the whole leg, in wei."""
         return Credits(self.bid * (self.end - self.first))
@@ -74,7 +80,8 @@ class Leg:
         return _wait(self.record, self.bid) + count * _compute(self.record, self.end - self.first)
 
     def __str__(self) -> str:
-        return f"node {short_name(self.peer)} (operator {self.operator}, blocks {self.first}:{self.end})"
+        blocks = f"{self.first}:{self.end}"
+        return f"node {self.name} (operator {self.operator}, peer ..{short_name(self.peer)}, blocks {blocks})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,8 @@ class Route:
         """For people and for `dry_run`: what `tokens` positions cost, and what the sessions would reserve."""
         return Plan(
             hops=tuple(
-                Hop(leg.peer, short_name(leg.peer), leg.first, leg.end, leg.price, leg.wait * 1000) for leg in self.legs
+                Hop(leg.peer, leg.name, leg.first, leg.end, leg.price, leg.wait * 1000, leg.operator)
+                for leg in self.legs
             ),
             tokens=tokens,
             cost=Credits(self.price * tokens),
@@ -304,7 +312,7 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
         )
     if wish.funds is not None and wish.bid.paid:
         needs = [
-            f"{one.record.operator}: "
+            f"{named(one.record.operator)}: "
             f"{format_credits(session_amount((wish.bid.at(one.record.ask) or 0) * len(one.record.blocks), wish.work or wish.tokens, wish.margin))}"  # noqa: E501
             for one in records
         ]

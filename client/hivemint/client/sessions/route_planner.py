@@ -66,6 +66,13 @@ class RoutePlanner:
         unpaid = shortfall(records, paying, speeds, accounts)
         return replace(plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds), unpaid=unpaid)
 
+    async def spendable(self) -> dict[Address, int] | None:
+        """What the account at each node that serves now still admits, in wei. None where no chain is known.
+
+        Raises ChainError, SwarmError.
+        """
+        return await self._funds(await self._nodes.usable())
+
     async def awaited(
         self, tokens: int, settings: ClientSettings, speeds: Speeds, *, unpaid: str = "", work: int = 0
     ) -> Route:

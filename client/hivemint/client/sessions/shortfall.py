@@ -4,11 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hivemint.client.sessions.route import Route, Wish, plan_route, session_amount, short_name
+from hivemint.client.sessions.route import Route, Wish, plan_route, session_amount
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import SwarmError
-from hivemint.protocol.ids import Address, PeerId
+from hivemint.protocol.errors import OverLimit, SwarmError
+from hivemint.protocol.ids import Address
+from hivemint.protocol.node_name import node_name
 from hivemint.swarm.records import CheckedRecord
 
 
@@ -65,14 +66,11 @@ def shortfall(
 def lacking(route: Route, wish: Wish, funds: Mapping[Address, NodeFunds]) -> list[str]:
     """A reason for each node of the route whose account falls short. One operator has one account for all its legs."""
     needed: dict[Address, int] = {}
-    names: dict[Address, PeerId] = {}
     for leg in route.legs:
         amount = session_amount(leg.price, wish.work or wish.tokens, wish.margin)
         needed[leg.operator] = needed.get(leg.operator, 0) + amount
-        names.setdefault(leg.operator, leg.peer)
     reasons = [
-        funds.get(operator, NodeFunds()).lacks(short_name(names[operator]), amount)
-        for operator, amount in needed.items()
+        funds.get(operator, NodeFunds()).lacks(node_name(operator), amount) for operator, amount in needed.items()
     ]
     return [reason for reason in reasons if reason]
 
@@ -82,13 +80,13 @@ def not_covered(
     wish: Wish,
     speeds: Speeds,
     funds: Mapping[Address, NodeFunds],
-) -> SwarmError:
+) -> OverLimit:
     """What is told where the bid leaves only paid work. Nobody is told to fund an account that thaws."""
     thawing = [funds[one.record.operator].thaw_end for one in records if one.record.operator in funds]
     cure = "fund them with `hivemint account fund`"
     if any(thawing):
         cure = "open what thaws again with `hivemint account cancel NODE`, or take other nodes"
-    return SwarmError(
+    return OverLimit(
         "The escrow accounts do not cover a paid route",
         why=shortfall(records, wish, speeds, funds),
         next_step=f"{cure}; or ask for fewer tokens, or use `--bid free`",

@@ -20,7 +20,7 @@ from hivemint.client.sessions.peft import LoraAdapter
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.sessions.pipelines.relay import Relay
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
-from hivemint.client.sessions.route import Route, short_name
+from hivemint.client.sessions.route import Route
 from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.route_planner import RoutePlanner
 from hivemint.client.sessions.speeds import Allowance, Speeds
@@ -160,6 +160,10 @@ class SwarmClient:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
         return await self._planner.route(tokens, self.settings, self.speeds, work=work)
 
+    async def spendable(self) -> dict[Address, int] | None:
+        """What the account at each node of this model still admits, in wei. None where no chain is known."""
+        return await self._planner.spendable()
+
     async def along(self, route: Route, tokens: int) -> LivePipeline:
         """A pipeline over these nodes."""
         sessions = await self._opener.open(route, tokens, self.settings, self.speeds)
@@ -246,7 +250,7 @@ def _told(error: Refusal) -> str:
     told = f"{error.what} ({error.why})" if error.why else error.what
     if not isinstance(error, NodeRefusal):
         return plain(f"a node says: {told}")
-    node, refused = short_name(error.leg.peer), error.refused
+    node, refused = error.leg.name, error.refused
     if error.code == Code.THAWING:
         return f"the escrow at {node} thaws"
     if error.code != Code.FUNDS:

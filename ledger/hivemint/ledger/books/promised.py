@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hivemint.protocol.eip712 import MAX_UINT96
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.ids import Address, Credits
+from hivemint.protocol.node_name import named
 
 KEPT = 32
 """Vouchers a node that are told apart from those of other machines."""
@@ -174,12 +175,12 @@ def _check(total: int, before: int, owing: Owing) -> None:
         raise PromiseLimit("A voucher cannot carry this total", why=f"{total} wei")
     if owing.funded is not None and total > owing.funded:
         raise PromiseLimit(
-            f"The account at {owing.node} does not cover the next step",
+            f"The account at {named(owing.node)} does not cover the next step",
             why=f"{total} wei would be promised in all, the account holds {owing.funded} (0 while it thaws)",
             next_step="fund it with `hivemint account fund`",
         )
     if owing.room is not None and total - before > owing.room:
         raise PromiseLimit(
-            f"The session's amount at {owing.node} is used up",
+            f"The session's amount at {named(owing.node)} is used up",
             why=f"the next voucher would raise what was signed by {total - before} wei, {owing.room} are left",
         )

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, PlainSerializer, computed_field
+
+from hivemint.protocol.node_name import node_name
 
 WeiText = Annotated[int, PlainSerializer(str, return_type=str)]
 HexText = Annotated[bytes, PlainSerializer(lambda value: "0x" + value.hex(), return_type=str)]
@@ -13,6 +15,17 @@ class Document(BaseModel):
     """Base of all answers."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class OfNode(Document):
+    """What tells of one node: its readable name stands beside the operator's address."""
+
+    node: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def name(self) -> str:
+        return node_name(self.node)
 
 
 class Page(Document, Generic[T]):
@@ -29,20 +42,18 @@ class Balance(Document):
     amount: WeiText
 
 
-class EscrowRow(Document):
+class EscrowRow(OfNode):
     """The account of one client at one node; `thaw_end` in seconds since 1970, 0 = open."""
 
     client: str
-    node: str
     balance: WeiText
     collected: WeiText
     thaw_end: int
 
 
-class NodeRow(Document):
+class NodeRow(OfNode):
     """A registered node. `bonded`, `unbonding` in wei of the coin; the rest of credits."""
 
-    node: str
     owner: str
     payout: str
     peer_id_hash: HexText
@@ -54,13 +65,12 @@ class NodeRow(Document):
     donated: WeiText
 
 
-class SettlementRow(Document):
+class SettlementRow(OfNode):
     """One settled account: `burned` of the client's escrow, `minted` to the node's payout, the rest is the fee."""
 
     block: int
     time: int
     transaction: HexText
-    node: str
     client: str
     session: str
     step: int
@@ -70,22 +80,20 @@ class SettlementRow(Document):
     fee: WeiText
 
 
-class Withdrawal(Document):
+class Withdrawal(OfNode):
     """What went from an account back to its client; `together`: at once, by a release of the node, not after a thaw."""
 
     block: int
     time: int
     transaction: HexText
-    node: str
     client: str
     amount: WeiText
     together: bool
 
 
-class ShareRow(Document):
+class ShareRow(OfNode):
     """A node's share of an epoch; `minted` is None until it was."""
 
-    node: str
     sessions: int
     units: WeiText
     weight: WeiText
@@ -137,10 +145,9 @@ class OwnLane(Document):
     countersigned: WeiText
 
 
-class OwnNode(Document):
+class OwnNode(OfNode):
     """The credit flow of an own node: signed -> countersigned -> settled -> minted, with reasons for what is not."""
 
-    node: str
     paid: OwnLane
     donated: OwnLane
     promised: WeiText
@@ -181,6 +188,11 @@ class ServedNode(Document):
     wait_paid_s: float = 0.0
     wait_donated_s: float = 0.0
     free_tokens: int = 0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def name(self) -> str:
+        return node_name(self.operator)
 
 
 class ServedModel(Document):

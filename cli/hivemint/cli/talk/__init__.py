@@ -1,0 +1,1 @@
+"""Answers and talks on a terminal: what is asked, what comes back, what it cost."""

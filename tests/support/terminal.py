@@ -1,0 +1,105 @@
+"""A program on a terminal of its own, driven by keys, as a person would.
+
+(PYTEST_DONT_REWRITE: tests import from here before pytest does, and nothing is asserted here.)
+"""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+_CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][AB0]|\][^\x07]*\x07|[=>78])")
+PATIENCE = 120.0
+
+
+def paste(text: str) -> str:
+    """As a terminal sends it that marks what is pasted."""
+    return f"\x1b[200~{text}\x1b[201~"
+
+
+class Terminal:
+    """`hivemint` in it; a context manager that ends it. `shown` is what it printed, without codes."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, columns: int = 100, rows: int = 40
+    ) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        # Nobody answers here where the cursor is.
+        known = {**environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=known, start_new_session=True, preexec_fn=_control
+        )
+        os.close(slave)
+        self._raw = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def raw(self) -> str:
+        return self._raw.decode(errors="replace")
+
+    @property
+    def shown(self) -> str:
+        return _CODES.sub("", self.raw).replace("\r", "")
+
+    def press(self, text: str) -> int:
+        """Press keys; gives how much had been shown before."""
+        seen = len(self.shown)
+        os.write(self._master, text.encode())
+        return seen
+
+    def wait(self, pattern: str, since: int = 0) -> str:
+        """What was shown since, as soon as `pattern` is in it. Raises TimeoutError."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if re.search(pattern, self.shown[since:]):
+                return self.shown[since:]
+            if self._process.poll() is not None:
+                self._reader.join(5)
+                if re.search(pattern, self.shown[since:]):
+                    return self.shown[since:]
+                break
+            time.sleep(0.05)
+        raise TimeoutError(f"{pattern!r} was not shown:\n{self.shown[since:]}")
+
+    def answer(self, text: str, pattern: str) -> str:
+        """Type and wait for what comes of it."""
+        return self.wait(pattern, self.press(text))
+
+    def ended(self) -> int:
+        """The exit status, as soon as there is one."""
+        return self._process.wait(PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join(5)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:  # the other end is closed
+                return
+            if not data:
+                return
+            self._raw += data
+
+
+def _control() -> None:
+    """The terminal becomes the process's own, so that Ctrl-C is a signal to it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
