@@ -74,4 +74,4 @@ def flow_of(journal: "Journal", settler: "Settler", earnings: "Earnings") -> Cre
     totals = journal.totals
     earnings.note(int(totals.minted), settler.minted_epochs, frozenset(settler.minted_here))
     hour, day = earnings.last(HOUR), earnings.last(DAY)
-    return CreditFlow.of(totals, earnings.donated, hour, day, earnings.since_start)
+    return CreditFlow.of(totals, earnings.donated, hour=hour, day=day, since_start=earnings.since_start)

@@ -82,7 +82,10 @@ def exact_credits(amount: int) -> str:
 
 
 def parse_credits(text: str) -> Credits:
-    """`1.5`, `1,000 HMC`, `20 nHMC`, `12 wei`. Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei."""
+    """`1.5`, `1,000 HMC`, `20 nHMC`, `12 wei`.
+
+    Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei.
+    """
     return Credits(_wei(text, "credits", UNITS))
 
 

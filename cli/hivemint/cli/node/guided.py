@@ -142,7 +142,9 @@ def _network(path: Path | None) -> Network:
         "Which network? Its file is made by who began it; there is no public network yet. "
         "`hivemint testnet up` makes one on this machine."
     )
-    for left in reversed(range(TRIES)):
+    left = TRIES
+    while True:
+        left -= 1
         told = typer.prompt("Network file", default=str(mine) if mine.is_file() else None)
         try:
             return Network.load(Path(told).expanduser())
@@ -150,7 +152,6 @@ def _network(path: Path | None) -> Network:
             if not left:
                 raise
             show_error(error)
-    raise AssertionError
 
 
 def _model(network: Network, name: str, home: Home) -> "LocalModel":
@@ -184,15 +185,15 @@ def _wallet(home: Home, wish: Wish) -> tuple[str, Signer]:
         name = there[0] if len(there) == 1 else typer.prompt(f"Which wallet ({', '.join(there)})?", default=there[0])
     wallet = keystores.find(str(name))
     out.print(f"[dim]wallet[/]    {wallet.name} {wallet.address}", highlight=False, soft_wrap=True)
-    asked = wish.password_file is None and os.environ.get(PASSWORD_VARIABLE) is None
-    for left in reversed(range(TRIES if asked else 1)):
+    left = TRIES if wish.password_file is None and os.environ.get(PASSWORD_VARIABLE) is None else 1
+    while True:
+        left -= 1
         try:
             return wallet.name, unlock(home, wallet.name, wish.password_file)
         except WalletError as error:
             if not left or "password" not in error.what:
                 raise
             show_error(error)
-    raise AssertionError
 
 
 async def _look(plan: "ServePlan") -> OnChain:
@@ -240,9 +241,11 @@ def _wait_for_coin(plan: "ServePlan", wallet: str, chain: OnChain) -> OnChain:
         out.print("  from a wallet of yours, an exchange, or who runs this network", highlight=False)
 
     async def wait() -> OnChain:
-        while (found := await _look(plan)).balance < found.needs:
+        while True:
             await asyncio.sleep(LOOK_EVERY)
-        return found
+            found = await _look(plan)
+            if found.balance >= found.needs:
+                return found
 
     with out.status("waiting for the coin; Ctrl-C ends this, and the same command goes on from here"):
         return run_async(wait())  # type: ignore[no-any-return]
@@ -275,9 +278,8 @@ def _tell(plan: "ServePlan", chain: OnChain, why: str) -> None:
     rows.append(("ask", f"{price} a token and block" if not settings.ask_auto else price))
     rows += [("change", line) for line in chain.change.lines]
     if chain.change.bond:
-        rows.append(
-            ("pays", f"{coins(chain.change.bond)} of {coins(chain.balance)} become stake, of owner {chain.owner}")
-        )
+        stake = f"{coins(chain.change.bond)} of {coins(chain.balance)} become stake"
+        rows.append(("pays", f"{stake}, of owner {chain.owner}"))
     if chain.leaving:
         rows.append(("stake", f"{coins(chain.leaving)} are leaving; none can be bonded before they have"))
     rows.append(("donated", chain.outlook.text()))

@@ -144,6 +144,8 @@ async def _serve(plan: "ServePlan") -> None:
     except asyncio.CancelledError:
         # All has been closed. asyncio's own end would wait for threads that load weights or compute.
         starting.done()
+        if watcher is not None:
+            _over(plan, watcher, live)
         _leave(128 + stopping.signal)
     finally:
         starting.done()

@@ -32,9 +32,7 @@ class CreditFlow:
     since_start: int = 0
 
     @classmethod
-    def of(
-        cls, totals: NodeTotals, donated_minted: int, hour: int = 0, day: int = 0, since_start: int = 0
-    ) -> "CreditFlow":
+    def of(cls, totals: NodeTotals, donated_minted: int, *, hour: int, day: int, since_start: int) -> "CreditFlow":
         return cls(
             signed=int(totals.paid.signed),
             bound=int(totals.paid.countersigned),

@@ -6,6 +6,7 @@ after that (`docs/protocol.md`, section 3). So the first credits of a new node c
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,10 +107,8 @@ class PayOutlook:
     async def run(self) -> None:
         """Until cancelled. What goes wrong is the settlement's to tell: it asks the same chain."""
         while True:
-            try:
+            with suppress(ChainError):
                 await self.look()
-            except ChainError:
-                pass
             await asyncio.sleep(LOOK_EVERY)
 
 

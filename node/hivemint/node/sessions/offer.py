@@ -24,7 +24,7 @@ class Offer:
     numerics: tuple[str, ...]
     ask: Credits
     limits: Limits
-    shown: Credits = Credits(0)
+    shown: int = 0
     shown_until: float = 0.0
 
     def reprice(self, ask: Credits) -> None:
