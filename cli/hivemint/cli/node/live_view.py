@@ -20,7 +20,7 @@ _AMOUNTS = (*STAGES, "donated_minted", "earned", "hour", "day", "since_start")
 _REASON = {"bound": "countersigned"}
 
 
-def view(snapshot: "Snapshot", *, draining: bool = False) -> "RenderableType":
+def view(snapshot: "Snapshot") -> "RenderableType":
     """Blocks, reachability, lanes, speed, and the credit flow with its reasons."""
     speed = f"{snapshot.tokens_per_s:.1f} tokens/s"
     parts: list[Any] = [
@@ -30,6 +30,7 @@ def view(snapshot: "Snapshot", *, draining: bool = False) -> "RenderableType":
         _dim(f"network {snapshot.network}  K/V {snapshot.kv_free:,} of {snapshot.kv_total:,} tokens free"),
         _dim(f"operator {snapshot.operator}"),
         _dim(f"peer {snapshot.peer}"),
+        *_trouble(snapshot),
         *_reachable(snapshot),
         "",
         _lanes(snapshot),
@@ -40,9 +41,7 @@ def view(snapshot: "Snapshot", *, draining: bool = False) -> "RenderableType":
     if snapshot.refusals:
         refused = ", ".join(f"{code} {count}" for code, count in sorted(snapshot.refusals.items()))
         parts.append(_dim(f"refused: {refused}"))
-    parts += [Text(plain(f"{task}: {reason}"), style="yellow") for task, reason in snapshot.trouble.items()]
-    title = "hivemint node: draining, steps under way are finished" if draining else "hivemint node"
-    return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+    return Panel(Group(*parts), title="hivemint node", title_align="left", border_style="dim")
 
 
 def over(snapshot: "Snapshot") -> "RenderableType":
@@ -55,13 +54,13 @@ def over(snapshot: "Snapshot") -> "RenderableType":
         "",
         flow_table(snapshot.flow, snapshot.reasons),
         "",
-        *(Text(plain(line)) for line in next_steps(snapshot.flow, snapshot.pay)),
+        *(Text(plain(line)) for line in next_steps(snapshot.flow)),
+        *_trouble(snapshot),
     ]
-    parts += [Text(plain(f"{task}: {reason}"), style="yellow") for task, reason in snapshot.trouble.items()]
     return Panel(Group(*parts), title="hivemint node: over", title_align="left", border_style="dim")
 
 
-def next_steps(flow: dict[str, int], pay: str) -> list[str]:
+def next_steps(flow: dict[str, int]) -> list[str]:
     """What a node that has stopped still has to come, and how it comes."""
     lines = []
     if flow.get("unsettled"):
@@ -69,7 +68,7 @@ def next_steps(flow: dict[str, int], pay: str) -> list[str]:
             f"{in_words(flow['unsettled'])} are promised and not settled: `hivemint node claim`, or at the next start"
         )
     if flow.get("bound_tokens"):
-        lines.append(f"donated work is claimed and minted by a node that runs, or by `hivemint node claim`; {pay}")
+        lines.append("donated work is claimed and minted by a node that runs, or by `hivemint node claim`")
     return lines or ["nothing is left to collect"]
 
 
@@ -116,6 +115,11 @@ def _reachable(snapshot: "Snapshot") -> list[Text]:
     if snapshot.reach_fix:
         lines.append(Text(plain(f"for more: {snapshot.reach_fix}"), style="yellow"))
     return lines
+
+
+def _trouble(snapshot: "Snapshot") -> list[Text]:
+    """Near the top: a low terminal shows no more than that."""
+    return [Text(plain(f"{task}: {reason}"), style="yellow") for task, reason in snapshot.trouble.items()]
 
 
 def _price(snapshot: "Snapshot") -> list[Text]:

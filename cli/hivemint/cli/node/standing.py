@@ -138,7 +138,7 @@ def show(told: dict[str, Any]) -> None:
     for stage, text in rest.items():
         out.print(f"why {stage}: {shown(text)}", highlight=False)
     if flow and not told["running"]:
-        for line in next_steps(flow, told.get("pay", "")):
+        for line in next_steps(flow):
             out.print(shown(line), highlight=False)
     out.print()
     table("chain", "", "", rows=_chain_rows(told))
