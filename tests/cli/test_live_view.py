@@ -1,10 +1,14 @@
 """The live view and the last panel of a node: readable at every width, a reason beside every zero."""
 
+import io
 from dataclasses import replace
 
 import pytest
+import structlog
 from rich.console import Console, RenderableType
+from rich.live import Live
 
+from hivemint.cli import console as shared
 from hivemint.cli.node.live_view import over, view
 from hivemint.ledger.books.flow import CreditFlow
 from hivemint.ledger.settlement.outlook import Outlook
@@ -102,3 +106,30 @@ def test_paid_and_donated_make_one_sum() -> None:
     assert flow.earned == 5 * 10**18
     text = " ".join(" ".join(drawn(view(snapshot(flow)), 100)).split())
     assert "earned in all 5.000" in text
+
+
+def test_log_lines_stand_above_a_live_view_and_never_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=70, force_terminal=True, color_system=None)
+    monkeypatch.setattr(shared, "out", console)
+    before = structlog.get_config()
+    shared.log_above_live()
+    try:
+        with Live(view(snapshot(NOTHING)), console=console, auto_refresh=False) as live:
+            structlog.get_logger().warning("settlement waits", reason="the chain \x1b[2J\x07 is away")
+            live.refresh()
+    finally:
+        structlog.configure(**before)
+    shown = screen.getvalue()
+    (line,) = [one for one in shown.split("\n") if "settlement waits" in one]
+    assert "│" not in line
+    assert "\x1b[2J" not in line
+    assert "\x07" not in line
+    assert shown.count("earned in all") > 1, "it was drawn again below the line"
+
+
+def test_of_a_low_terminal_the_earnings_stay_on_the_screen() -> None:
+    flow = CreditFlow(123_456 * 10**12, 120_000 * 10**12, 120_000 * 10**12, 0, 0, 1234, 56789, 50000, 0)
+    lines = drawn(view(snapshot(flow)), 80)
+    last = max(at for at, line in enumerate(lines) if "your ask is" in line)
+    assert last <= 22, "the title and 23 rows are all that 24 rows show"

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from hivemint.node.settings import NodeSettings
 
 TRIES = 3
-GAS = 400_000
-"""More than a registration with its bond takes (benchmarks/gas.py), with some left for the first claims."""
+GAS, SPARE, ROUND = 400_000, 2, 10**14
+"""More gas than a registration with its bond takes (benchmarks/gas.py). So many times its cost is asked for, as prices
+move and claims cost some too, in whole ten-thousandths of a coin: what is shown is what must come."""
 LOOK_EVERY = 2.0
 
 
@@ -66,7 +67,13 @@ class OnChain:
 
     @property
     def needs(self) -> int:
-        return self.change.bond + self.gas if self.change else 0
+        """What is asked for; it is enough from `enough` on."""
+        spare = -(-SPARE * self.gas // ROUND) * ROUND
+        return self.change.bond + spare if self.change else 0
+
+    @property
+    def enough(self) -> bool:
+        return not self.change or self.balance >= self.change.bond + self.gas
 
 
 def at_a_terminal() -> bool:
@@ -117,7 +124,7 @@ def from_nothing(wish: Wish, settings: "NodeSettings") -> "ServePlan":
     wallet, signer = _wallet(home, wish)
     plan = ServePlan(network, model, *span, wish.name or wallet, signer, settings, home, wish.new_books)
     chain = run_async(_look(plan))
-    if chain.balance < chain.needs:
+    if not chain.enough:
         chain = _wait_for_coin(plan, wallet, chain)
     why = ""
     if not wish.blocks:
@@ -230,10 +237,11 @@ def _wait_for_coin(plan: "ServePlan", wallet: str, chain: OnChain) -> OnChain:
     address = plan.signer.address
     out.print(
         f"\nThis wallet holds {coins(chain.balance)}; a node needs {coins(chain.needs)}: "
-        f"{coins(chain.change.bond)} of stake, which stay yours, and {coins(chain.gas)} for gas.",
+        f"{coins(chain.change.bond)} of stake, which stay yours, and {coins(chain.needs - chain.change.bond)} for gas.",
         highlight=False,
     )
-    out.print(f"  send {coins(chain.needs - chain.balance)} to", highlight=False)
+    missing = -(-(chain.needs - chain.balance) // ROUND) * ROUND
+    out.print(f"  send {coins(missing)} to", highlight=False)
     out.print(f"  {address}  on chain {plan.network.chain_id}", highlight=False, soft_wrap=True)
     if is_testnet(plan.network):
         out.print(f"  from its faucet: hivemint testnet faucet {shown(wallet)}", highlight=False, soft_wrap=True)
@@ -244,7 +252,7 @@ def _wait_for_coin(plan: "ServePlan", wallet: str, chain: OnChain) -> OnChain:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             found = await _look(plan)
-            if found.balance >= found.needs:
+            if found.enough:
                 return found
 
     with out.status("waiting for the coin; Ctrl-C ends this, and the same command goes on from here"):

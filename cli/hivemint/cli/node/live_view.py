@@ -21,26 +21,29 @@ _REASON = {"bound": "countersigned"}
 
 
 def view(snapshot: "Snapshot") -> "RenderableType":
-    """Blocks, reachability, lanes, speed, and the credit flow with its reasons."""
+    """Blocks and speed, the credit flow with its reasons, lanes, reachability.
+
+    What an operator looks for stands first: of a low terminal `Live` leaves out what is below its edge.
+    """
     speed = f"{snapshot.tokens_per_s:.1f} tokens/s"
     parts: list[Any] = [
         Text.assemble(
             (plain(snapshot.model), "bold"), f" blocks {snapshot.blocks}  {plain(snapshot.numerics)}  ", (speed, "bold")
         ),
-        _dim(f"network {snapshot.network}  K/V {snapshot.kv_free:,} of {snapshot.kv_total:,} tokens free"),
-        _dim(f"operator {snapshot.operator}"),
-        _dim(f"peer {snapshot.peer}"),
         *_trouble(snapshot),
-        *_reachable(snapshot),
-        "",
-        _lanes(snapshot),
-        "",
         flow_table(snapshot.flow, snapshot.reasons),
         *_price(snapshot),
+        _lanes(snapshot),
     ]
     if snapshot.refusals:
         refused = ", ".join(f"{code} {count}" for code, count in sorted(snapshot.refusals.items()))
         parts.append(_dim(f"refused: {refused}"))
+    parts += [
+        *_reachable(snapshot),
+        _dim(f"network {snapshot.network}  K/V {snapshot.kv_free:,} of {snapshot.kv_total:,} tokens free"),
+        _dim(f"operator {snapshot.operator}"),
+        _dim(f"peer {snapshot.peer}"),
+    ]
     return Panel(Group(*parts), title="hivemint node", title_align="left", border_style="dim")
 
 
