@@ -4,11 +4,11 @@ import fcntl
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -36,6 +36,9 @@ class PtySession:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that a Ctrl-C of this terminal reaches it
         )
         os.close(inner)
+        self._news = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> "PtySession":
         return self
@@ -44,6 +47,7 @@ class PtySession:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._reader.join(10)
         os.close(self._file)
 
     @property
@@ -59,8 +63,10 @@ class PtySession:
             if (at := _flat(news).find(what)) >= 0:
                 self._seen += len(news)
                 return _flat(news)[: at + len(what)]
-            if not self._read(end - time.monotonic()):
+            if time.monotonic() > end or not self._reader.is_alive():
                 raise AssertionError(f"{what!r} was not shown; it was:\n{self.text[-3000:]}")
+            self._news.wait(0.2)
+            self._news.clear()
 
     def send(self, line: str) -> None:
         os.write(self._file, line.encode() + b"\n")
@@ -71,24 +77,25 @@ class PtySession:
 
     def ended(self, within: float = 60.0) -> int:
         """Its exit status; all that it showed has been read."""
-        end = time.monotonic() + within
-        while self._read(end - time.monotonic()):
-            pass
-        return self.process.wait(max(0.1, end - time.monotonic()))
+        status = self.process.wait(within)
+        self._reader.join(within)
+        return status
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def _read(self, within: float) -> bool:
-        """False: nothing came in time, or it has ended."""
-        if within <= 0 or not select.select([self._file], [], [], within)[0]:
-            return False
-        try:
-            more = os.read(self._file, 1 << 16)
-        except OSError:  # of the kind by which Linux says that nobody holds the other end
-            return False
-        self.raw += more.decode(errors="replace")
-        return bool(more)
+    def _read(self) -> None:
+        """All the time: a program whose terminal takes no more stands still."""
+        while True:
+            try:
+                more = os.read(self._file, 1 << 16)
+            except OSError:  # of the kind by which Linux says that nobody holds the other end
+                more = b""
+            if not more:
+                self._news.set()
+                return
+            self.raw += more.decode(errors="replace")
+            self._news.set()
 
 
 def _flat(text: str) -> str:
