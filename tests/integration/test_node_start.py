@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,18 +51,16 @@ def environment(tmp_path: Path, smollm2: LocalModel) -> dict[str, str]:
     }
 
 
-def told(environment: dict[str, str], net: LocalNet, *words: str) -> dict[str, object] | list[dict[str, object]]:
+def told(environment: dict[str, str], net: LocalNet, *words: str) -> Any:
     command = hivemint(*words, "--network", str(net.network_file), "--json")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    found: dict[str, object] | list[dict[str, object]] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def operators(environment: dict[str, str], net: LocalNet) -> set[str]:
     """Who serves, as another peer finds it in the directory."""
     (model,) = told(environment, net, "swarm", "status")
-    nodes = model["nodes"]  # type: ignore[index]
-    return {node["operator"] for node in nodes}
+    return {node["operator"] for node in model["nodes"]}
 
 
 def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None:
@@ -89,7 +88,7 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
             "unpaid: the stake counts from the next epoch",
             "this machine alone",
             "--listen /ip4/0.0.0.0/tcp/4001",
-            "Register and bond and serve these blocks?",
+            "Register, bond and serve these blocks?",
         ):
             assert part in question
         terminal.send("")
@@ -97,7 +96,6 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
         terminal.expect("your ask is 5 times the cheapest", 180)
         assert address in operators(environment, net)
         running = told(environment, net, "node", "status", "--wallet", "node")
-        assert isinstance(running, dict)
         assert (running["running"], running["bonded_wei"]) == (True, COIN)
         terminal.interrupt()
         last = terminal.expect("nothing is left to collect")
@@ -105,7 +103,6 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
         assert address not in operators(environment, net), "its record was taken back"
         assert terminal.ended() == 0
     stopped = told(environment, net, "node", "status", "--wallet", "node")
-    assert isinstance(stopped, dict)
     assert stopped["running"] is False
     assert str(stopped["state"]).startswith("stopped since")
 

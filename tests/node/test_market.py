@@ -8,7 +8,7 @@ import pytest
 from hivemint.node.market import CHANGE_EVERY, AskRule, Market, Rival, median, others
 from hivemint.node.sessions.offer import SHOWN
 from hivemint.protocol.errors import SwarmError
-from hivemint.protocol.ids import Address, Credits, ModelId
+from hivemint.protocol.ids import Address, BlockIndex, Credits, ModelId
 from hivemint.protocol.signing import Signer
 from hivemint.swarm.identity import PeerKey
 from hivemint.swarm.records import CheckedRecord, NodeRecord, check_record, sign_record
@@ -24,8 +24,8 @@ def record(key: int, ask: int) -> CheckedRecord:
     told = NodeRecord(
         network="test",
         model_id=MODEL,
-        first_block=0,
-        end_block=4,
+        first_block=BlockIndex(0),
+        end_block=BlockIndex(4),
         peer=peer.peer_id,
         operator=operator.address,
         numerics=("fp32/fp32/fp32",),
@@ -152,7 +152,7 @@ def test_who_was_shown_a_lower_ask_may_still_open(monkeypatch: pytest.MonkeyPatc
     from hivemint.node.sessions import offer as module
 
     clock = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
     one: Any = module.Offer(OWN.address, b"p", MODEL, 0, 4, ("x",), Credits(10), None)  # type: ignore[arg-type]
     session: Any = type("Terms", (), {"blocks": 4})
     one.reprice(Credits(20))

@@ -41,7 +41,7 @@ LOOK_EVERY = 2.0
 
 
 @dataclass(frozen=True)
-class Wish:
+class StartWish:
     """What the command line said."""
 
     model: str
@@ -80,7 +80,7 @@ def at_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def as_told(wish: Wish, settings: "NodeSettings") -> "ServePlan":
+def as_told(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
     """Without questions. Raises ConfigError with all that is missing."""
     from hivemint.node.running import ServePlan
     from hivemint.node.start import find_model, parse_blocks
@@ -111,7 +111,7 @@ def as_told(wish: Wish, settings: "NodeSettings") -> "ServePlan":
     return plan
 
 
-def from_nothing(wish: Wish, settings: "NodeSettings") -> "ServePlan":
+def from_nothing(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
     """At a terminal. Raises HivemintError for what no answer mends."""
     from hivemint.node.running import ServePlan
     from hivemint.node.start import parse_blocks
@@ -131,11 +131,20 @@ def from_nothing(wish: Wish, settings: "NodeSettings") -> "ServePlan":
         (first, end), why = _place(plan)
         plan = replace(plan, first=first, end=end)
     _tell(plan, chain, why)
-    questions = [*(["register and bond"] if chain.change else []), *(["serve these blocks"] if not wish.blocks else [])]
-    if questions and not wish.yes and not typer.confirm(f"{' and '.join(questions).capitalize()}?", default=True):
+    asked = " and ".join(filter(None, (_what(chain.change), "" if wish.blocks else "serve these blocks")))
+    if asked and not wish.yes and not typer.confirm(f"{asked[0].upper()}{asked[1:]}?", default=True):
         raise ConfigError("Nothing was done", next_step="--blocks FIRST:END names other blocks")
     _register(plan, chain)
     return plan
+
+
+def _what(change: Difference) -> str:
+    """The part of the question that is about the registry."""
+    if change.register:
+        return "register, bond" if change.bond else "register"
+    return " and ".join(
+        text for text, wanted in (("change the registration", change.peer), ("bond", change.bond)) if wanted
+    )
 
 
 def _network(path: Path | None) -> Network:
@@ -175,7 +184,7 @@ def _model(network: Network, name: str, home: Home) -> "LocalModel":
     return of_network(network, name, local_models.resolve(name, home=home))
 
 
-def _wallet(home: Home, wish: Wish) -> tuple[str, Signer]:
+def _wallet(home: Home, wish: StartWish) -> tuple[str, Signer]:
     """The operator's key: the one that was named, the only one, one of several, or a new one."""
     keystores, name = Keystores(home.keystores), wish.wallet
     if name is None:

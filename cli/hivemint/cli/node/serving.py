@@ -20,7 +20,7 @@ from hivemint.cli.console import (
     run_async,
     show_error,
 )
-from hivemint.cli.node.guided import Wish, as_told, at_a_terminal, from_nothing
+from hivemint.cli.node.guided import StartWish, as_told, at_a_terminal, from_nothing
 from hivemint.cli.node.operators import NameOption
 from hivemint.cli.node.options import (
     AnnounceOption,
@@ -99,7 +99,7 @@ def start(
         max_tip=max_tip,
         coin_a_day=coin_a_day,
     )
-    wish = Wish(model, blocks, wallet, network, password_file, name, new_books, yes)
+    wish = StartWish(model, blocks, wallet, network, password_file, name, new_books, yes)
     _serve_to_the_end(from_nothing(wish, settings) if at_a_terminal() else as_told(wish, settings))
 
 

@@ -48,10 +48,9 @@ class Settler:
         self.reasons: dict[str, str] = {"settled": _UNPAID, "claimed": "", "minted": ""}
         """Why each stage stands where it stands: settled, claimed (donated work), minted (for it). Empty: all done."""
         self.donated_minted = Credits(0)
-        """What donated work has minted for this node, as far as this run knows (wei)."""
         self.minted_epochs: dict[int, int] = {}
-        """The same by epoch. Those in `minted_here` this run has minted, the others are older than it."""
         self.minted_here: set[int] = set()
+        """What donated work has minted as far as this run knows (wei), by epoch, and the epochs that it has minted."""
         self._journal, self._payments = journal, payments
         self._settings, self._clock, self._wall_clock = settings or SettlerSettings(), clock, wall_clock
         self._waiting_since: float | None = None
@@ -128,8 +127,7 @@ class Settler:
         due = await self._look(now)
         if not due:
             self._waiting_since = None
-            blocked = sorted({book.reason for book in self._journal.books().values() if book.reason})
-            self.reasons["settled"] = _UNPAID if not self._journal.collectable() else "; ".join(blocked)
+            self.reasons["settled"] = _blocked(self._journal) if self._journal.collectable() else _UNPAID
             return Credits(0)
         if self._waiting_since is None:
             self._waiting_since = self._clock()
@@ -285,6 +283,10 @@ class Settler:
         self.minted_epochs = {at: int(one.amount) for at, one in self._ended.items() if one.status == "minted"}
         self.donated_minted = Credits(sum(self.minted_epochs.values()))
         self.reasons["minted"] = waiting or ("" if self.donated_minted else "nothing was claimed two epochs ago")
+
+
+def _blocked(journal: Journal) -> str:
+    return "; ".join(sorted({book.reason for book in journal.books().values() if book.reason}))
 
 
 def _id(donated: Donated) -> SessionId:
