@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.cli.node.operators import last_seen, report
+from hivemint.cli.node.standing import last_seen, running, show
 from hivemint.node.status import Snapshot, _told, write_status
 from hivemint.protocol.errors import ChainError
 from hivemint.protocol.ids import ONE_CREDIT
@@ -41,7 +41,7 @@ async def test_gas_above_the_ceiling_is_told_in_the_nodes_status(
     )
     write_status(tmp_path, snapshot)
     seen = last_seen(tmp_path / "status.json")
-    report({"operator": scene.node.address, "last_seen": seen}, as_json=False)
+    show({"operator": scene.node.address, "chain": "it is away", "last_seen": seen, **running(seen)})
     told = " ".join(capsys.readouterr().out.split())
     assert "why settled" in told
     assert "10,000 gwei now" in told

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hivemint.cli.node.live_view import view
 from hivemint.ledger.settlement import chainview
 from hivemint.ledger.settlement.chainview import ContractView
-from hivemint.node import server, status
+from hivemint.node import server
 from hivemint.node.sessions import registry
 from hivemint.node.sessions.nonces import Nonces
 from hivemint.node.status import Snapshot, write_status
@@ -275,8 +276,8 @@ def test_a_status_that_cannot_be_written_is_a_word_not_an_end(tmp_path: Path) ->
 
 def test_what_an_endpoint_or_a_model_says_is_no_markup_in_the_live_view() -> None:
     seen = io.StringIO()
-    stages = ("signed", "countersigned", "settled", "minted", "claimed")
+    stages = ("signed", "countersigned", "settled", "minted", "served", "donated")
     told = snapshot(model=EVIL, reasons=dict.fromkeys(stages, EVIL), trouble={"record": EVIL})
-    Console(file=seen, force_terminal=True, width=200).print(status.view(told))
-    assert seen.getvalue().count("[/x][bold]") == 7
+    Console(file=seen, force_terminal=True, width=200).print(view(told))
+    assert seen.getvalue().count("[/x][bold]") == 8
     assert "\x1b[2J" not in seen.getvalue()

@@ -10,8 +10,10 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from hivemint.ledger.books.earnings import Earnings
 from hivemint.node.metrics import MetricsServer
 from hivemint.protocol.errors import Refusal
+from hivemint.protocol.ids import ONE_CREDIT
 from hivemint.swarm.host import CONTROL, Host, HostSettings
 from hivemint.swarm.messages import Code
 from support.node_client import RefusedError
@@ -42,7 +44,11 @@ async def test_figures_of_a_live_node(tiny_folder: Path, tmp_path: Path) -> None
     async with one_node(tiny_folder, tmp_path, batch_rows=32) as served:
         server = MetricsServer(0)
         running: Any = SimpleNamespace(
-            node=served.node, journal=served.journal, host=served.host, settler=SimpleNamespace(donated_minted=0)
+            node=served.node,
+            journal=served.journal,
+            host=served.host,
+            settler=SimpleNamespace(minted_epochs={7: ONE_CREDIT}, minted_here={7}),
+            earnings=Earnings(None, "books"),
         )
         server.show(running)
 
@@ -60,6 +66,8 @@ async def tell(served: Served, scrape: Any) -> None:
     start = await scrape()
     assert start.by("tokens_total") == {"paid": 0, "donated": 0}
     assert start["batch_budget_tokens"] == 32
+    assert start.by("credits")["earned"] == start.by("credits")["donated_minted"] == 1, "what an epoch's share minted"
+    assert start.by("earned_credits") == {"hour": 1, "day": 1, "start": 1}
 
     paid, free = await served.open(signer(1), price=ASK), await served.open(signer(2))
     await paid.step(torch.randn(5, 32), 0)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.protocol.credits import exact_credits, format_credits, parse_coins, parse_credits
+from hivemint.protocol.credits import (
+    exact_credits,
+    format_credits,
+    in_unit,
+    in_words,
+    parse_coins,
+    parse_credits,
+    unit_of,
+)
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import ONE_CREDIT
 
@@ -68,3 +76,47 @@ def test_refused_amounts(text: str) -> None:
 def test_credits_are_no_coins() -> None:
     with pytest.raises(BadInput, match="not an amount of coins"):
         parse_coins("2 HMC")
+
+
+@pytest.mark.parametrize(
+    ("amounts", "unit", "texts"),
+    [
+        ([], "HMC", []),
+        ([0, 0], "HMC", ["0.000", "0.000"]),
+        ([107 * 10**12, 0], "uHMC", ["107.000", "0.000"]),
+        ([ONE_CREDIT, 2 * ONE_CREDIT], "HMC", ["1.000", "2.000"]),
+        ([3 * ONE_CREDIT, 107 * 10**12], "mHMC", ["3,000.000", "0.107"]),
+        ([10**6 * ONE_CREDIT, 1], "HMC", ["1,000,000.000", "<0.001"]),
+        ([20 * 10**9], "nHMC", ["20.000"]),
+        ([5], "wei", ["5"]),
+        ([-(10**15)], "mHMC", ["-1.000"]),
+    ],
+)
+def test_a_view_chooses_a_unit_in_which_its_amounts_show_digits(
+    amounts: list[int], unit: str, texts: list[str]
+) -> None:
+    assert unit_of(amounts) == unit
+    assert [in_unit(amount, unit) for amount in amounts] == texts
+
+
+@given(st.lists(st.integers(0, 2**96 - 1), max_size=8))
+def test_no_amount_of_a_view_shows_as_nothing(amounts: list[int]) -> None:
+    unit = unit_of(amounts)
+    for amount in amounts:
+        text = in_unit(amount, unit)
+        assert (amount == 0) == (not set(text) & set("123456789<"))
+
+
+@given(st.integers(0, 2**96 - 1))
+def test_an_amount_in_words_reads_back_and_promises_no_more(wei: int) -> None:
+    read = parse_credits(in_words(wei))
+    assert read <= wei
+    assert wei == 0 or read > 0.998 * wei
+
+
+def test_units_are_read() -> None:
+    assert parse_credits("20 nHMC") == 20 * 10**9
+    assert parse_credits("1.5mhmc") == 1_500_000 * 10**9
+    assert parse_credits("2 HMC") == 2 * ONE_CREDIT
+    with pytest.raises(BadInput):
+        parse_coins("20 nHMC")

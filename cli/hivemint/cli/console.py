@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -130,6 +130,24 @@ def log_to(stream: TextIO, *, for_people: bool) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(stream),
     )
+
+
+class _AboveLive:
+    """A stream for log lines that prints through our console: above a live view or a bar, never into it."""
+
+    def write(self, text: str) -> int:
+        out.print(Text.from_ansi(text.rstrip("\n")), soft_wrap=True)
+        return len(text)
+
+    def flush(self) -> None:
+        out.file.flush()
+
+
+def log_above_live() -> None:
+    """structlog at a terminal on which something is drawn: `Live` and `Progress` know of lines that their own console
+    prints, and of no others.
+    """
+    log_to(cast(TextIO, _AboveLive()), for_people=True)
 
 
 def _plain(value: object) -> object:

@@ -8,7 +8,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hivemint.ledger.books.flow import CreditFlow
 from hivemint.node.engine.scheduler import Lane
+from hivemint.node.running import flow_of
 from hivemint.protocol.errors import ConfigError
 from hivemint.protocol.ids import ONE_CREDIT
 
@@ -35,7 +37,7 @@ class NodeCollector(Collector):
         return list(self._metrics())
 
     def _metrics(self) -> Iterator[Metric]:
-        node, totals = self._running.node, self._running.journal.totals
+        node = self._running.node
         gauge, capacity = node.engine.gauge, node.engine.capacity()
         rows = CounterMetricFamily("hivemint_node_tokens", "Token positions computed.", labels=["lane"])
         waits = GaugeMetricFamily("hivemint_node_wait_seconds", "Wait of a step before it starts.", labels=["lane"])
@@ -67,16 +69,35 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("hivemint_node_tokens_per_second", "While computing, smoothed.", gauge.rows_per_s)
         yield GaugeMetricFamily("hivemint_node_kv_free_tokens", "Tokens in pages that nobody has.", capacity.kv_free)
         yield GaugeMetricFamily("hivemint_node_kv_total_tokens", "Tokens that the K/V store holds.", capacity.kv_total)
-        stages = GaugeMetricFamily("hivemint_node_credits", "Credits by stage (HMC).", labels=["stage"])
-        flow = {
-            "signed": totals.paid.signed,
-            "countersigned": totals.paid.countersigned,
-            "settled": totals.settled,
-            "minted": totals.minted + self._running.settler.donated_minted,
-        }
-        for stage, amount in flow.items():
-            stages.add_metric([stage], amount / ONE_CREDIT)
-        yield stages
+        yield from _credits(flow_of(self._running.journal, self._running.settler, self._running.earnings))
+        price = GaugeMetricFamily("hivemint_node_ask_credits", "Ask of a token and block (HMC).")
+        price.add_metric([], node.offer.ask / ONE_CREDIT)
+        yield price
+
+
+def _credits(flow: CreditFlow) -> Iterator[Metric]:
+    """The figures of the live view and of `node status`, as floats of HMC: for graphs, not for accounts."""
+    stages = GaugeMetricFamily("hivemint_node_credits", "Credits by stage (HMC).", labels=["stage"])
+    told = {
+        "signed": flow.signed,
+        "countersigned": flow.bound,
+        "settled": flow.settled,
+        "minted": flow.minted,
+        "donated_minted": flow.donated_minted,
+        "earned": flow.earned,
+        "unsettled": flow.unsettled,
+    }
+    for stage, amount in told.items():
+        stages.add_metric([stage], amount / ONE_CREDIT)
+    yield stages
+    recent = GaugeMetricFamily("hivemint_node_earned_credits", "Earned of late (HMC).", labels=["within"])
+    for within, amount in (("hour", flow.hour), ("day", flow.day), ("start", flow.since_start)):
+        recent.add_metric([within], amount / ONE_CREDIT)
+    yield recent
+    work = GaugeMetricFamily("hivemint_node_donated_tokens", "Donated work by stage.", labels=["stage"])
+    work.add_metric(["served"], flow.served_tokens)
+    work.add_metric(["countersigned"], flow.bound_tokens)
+    yield work
 
 
 def _sizes(gauge: "Gauge", largest: int) -> HistogramMetricFamily:

@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hivemint.protocol.credits import parse_credits
 from hivemint.protocol.errors import BadInput
@@ -38,7 +38,13 @@ class NodeSettings(Settings):
     TABLE: ClassVar[str] = "node"
 
     ask: Amount = 10**11
-    """Price per token and block."""
+    """Price per token and block; `auto` follows the other nodes of these blocks (`market.py`)."""
+    ask_auto: bool = False
+    """Whether it follows them: what `ask = "auto"` sets."""
+    ask_floor: Amount = 10**10
+    """An ask that follows others never goes below."""
+    ask_ceiling: Amount = 10**12
+    """Nor above."""
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     """Addresses (multiaddr) to listen at; port 0 = any free one."""
     announce: tuple[str, ...] = ()
@@ -107,6 +113,19 @@ class NodeSettings(Settings):
     """A batch that takes this many times what its rows usually cost is a hung device, and the node ends."""
     hung_least: Annotated[float, Field(gt=0)] = 30.0
     """But not before so many seconds: a busy machine or a kernel's first compilation is no hang. Clients wait 60."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, given: Any) -> Any:
+        if isinstance(given, dict) and str(given.get("ask", "")).strip().lower() == "auto":
+            return {name: value for name, value in given.items() if name != "ask"} | {"ask_auto": True}
+        return given
+
+    @model_validator(mode="after")
+    def _a_range(self) -> "NodeSettings":
+        if self.ask_floor > self.ask_ceiling:
+            raise ValueError("ask_floor is above ask_ceiling")
+        return self
 
     @property
     def fees(self) -> "FeeCeiling":

@@ -13,6 +13,7 @@ import structlog
 
 from hivemint.model.local_models import LocalModel, resolve
 from hivemint.node.identity import IdentityLock
+from hivemint.node.market import AskRule, Market
 from hivemint.node.settings import NodeSettings, free_cores
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import ConfigError, ModelError
@@ -24,6 +25,7 @@ from hivemint.swarm.identity import PeerKey
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
     from hivemint.node.metrics import MetricsServer
+    from hivemint.node.server import Node
     from hivemint.node.span.span import Span
     from hivemint.swarm.host import Host
 from hivemint.node.running import Running, ServePlan
@@ -48,6 +50,11 @@ def find_model(network: Network, name: str, first: int, end: int, home: Home) ->
     """The local model `name`, if it is one of the network's and has these blocks. Raises ModelError, ConfigError."""
     model = resolve(name, home=home)
     model.anatomy.check_span(BlockIndex(first), BlockIndex(end))
+    return of_network(network, name, model)
+
+
+def of_network(network: Network, name: str, model: LocalModel) -> LocalModel:
+    """`model`, if the network serves it. Raises ModelError."""
     if network.models and all(known.model_id != model.model_id for known in network.models):
         raise ModelError(
             f"{name} is not a model of the network {network.name}",
@@ -63,8 +70,10 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
     """Start everything in order; end it in reverse. Raises HivemintError with what is wrong."""
     from hivemint.contracts.bindings import Bindings
     from hivemint.contracts.fees import DailyBudget
+    from hivemint.ledger.books.earnings import Earnings
     from hivemint.ledger.books.journal import Journal
     from hivemint.ledger.settlement.chainview import ContractView
+    from hivemint.ledger.settlement.outlook import PayOutlook
     from hivemint.ledger.settlement.payments import ContractPayments
     from hivemint.ledger.settlement.settler import Settler
 
@@ -102,11 +111,24 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
         payments = ContractPayments(contracts, signer, confirmations=network.confirmations)
         settler = Settler(journal, payments, settings.settling)
         node.supervisor.keep_up("settlement", settler.run)
-        up = Running(plan, node, host, journal, settler, span)
+        earnings = Earnings(plan.folder / "earnings.json", operator)
+        outlook = PayOutlook(contracts, signer.address, plan.model.model_id)
+        node.supervisor.keep_up("outlook", outlook.run)
+        market = _market(plan, host, node)
+        node.supervisor.keep_up("market", market.run)
+        up = Running(plan, node, host, journal, settler, span, earnings, outlook, market)
         if metrics is not None:
             metrics.show(up)
             up.metrics_url = metrics.url
         yield up
+
+
+def _market(plan: ServePlan, host: "Host", node: "Node") -> Market:
+    """What others ask for these blocks; with `ask = "auto"` the node follows them."""
+    settings, offer = plan.settings, node.offer
+    rule = AskRule(settings.ask_floor, settings.ask_ceiling) if settings.ask_auto else None
+    blocks, operator = range(plan.first, plan.end), plan.signer.address
+    return Market(host, plan.model.model_id, blocks, operator, lambda: offer.ask, offer.reprice, rule)
 
 
 def _alone(what: str, identity: bytes, plan: ServePlan, stack: AsyncExitStack) -> None:

@@ -1,20 +1,20 @@
-"""What a node shows of itself: a live view at a terminal, a file for `hivemint node status`."""
+"""What a node says of itself, from one source: for the live view, `hivemint node status` and `/metrics`."""
 
 import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hivemint.ledger.books.flow import CreditFlow
 from hivemint.node.engine.scheduler import Lane
-from hivemint.protocol.credits import format_credits
-from hivemint.protocol.text import plain
+from hivemint.node.reach import best_fix, reaches
+from hivemint.swarm.addresses import is_public
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from hivemint.ledger.settlement.outlook import Outlook
     from hivemint.node.running import Running
 
 
@@ -42,30 +42,44 @@ class Snapshot:
     credits: dict[str, int]
     reasons: dict[str, str]
     trouble: dict[str, str]
+    flow: dict[str, int] = field(default_factory=dict)
+    """`CreditFlow`, with `earned` and `unsettled`."""
+    pay: str = ""
+    """Whether donated work is paid, and when its first credits come."""
+    ask: int = 0
+    ask_note: str = ""
+    reach: list[tuple[str, str]] = field(default_factory=list)
+    """Address -> who can use it."""
+    reach_fix: str = ""
+    network: str = ""
+    started: float = 0.0
+    stopped: float = 0.0
+    """0: it serves."""
 
 
 class Watcher:
     """Takes snapshots; the speed is that since the last one."""
 
     def __init__(self, running: "Running") -> None:
-        self._running = running
+        self.running = running
         self._before = (time.monotonic(), 0)
+        self._started = time.time()
+        self._outside = ""
 
-    def look(self) -> Snapshot:
+    def look(self, *, stopped: bool = False) -> Snapshot:
+        """`stopped`: the node has been closed; what came of its last steps is in."""
         from hivemint.swarm.identity import peer_text
 
-        running, node = self._running, self._running.node
-        gauge, totals, plan = node.engine.gauge, running.journal.totals, running.plan
+        running, node = self.running, self.running.node
+        gauge, plan = node.engine.gauge, running.plan
+        totals, flow = running.journal.totals, running.flow()
         capacity = node.engine.capacity()
         now, rows = time.monotonic(), sum(gauge.rows_done.values())
         (then, before), self._before = self._before, (now, rows)
-        credits = {
-            "signed": totals.paid.signed,
-            "countersigned": totals.paid.countersigned,
-            "settled": totals.settled,
-            "minted": totals.minted,
-            "donated_minted": running.settler.donated_minted,
-        }
+        outlook, market = running.outlook, running.market
+        told = _told(running.settler.reasons)
+        self._outside = self._outside or _from_outside(node.registry.occupants)
+        reached = reaches(running.host.addresses, self._outside)
         return Snapshot(
             at=time.time(),
             peer=peer_text(running.host.peer_id),
@@ -76,7 +90,7 @@ class Watcher:
             numerics=", ".join(node.offer.numerics),
             sessions={lane.value: node.registry.count(lane) for lane in Lane},
             tokens={lane.value: gauge.rows_done[lane] for lane in Lane},
-            tokens_per_s=(rows - before) / max(now - then, 1e-3),
+            tokens_per_s=0.0 if stopped else (rows - before) / max(now - then, 1e-3),
             wait_s={lane.value: gauge.wait_s[lane] for lane in Lane},
             kv_free=capacity.kv_free,
             kv_total=capacity.kv_total,
@@ -85,19 +99,58 @@ class Watcher:
                 "signed": totals.paid.tokens_signed + totals.donated.tokens_signed,
                 "countersigned": totals.paid.tokens_countersigned + totals.donated.tokens_countersigned,
             },
-            credits={stage: int(amount) for stage, amount in credits.items()},
-            reasons={**_reasons(credits, totals.donated.tokens_countersigned), **_told(running.settler.reasons)},
+            credits={
+                "signed": flow.signed,
+                "countersigned": flow.bound,
+                "settled": flow.settled,
+                "minted": flow.minted,
+                "donated_minted": flow.donated_minted,
+            },
+            reasons=reasons(flow, told, outlook.last),
             trouble=dict(node.supervisor.trouble),
+            flow=flow.document(),
+            pay=outlook.last.text() if outlook.last else "",
+            ask=int(node.offer.ask),
+            ask_note=market.note,
+            reach=[(one.address, one.text) for one in reached],
+            reach_fix=best_fix(reached),
+            network=plan.network.name,
+            started=self._started,
+            stopped=time.time() if stopped else 0.0,
         )
 
 
-def _reasons(credits: dict[str, Any], donated: int) -> dict[str, str]:
-    """Why a stage is zero, as far as the node itself knows."""
-    if not credits["signed"]:
-        return {"signed": "no paid session has had a step yet" + (f"; {donated} tokens are donated" if donated else "")}
-    if not credits["countersigned"]:
-        return {"countersigned": "the clients have not yet signed a voucher for a receipt"}
-    return {}
+def reasons(flow: CreditFlow, told: dict[str, str], outlook: "Outlook | None") -> dict[str, str]:
+    """Why a stage stands where it stands; one that is zero always has a reason. `told`: the settlement's own."""
+    found = {stage: text for stage, text in told.items() if stage not in ("minted", "claimed")}
+    if not flow.signed:
+        found["signed"] = "no paid session has had a step yet"
+    elif not flow.bound:
+        found["countersigned"] = "the clients have not yet signed a voucher for a receipt"
+    if not flow.settled:
+        found.setdefault("settled", "no account owes anything yet")
+    if not flow.minted:
+        found["minted"] = "paid work is minted when it settles"
+    if not flow.served_tokens:
+        found["served"] = "no donated session has had a step yet"
+    if outlook is not None and not outlook.pays:
+        found["donated"] = outlook.text()
+    elif not flow.donated_minted or told.get("minted"):
+        parts = [told.get("minted", ""), told.get("claimed", ""), outlook.text() if outlook else ""]
+        found["donated"] = "; ".join(filter(None, parts)) or "the chain has not been asked yet"
+    elif outlook is not None:
+        found["donated"] = outlook.text()
+    if told.get("claimed"):
+        found["claimed"] = told["claimed"]
+    return found
+
+
+def _from_outside(occupants: Any) -> str:
+    """The public network of a client that has a session here: who came in proves that the door is open."""
+    for occupant in occupants:
+        if isinstance(occupant.prefix, str) and is_public(f"/ip{6 if ':' in occupant.prefix else 4}/{occupant.prefix}"):
+            return occupant.prefix
+    return ""
 
 
 def _told(reasons: dict[str, str]) -> dict[str, str]:
@@ -115,41 +168,3 @@ def write_status(folder: Path, snapshot: Snapshot) -> str:
             temporary.unlink(missing_ok=True)
         return f"status.json cannot be written: {error.strerror or error}"
     return ""
-
-
-def view(snapshot: Snapshot) -> "RenderableType":
-    """The live view: blocks, lanes, speed, and the credit flow with its reasons."""
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.table import Table
-
-    lanes = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("lane", "sessions", "tokens", "wait"):
-        lanes.add_column(column, justify="left" if column == "lane" else "right")
-    for lane in Lane:
-        name = lane.value
-        wait = f"{snapshot.wait_s[name] * 1000:.0f} ms"
-        lanes.add_row(name, str(snapshot.sessions[name]), f"{snapshot.tokens[name]:,}", wait)
-    flow = Table(box=None, pad_edge=False, show_header=False)
-    for stage in ("signed", "countersigned", "settled", "minted"):
-        amount = snapshot.credits[stage]
-        flow.add_row(stage, format_credits(amount), f"[dim]{_shown(snapshot.reasons.get(stage, ''))}[/]")
-    donated = snapshot.credits["donated_minted"]
-    flow.add_row("donated", format_credits(donated), f"[dim]{_shown(snapshot.reasons.get('claimed', ''))}[/]")
-    head = (
-        f"[bold]{_shown(snapshot.model)}[/] blocks {snapshot.blocks}  {snapshot.numerics}  "
-        f"[bold]{snapshot.tokens_per_s:.1f}[/] tokens/s  K/V {snapshot.kv_free:,} of {snapshot.kv_total:,} tokens free"
-    )
-    refused = ", ".join(f"{code} {count}" for code, count in sorted(snapshot.refusals.items()))
-    parts: list[Any] = [head, f"[dim]{snapshot.peer}  operator {snapshot.operator}[/]", "", lanes, "", flow]
-    if refused:
-        parts.append(f"[dim]refused: {refused}[/]")
-    parts += [f"[yellow]{task}: {_shown(reason)}[/]" for task, reason in snapshot.trouble.items()]
-    return Panel(Group(*parts), title="hivemint node", title_align="left", border_style="dim")
-
-
-def _shown(text: str) -> str:
-    """A text that may be a stranger's (an endpoint's, a model's) inside of markup."""
-    from rich.markup import escape
-
-    return escape(plain(text))

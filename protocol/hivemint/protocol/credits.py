@@ -3,6 +3,7 @@
 All amounts are integers in wei (1 HMC = 10^18 wei).
 """
 
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 
 from hivemint.protocol.errors import BadInput
@@ -12,6 +13,17 @@ FEE = 500
 """1/10,000 of what is burned, the protocol's fee (`docs/protocol.md`, section 7)."""
 WHOLE_FEE = 10_000
 SYMBOL = "HMC"
+UNITS: Mapping[str, int] = {
+    SYMBOL: ONE_CREDIT,
+    "mHMC": 10**15,
+    "uHMC": 10**12,
+    "nHMC": 10**9,
+    "pHMC": 10**6,
+    "fHMC": 10**3,
+    "wei": 1,
+}
+"""Name -> wei, the largest first: parts of a credit as SI has them, with `u` for micro as terminals differ."""
+_ROUGH, _WIDE = 1000, 10**7
 
 
 def mintable(collected: int, fee: int = FEE) -> Credits:
@@ -28,6 +40,40 @@ def format_credits(amount: int, digits: int = 6, *, symbol: bool = True) -> str:
     return f"{text} {SYMBOL}" if symbol else text
 
 
+def unit_of(amounts: Iterable[int]) -> str:
+    """One unit for amounts that stand in one view: the largest one shows a digit before its point, and the smallest
+    one at least its first digit, where that makes the largest not too wide.
+    """
+    sizes = [abs(amount) for amount in amounts if amount]
+    if not sizes:
+        return SYMBOL
+    names = list(UNITS)
+    at = next(index for index, name in enumerate(names) if max(sizes) >= UNITS[name])
+    while at + 1 < len(names) and min(sizes) * _ROUGH < UNITS[names[at]] and max(sizes) < _WIDE * UNITS[names[at + 1]]:
+        at += 1
+    return names[at]
+
+
+def in_unit(amount: int, unit: str, decimals: int = 3) -> str:
+    """Without the unit's name, rounded towards zero, always so many decimals: such figures line up. An amount that
+    would show as zero says so.
+    """
+    size = UNITS[unit]
+    decimals = min(decimals, len(str(size)) - 1)
+    parts = abs(amount) * 10**decimals // size
+    if amount and not parts:
+        return f"<{1 / 10**decimals:.{decimals}f}"
+    whole, rest = divmod(parts, 10**decimals)
+    return ("-" if amount < 0 else "") + f"{whole:,}" + (f".{rest:0{decimals}d}" if decimals else "")
+
+
+def in_words(amount: int) -> str:
+    """One amount by itself, in the unit that suits it: `107 uHMC`."""
+    unit = unit_of([amount])
+    number = in_unit(amount, unit)
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+
 def exact_credits(amount: int) -> str:
     """Every digit, nothing rounded: what `parse_credits` reads back to the same wei."""
     whole, rest = divmod(abs(amount), ONE_CREDIT)
@@ -36,19 +82,24 @@ def exact_credits(amount: int) -> str:
 
 
 def parse_credits(text: str) -> Credits:
-    """`1.5`, `1,000 HMC`, `12 wei`. Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei."""
-    return Credits(_wei(text, "credits", SYMBOL.lower()))
+    """`1.5`, `1,000 HMC`, `20 nHMC`, `12 wei`.
+
+    Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei.
+    """
+    return Credits(_wei(text, "credits", UNITS))
 
 
 def parse_coins(text: str) -> int:
     """The same for the chain's own coin, which has as many decimals: `10`, `0.5`, `12 wei`."""
-    return _wei(text, "coins", "")
+    return _wei(text, "coins", {"wei": 1})
 
 
-def _wei(text: str, of: str, symbol: str) -> int:
+def _wei(text: str, of: str, units: Mapping[str, int]) -> int:
     plain = text.strip().lower()
-    unit = 1 if plain.endswith("wei") else ONE_CREDIT
-    number = plain.removesuffix("wei").removesuffix(symbol).strip().replace(",", "").replace("_", "")
+    # The longest name first: `mhmc` ends with `hmc` too.
+    named = next((name for name in sorted(units, key=len, reverse=True) if plain.endswith(name.lower())), "")
+    unit = units.get(named, ONE_CREDIT)
+    number = plain.removesuffix(named.lower()).strip().replace(",", "").replace("_", "")
     try:
         value = Decimal(number)
     except InvalidOperation:

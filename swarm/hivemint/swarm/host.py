@@ -190,6 +190,10 @@ class Host:
         """As far as the registry was asked; nobody is without `rank_by`."""
         return self._standing.stake(one.record) > 0
 
+    def stake_of(self, one: CheckedRecord) -> int:
+        """Wei of coin that a registered node's operator has bonded, at least 1; 0 for who is not registered."""
+        return self._standing.stake(one.record)
+
     def prefix_of(self, peer: PeerId) -> str | PeerId:
         """The network that a connected peer comes from (`203.0.113.0/24`); the peer itself where none is known.
 

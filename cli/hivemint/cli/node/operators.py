@@ -1,6 +1,5 @@
 """What the verbs of an operator share: its wallet and owner, its standing on the chain, and how that is told."""
 
-import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,10 +10,10 @@ import typer
 from hivemint.cli.console import emit, need, table
 from hivemint.cli.transact import load_network
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import ConfigError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores, read_password
+from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -84,17 +83,13 @@ async def standing(contracts: "Bindings", operator: Address) -> dict[str, Any]:
     } | ({"offered_to": offered} if offered else {})
 
 
-def last_seen(path: Path) -> dict[str, Any]:
-    """What the node wrote of itself. Raises ConfigError for a damaged file."""
-    try:
-        told = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is damaged", why=str(error), next_step="remove it: a node that runs writes it anew"
-        ) from None
-    if not isinstance(told, dict) or not told.keys() >= {"model", "blocks", "credits", "reasons"}:
-        raise ConfigError(f"{path} is not a node's status", next_step="remove it: a node that runs writes it anew")
-    return told
+async def pay_of(contracts: "Bindings", network: Network, known: dict[str, Any]) -> str:
+    """When donated work of this node is paid, by its stake; of the network's first model."""
+    from hivemint.ledger.settlement.outlook import PayOutlook
+
+    if not network.models:
+        return ""
+    return (await PayOutlook(contracts, known["operator"], network.models[0].model_id).look()).text()
 
 
 def report(told: dict[str, Any], as_json: bool) -> None:
@@ -106,10 +101,6 @@ def report(told: dict[str, Any], as_json: bool) -> None:
         if key == "shares":
             shares = ", ".join(f"{epoch}: {format_credits(s['wei'])} {s['status']}" for epoch, s in value.items())
             rows.append(("shares by epoch", shares))
-        elif key == "last_seen":
-            rows.append(("blocks", f"{value['model']} {value['blocks']}"))
-            rows += [(stage, format_credits(amount)) for stage, amount in value["credits"].items()]
-            rows += [(f"why {stage}", text) for stage, text in value["reasons"].items()]
         elif key == "reasons":
             rows += [(f"why {stage}", text) for stage, text in value.items() if text]
         elif key in ("bonded_wei", "unbonding_wei"):
@@ -118,6 +109,8 @@ def report(told: dict[str, Any], as_json: bool) -> None:
             rows.append(("unbonded", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value)) if value else "-"))
         elif key.endswith("_wei"):
             rows.append((key.removesuffix("_wei").replace("_", " "), format_credits(value)))
+        elif isinstance(value, list):
+            rows.append((key.replace("_", " "), "; ".join(map(str, value)) or "nothing"))
         else:
             rows.append((key.replace("_", " "), "0x" + value.hex() if isinstance(value, bytes) else str(value)))
     table("node", "", "", rows=rows)

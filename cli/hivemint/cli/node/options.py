@@ -5,8 +5,15 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[str, typer.Argument(help="A pulled model, or a Hugging Face folder.")]
-BlocksOption = Annotated[str, typer.Option(help="Blocks to serve, FIRST:END, e.g. 0:15.")]
-AskOption = Annotated[str | None, typer.Option(help="Price per token and block, e.g. 0.0000001 or '5 wei'.")]
+BlocksOption = Annotated[
+    str | None,
+    typer.Option(help="Blocks to serve, FIRST:END, e.g. 0:15; at a terminal the weakest that fit are proposed."),
+]
+AskOption = Annotated[
+    str | None,
+    typer.Option(help="Price per token and block, e.g. '20 nHMC' or '5 wei'; auto = as the other nodes ask."),
+]
+YesFlag = Annotated[bool, typer.Option("--yes", help="Agree to what would be asked: registering, bonding, a change.")]
 ListenOption = Annotated[list[str] | None, typer.Option(help="Multiaddress to listen on.")]
 AnnounceOption = Annotated[list[str] | None, typer.Option(help="Multiaddress to tell others instead.")]
 BootstrapOption = Annotated[list[str] | None, typer.Option(help="More bootstrap peers.")]

@@ -1,4 +1,4 @@
-"""`hivemint node register | status | offer | accept | unbond | withdraw`: a node's record in the registry."""
+"""`hivemint node register | offer | accept | unbond | withdraw`: a node's record in the registry."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,21 +11,22 @@ from hivemint.cli.node.operators import (
     NameOption,
     OwnerOption,
     OwnerPasswordOption,
-    last_seen,
     operator_and_owner,
     operator_wallet,
+    pay_of,
     report,
     standing,
     unlock,
     with_contracts,
 )
+from hivemint.cli.node.options import YesFlag
+from hivemint.cli.node.registering import Difference, Wanted, agree, carry_out, difference
 from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import NodeArgument, check_address, load_network
 from hivemint.protocol.credits import parse_coins
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
-from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.node_name import named
 from hivemint.protocol.signing import Signer
 
@@ -42,57 +43,42 @@ def register(
     password_file: PasswordFileOption = None,
     owner_password_file: OwnerPasswordOption = None,
     name: NameOption = None,
-    stake: Annotated[str | None, typer.Option(help="Coins to bond; default: the minimum.", metavar="AMOUNT")] = None,
+    stake: Annotated[
+        str | None, typer.Option(help="Coins that shall be bonded in all; default: the minimum.", metavar="AMOUNT")
+    ] = None,
+    add: Annotated[str | None, typer.Option(help="Coins to bond on top of what is bonded.", metavar="AMOUNT")] = None,
     payout: Annotated[str | None, typer.Option(help="Address that credits are minted to; default: the owner.")] = None,
+    yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Register the operator key with its peer id, and bond a stake; later: bond more, renew the peer id."""
+    """Register the operator key with its peer id, and bond a stake. Later: names what would change, and asks."""
+    from hivemint.protocol.eip712 import peer_id_hash
     from hivemint.swarm.identity import PeerKey
 
-    coins = None if stake is None else parse_coins(stake)
+    target, more = (None if one is None else parse_coins(one) for one in (stake, add))
     paid_to = check_address(payout) if payout else None
     wallet = operator_wallet(wallet)
-    home = Home.open()
+    home, where = Home.open(), load_network(network)
     operator = unlock(home, wallet, password_file)
     holder = unlock(home, owner, owner_password_file or password_file) if owner else operator
     peer = PeerKey.load(home.node(name or wallet) / "peer.key").peer_id
+    wanted = Wanted(peer_id_hash(peer), paid_to, target, more)
+
+    async def compare(contracts: "Bindings") -> dict[str, Any]:
+        known = await contracts.registry.node(operator.address)
+        minimum = await contracts.registry.minimum_stake()
+        return {"change": difference(known, wanted, minimum, holder.address)}
+
+    change: Difference = run_async(with_contracts(network, compare))["change"]
+    agreed = agree(change, yes=yes, quiet=as_json)
 
     async def work(contracts: "Bindings") -> dict[str, Any]:
-        from hivemint.protocol.eip712 import peer_id_hash
-
-        registry = contracts.registry
-        known = await registry.node(operator.address)
-        wei = await registry.minimum_stake() if coins is None and known is None else coins or 0
-        if known is None:
-            await registry.register(holder, operator, peer, load_network(network).domain, payout=paid_to, stake=wei)
-        else:
-            if known.peer_id_hash != peer_id_hash(peer):
-                await registry.set_peer(holder, operator, peer, load_network(network).domain)
-            if paid_to and known.payout != paid_to:
-                await registry.set_payout(holder, operator.address, paid_to)
-            if wei:
-                await registry.bond(holder, operator.address, wei)
-        return await standing(contracts, operator.address)
+        if agreed:
+            await carry_out(contracts, where, holder, operator, peer, change)
+        done = await standing(contracts, operator.address)
+        return done | {"changed": change.lines if agreed else [], "pay": await pay_of(contracts, where, done)}
 
     report(run_async(with_contracts(network, work)), as_json)
-
-
-def status(
-    wallet: WalletOption = None, network: NetworkOption = None, name: NameOption = None, as_json: JsonFlag = False
-) -> None:
-    """The node's standing on the chain, and what it said of itself last."""
-    wallet = operator_wallet(wallet)
-    home = Home.open()
-    operator = Keystores(home.keystores).find(wallet).address
-
-    async def work(contracts: "Bindings") -> dict[str, Any]:
-        return await standing(contracts, operator)
-
-    told = run_async(with_contracts(network, work))
-    path = home.node(name or wallet) / "status.json"
-    if path.is_file():
-        told["last_seen"] = last_seen(path)
-    report(told, as_json)
 
 
 def offer(

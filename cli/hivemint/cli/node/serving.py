@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hivemint.cli.console import NetworkOption, PasswordFileOption, WalletOption, log_to, out, run_async, show_error
-from hivemint.cli.node.operators import NameOption, operator_wallet, unlock
+from hivemint.cli.console import (
+    NetworkOption,
+    PasswordFileOption,
+    WalletOption,
+    log_above_live,
+    log_to,
+    out,
+    run_async,
+    show_error,
+)
+from hivemint.cli.node.guided import StartWish, as_told, at_a_terminal, from_nothing
+from hivemint.cli.node.operators import NameOption
 from hivemint.cli.node.options import (
     AnnounceOption,
     AskOption,
@@ -32,20 +42,20 @@ from hivemint.cli.node.options import (
     SettleMinOption,
     ThreadsOption,
     WireOption,
+    YesFlag,
 )
 from hivemint.cli.terminal.failures import exit_code
-from hivemint.cli.transact import load_network
-from hivemint.protocol.home import Home
 
 if TYPE_CHECKING:
     from hivemint.node.running import Running, ServePlan
+    from hivemint.node.status import Watcher
 
 LOOK_EVERY = 1.0
 
 
 def start(
     model: ModelArgument,
-    blocks: BlocksOption,
+    blocks: BlocksOption = None,
     wallet: WalletOption = None,
     network: NetworkOption = None,
     password_file: PasswordFileOption = None,
@@ -66,16 +76,14 @@ def start(
     max_fee: MaxFeeOption = None,
     max_tip: MaxTipOption = None,
     coin_a_day: CoinADayOption = None,
+    yes: YesFlag = False,
 ) -> None:
     """Serve blocks of a model until Ctrl-C, which drains: steps under way are finished, sessions told.
 
-    A Ctrl-C while the node is still starting ends it at once.
+    At a terminal it asks for what it lacks, and registers after one question. A Ctrl-C while it starts ends it at once.
     """
-    from hivemint.node.running import ServePlan
     from hivemint.node.settings import NodeSettings
-    from hivemint.node.start import find_model, parse_blocks
 
-    first, end = parse_blocks(blocks)
     settings = NodeSettings.load(
         ask=ask,
         listen=tuple(listen) if listen else None,
@@ -93,12 +101,8 @@ def start(
         max_tip=max_tip,
         coin_a_day=coin_a_day,
     )
-    where = load_network(network)
-    wallet = operator_wallet(wallet)
-    home = Home.open()
-    found = find_model(where, model, first, end, home)
-    signer = unlock(home, wallet, password_file)
-    _serve_to_the_end(ServePlan(where, found, first, end, name or wallet, signer, settings, home, new_books))
+    wish = StartWish(model, blocks, wallet, network, password_file, name, new_books, yes)
+    _serve_to_the_end(from_nothing(wish, settings) if at_a_terminal() else as_told(wish, settings))
 
 
 def _serve_to_the_end(plan: "ServePlan") -> None:
@@ -125,22 +129,43 @@ def _leave(code: int) -> None:
 
 async def _serve(plan: "ServePlan") -> None:
     from hivemint.node.start import running
+    from hivemint.node.status import Watcher
 
     stopping = _Stopping()
     live = sys.stdout.isatty()
-    log_to(sys.stderr, for_people=live)
-    starting = _Starting(live)
+    if live and sys.stderr.isatty():
+        log_above_live()
+    else:
+        log_to(sys.stderr, for_people=live)
+    starting, watcher = _Starting(live), None
     try:
         async with running(plan, starting.tell) as up:
             starting.done()
             stopping.serving = True
-            await (_show(up, stopping.asked) if live else _tell(up, stopping.asked))
+            watcher = Watcher(up)
+            await (_show(up, stopping.asked, watcher) if live else _tell(up, stopping.asked, watcher))
     except asyncio.CancelledError:
         # All has been closed. asyncio's own end would wait for threads that load weights or compute.
         starting.done()
+        if watcher is not None:
+            _over(plan, watcher, live)
         _leave(128 + stopping.signal)
     finally:
         starting.done()
+        if watcher is not None:
+            _over(plan, watcher, live)
+
+
+def _over(plan: "ServePlan", watcher: "Watcher", live: bool) -> None:
+    """The last word of a node that has served: to its file, and at a terminal as a panel that stays."""
+    from hivemint.cli.node.live_view import over
+    from hivemint.node.status import write_status
+
+    last = watcher.look(stopped=True)
+    write_status(plan.folder, last)
+    watcher.running.earnings.save()
+    if live:
+        out.print(over(last))
 
 
 class _Stopping:
@@ -167,7 +192,8 @@ class _Starting:
     def __init__(self, live: bool) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._bar = Progress(TextColumn("{task.description:>8}"), BarColumn(), transient=True) if live else None
+        columns = (TextColumn("{task.description:>8}"), BarColumn())
+        self._bar = Progress(*columns, console=out, transient=True) if live else None
         self._task = self._bar.add_task("start", total=None) if self._bar else None
         if self._bar:
             self._bar.start()
@@ -181,23 +207,19 @@ class _Starting:
             self._bar.stop()
 
 
-async def _show(up: "Running", stop: asyncio.Event) -> None:
-    """The live view, until `stop`."""
+async def _show(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> None:
+    """The live view, until `stop`; it goes, as what stays is the panel at the end."""
     from rich.live import Live
 
-    from hivemint.node.status import Watcher, view
+    from hivemint.cli.node.live_view import view
 
-    watcher = Watcher(up)
-    with Live(view(watcher.look()), console=out, refresh_per_second=4) as live:
+    with Live(view(watcher.look()), console=out, refresh_per_second=4, transient=True) as live:
         await _serving(up, stop, lambda snapshot: live.update(view(snapshot)), watcher)
-        live.console.print("draining ...")
+    out.print("draining: steps under way are finished; a second Ctrl-C does not wait ...")
 
 
-async def _tell(up: "Running", stop: asyncio.Event) -> None:
+async def _tell(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> None:
     """One machine-readable `ready` line, then log lines; what was logged before it went to stderr."""
-    from hivemint.node.status import Watcher
-
-    watcher = Watcher(up)
     now = watcher.look()
     ready = {
         "event": "ready",
@@ -215,14 +237,15 @@ async def _tell(up: "Running", stop: asyncio.Event) -> None:
     typer.echo(json.dumps({"event": "draining"}))
 
 
-async def _serving(up: "Running", stop: asyncio.Event, show: Callable[[Any], None], watcher: Any) -> None:
+async def _serving(up: "Running", stop: asyncio.Event, show: Callable[[Any], None], watcher: "Watcher") -> None:
     from hivemint.node.status import write_status
 
     serving = asyncio.create_task(up.node.run(stop))
     while not serving.done():
         snapshot = watcher.look()
         show(snapshot)
-        if trouble := await asyncio.to_thread(write_status, up.plan.folder, snapshot):
+        written = await asyncio.to_thread(write_status, up.plan.folder, snapshot)
+        if trouble := written or await asyncio.to_thread(up.earnings.save):
             up.node.supervisor.tell("status", trouble)
         else:
             up.node.supervisor.well("status")

@@ -11,6 +11,7 @@ from hivemint.cli.node.operators import NameOption, operator_wallet, report, unl
 from hivemint.cli.node.report import pull_reward
 from hivemint.cli.node.report import report as report_evidence
 from hivemint.cli.node.serving import start
+from hivemint.cli.node.standing import status
 from hivemint.cli.transact import load_network
 from hivemint.protocol.home import Home
 
@@ -21,7 +22,7 @@ app = typer.Typer(help="Serve a span of blocks.")
 app.command()(start)
 for verb in (
     registration.register,
-    registration.status,
+    status,
     registration.offer,
     registration.accept,
     registration.unbond,

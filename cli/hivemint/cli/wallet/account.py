@@ -24,7 +24,6 @@ from hivemint.cli.transact import (
     Ready,
     SignOnly,
     SignOnlyOption,
-    check_address,
     load_network,
     send_or_sign,
     send_transaction,

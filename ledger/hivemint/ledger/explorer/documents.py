@@ -154,6 +154,10 @@ class OwnNode(OfNode):
     collected: WeiText
     minted: WeiText
     donated_minted: WeiText
+    earned: WeiText
+    """In all, for paid and for donated work; then of the last hour and the last day."""
+    earned_hour: WeiText
+    earned_day: WeiText
     reasons: list[str]
 
 

@@ -39,13 +39,18 @@ class LedgerCollector(Collector):
         labels = ["node", "lane"]
         signed = CounterMetricFamily("hivemint_own_tokens_signed", "Tokens in signed receipts.", labels=labels)
         bound = CounterMetricFamily("hivemint_own_tokens_countersigned", "Tokens that vouchers bind.", labels=labels)
+        earned = GaugeMetricFamily(
+            "hivemint_own_earned_credits", "Minted, paid and donated.", labels=["node", "within"]
+        )
         waiting = GaugeMetricFamily("hivemint_own_unsettled_credits", "Promised, not collected.", labels=["node"])
         for own in self._explorer.own_nodes():
             for name, lane in (("paid", own.paid), ("donated", own.donated)):
                 signed.add_metric([own.node, name], lane.tokens_signed)
                 bound.add_metric([own.node, name], lane.tokens_countersigned)
+            for within, amount in (("all", own.earned), ("hour", own.earned_hour), ("day", own.earned_day)):
+                earned.add_metric([own.node, within], amount / ONE_CREDIT)
             waiting.add_metric([own.node], max(0, own.promised - own.collected) / ONE_CREDIT)
-        yield from (signed, bound, waiting)
+        yield from (signed, bound, earned, waiting)
 
 
 def registry(explorer: Explorer) -> CollectorRegistry:

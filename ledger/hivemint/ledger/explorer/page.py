@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hivemint.ledger.explorer.documents import CreditTotals, OwnLane, OwnNode, ServedModel
 from hivemint.ledger.explorer.queries import Explorer
-from hivemint.protocol.credits import format_credits
+from hivemint.protocol.credits import format_credits, in_unit, in_words, unit_of
 from hivemint.protocol.ids import ONE_CREDIT
 
 _PAGES = Path(__file__).parent / "pages"
@@ -55,6 +55,8 @@ def _from_index(explorer: Explorer, part: Part) -> dict[str, Any]:
     if part == "flow":
         own, totals = explorer.own_nodes(), explorer.totals()
         stages = _own_stages(own) if explorer.has_own_nodes else _chain_stages(totals)
+        unit = unit_of(stage["amount"] for stage in stages)
+        stages = [stage | {"figure": in_unit(stage["amount"], unit), "unit": unit} for stage in stages]
         return {"stages": stages, "own": own, "totals": totals, "has_own": explorer.has_own_nodes}
     if part == "nodes":
         return {"page": explorer.nodes(_ROWS, 0)}
@@ -78,7 +80,10 @@ def _own_stages(own: Sequence[OwnNode]) -> list[dict[str, Any]]:
     signed, bound = sum(node.paid.signed for node in own), sum(node.paid.countersigned for node in own)
     collected = sum(node.collected for node in own)
     settling = reasons or ("vouchers wait to be worth their gas" if bound else "nothing is countersigned")
-    for_donated = f"and {format_credits(donated)} for donated work" if donated else "nothing yet for donated work"
+    lately = f"{in_words(sum(node.earned_hour for node in own))} in the last hour, "
+    lately += f"{in_words(sum(node.earned_day for node in own))} in the last day"
+    for_donated = f"and {in_words(donated)} for donated work" if donated else "nothing yet for donated work"
+    for_donated += f"; {in_words(sum(node.earned for node in own))} earned in all, {lately}"
     return [
         _stage("Signed", signed, tokens("tokens_signed"), "no paid work yet"),
         _stage("Countersigned", bound, tokens("tokens_countersigned"), "no client has bound a paid receipt yet"),

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Select, Table, select
 
+from hivemint.ledger.books.earnings import DAY, HOUR
 from hivemint.ledger.explorer import documents
 from hivemint.ledger.explorer.documents import (
     Balance,
@@ -35,6 +36,7 @@ SwarmMap = Callable[[], Awaitable[Sequence[dict[str, Any]]]]
 
 _TOTALS_FRESH = 2.0  # seconds
 _SWARM_FRESH = 3.0
+_MOST_EVENTS = 20_000  # of a node and a day
 
 
 class Explorer:
@@ -155,8 +157,19 @@ class Explorer:
             on_chain = self.nodes(1, 0, node=own.node).items
             chain = {"collected": on_chain[0].settled, "minted": on_chain[0].minted} if on_chain else {}
             donated = on_chain[0].donated if on_chain else 0
-            found.append(own.model_copy(update=chain | {"donated_minted": donated}))
+            earned = {"earned": chain.get("minted", own.minted) + donated} | self._earned_lately(own.node)
+            found.append(own.model_copy(update=chain | {"donated_minted": donated} | earned))
         return found
+
+    def _earned_lately(self, node: str) -> dict[str, int]:
+        """What the chain has minted for a node within the last hour and day, by the times of its blocks."""
+        now = time.time()
+        wanted = _where(self._of(events), events, node=node).where(events.c.name.in_(("Settled", "Minted")))
+        wanted = wanted.where(events.c.time >= int(now) - DAY).order_by(events.c.block.desc())
+        rows = self._page(wanted, _MOST_EVENTS, 0)
+        amounts = [(row.time, _minted(row.name, json.loads(row.arguments))) for row in rows]
+        hour = sum(amount for at, amount in amounts if at >= now - HOUR)
+        return {"earned_hour": hour, "earned_day": sum(amount for _, amount in amounts)}
 
     def own_sessions(self, node: str, limit: int, offset: int) -> Page[OwnSession]:
         found = [one for statements in self._statements for one in statements.sessions(node, limit + 1, offset)]
@@ -213,6 +226,11 @@ def _where(wanted: Select[Any], table: Table, **equal: str | None) -> Select[Any
 
 def _paged(items: list[documents.T], limit: int, offset: int) -> Page[documents.T]:
     return Page(items=items[:limit], next=offset + limit if len(items) > limit else None)
+
+
+def _minted(name: str, values: dict[str, Any]) -> int:
+    """Of a `Settled` of paid work, or a `Minted` of donated work."""
+    return int(values["minted"] if name == "Settled" else values["amount"])
 
 
 def _withdrawal(row: Any) -> Withdrawal:

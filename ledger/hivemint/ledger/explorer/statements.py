@@ -23,7 +23,7 @@ class Statements:
         self._network = network
 
     def nodes(self) -> list[OwnNode]:
-        """The credit flow of each node, all sessions together. `donated_minted` is not the journal's to know: 0."""
+        """The credit flow of each node, all sessions together. What the chain alone knows is 0 here."""
         with reading(self._engine) as connection:
             return [self._node(connection, owner, node) for node, owner in self._owners(connection).items()]
 
@@ -71,6 +71,9 @@ class Statements:
             collected=Credits(went.settled + sum(book.collected for book in books)),
             minted=Credits(went.minted + sum(mintable(book.collected) for book in books)),
             donated_minted=Credits(0),
+            earned=Credits(0),
+            earned_hour=Credits(0),
+            earned_day=Credits(0),
             reasons=sorted({book.reason for book in books if book.reason}),
         )
 

@@ -48,7 +48,9 @@ class Settler:
         self.reasons: dict[str, str] = {"settled": _UNPAID, "claimed": "", "minted": ""}
         """Why each stage stands where it stands: settled, claimed (donated work), minted (for it). Empty: all done."""
         self.donated_minted = Credits(0)
-        """What donated work has minted for this node, as far as this run knows (wei)."""
+        self.minted_epochs: dict[int, int] = {}
+        self.minted_here: set[int] = set()
+        """What donated work has minted as far as this run knows (wei), by epoch, and the epochs that it has minted."""
         self._journal, self._payments = journal, payments
         self._settings, self._clock, self._wall_clock = settings or SettlerSettings(), clock, wall_clock
         self._waiting_since: float | None = None
@@ -125,7 +127,7 @@ class Settler:
         due = await self._look(now)
         if not due:
             self._waiting_since = None
-            self.reasons["settled"] = _UNPAID if not self._journal.collectable() else "; ".join(self._blocked())
+            self.reasons["settled"] = _blocked(self._journal) if self._journal.collectable() else _UNPAID
             return Credits(0)
         if self._waiting_since is None:
             self._waiting_since = self._clock()
@@ -215,9 +217,6 @@ class Settler:
                 worthless[client] = book.owed <= escrow.confirmed or (not escrow.balance and not book.open)
         return worthless
 
-    def _blocked(self) -> list[str]:
-        return sorted({book.reason for book in self._journal.books().values() if book.reason})
-
     # Donated work.
 
     async def _claim(self, epoch: int, length: int) -> None:
@@ -272,6 +271,7 @@ class Settler:
             share = self._ended.get(epoch) or await self._payments.share(epoch)
             if share.status == "mintable":
                 amount = await self._payments.mint(epoch)
+                self.minted_here.add(epoch)
                 log.info("minted for donated work", epoch=epoch, amount=format_credits(amount))
             elif share.status == "waiting":
                 waiting = f"the share of epoch {epoch} can be minted when epoch {epoch + 2} begins"
@@ -280,8 +280,13 @@ class Settler:
                     self._ended[epoch] = share
                 if share.status == "void":
                     waiting = f"a strike or a slash voids the share of epoch {epoch}"
-        self.donated_minted = Credits(sum(one.amount for one in self._ended.values() if one.status == "minted"))
+        self.minted_epochs = {at: int(one.amount) for at, one in self._ended.items() if one.status == "minted"}
+        self.donated_minted = Credits(sum(self.minted_epochs.values()))
         self.reasons["minted"] = waiting or ("" if self.donated_minted else "nothing was claimed two epochs ago")
+
+
+def _blocked(journal: Journal) -> str:
+    return "; ".join(sorted({book.reason for book in journal.books().values() if book.reason}))
 
 
 def _id(donated: Donated) -> SessionId:

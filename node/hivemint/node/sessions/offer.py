@@ -1,5 +1,6 @@
 """What a node offers, and the words of a refusal that repeat the offer."""
 
+import time
 from dataclasses import dataclass
 
 from hivemint.node.sessions.account import ClientAccount
@@ -7,10 +8,13 @@ from hivemint.protocol.eip712 import Session, numerics_hash
 from hivemint.protocol.ids import Address, Credits, ModelId, PeerId
 from hivemint.swarm.messages import Code, Limits, Refused
 
+SHOWN = 60.0
+"""Seconds for which an ask that was shown to a client is good: as long as the nonce that came with it."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Offer:
-    """What this node serves, and for how much: `ask` in wei per token and block."""
+    """What this node serves, and for how much: `ask` in wei per token and block, which may change."""
 
     operator: Address
     peer: PeerId
@@ -20,10 +24,18 @@ class Offer:
     numerics: tuple[str, ...]
     ask: Credits
     limits: Limits
+    shown: int = 0
+    shown_until: float = 0.0
+
+    def reprice(self, ask: Credits) -> None:
+        """From now on. Who was shown a lower ask within the last minute may still open a session by it."""
+        self.shown, self.shown_until = self.ask, time.monotonic() + SHOWN
+        self.ask = ask
 
     def price(self, session: Session) -> int:
         """The least price per token for a session's span."""
-        return self.ask * session.blocks
+        least = min(self.ask, self.shown) if time.monotonic() < self.shown_until else self.ask
+        return least * session.blocks
 
     def part(self, session: Session) -> tuple[int, int] | None:
         """The session's blocks, counted from this node's first; None: all of them."""

@@ -1,0 +1,54 @@
+"""`hivemint node register` on a real chain, once and again: a stake is a target, and what changes is named first."""
+
+import pytest
+
+from hivemint.cli.node import verbs
+from hivemint.cli.node.registering import Wanted, difference
+from hivemint.contracts.bindings.registry import NodeInfo
+from hivemint.protocol.errors import BadInput, ConfigError
+from hivemint.protocol.ids import Address
+from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
+from support.chain import TestChain
+from support.verbs import RUNNER, error_of, told
+
+pytest_plugins = ["support.verbs", "support.chain"]
+pytestmark = pytest.mark.usefixtures("home")
+COIN = 10**18
+
+
+def test_a_second_registration_names_the_difference(testchain: TestChain) -> None:
+    Keystores().add("op", testchain.signers[11], "correct horse", n=CHEAP_SCRYPT_N)
+    Keystores().add("other", testchain.signers[12], "correct horse", n=CHEAP_SCRYPT_N)
+    mine = ["--network", str(testchain.network.path), "--wallet", "op"]
+    first = told(verbs.app, "register", *mine)
+    assert first["bonded_wei"] == COIN, "the minimum"
+    again = told(verbs.app, "register", *mine)
+    assert (again["changed"], again["bonded_wei"]) == ([], COIN), "nothing is different, nothing is sent"
+
+    refused = error_of(verbs.app, "register", *mine, "--stake", "5")
+    assert "1 coin -> 5 coins, 4 coins more" in refused.why
+    assert "--yes" in refused.next_step
+    assert told(verbs.app, "register", *mine, "--stake", "5", "--yes")["bonded_wei"] == 5 * COIN
+    assert told(verbs.app, "register", *mine, "--stake", "5")["bonded_wei"] == 5 * COIN, "a target, not a sum"
+    assert told(verbs.app, "register", *mine, "--add", "0.5", "--yes")["bonded_wei"] == 5 * COIN + COIN // 2
+    assert "less than what is bonded" in error_of(verbs.app, "register", *mine, "--stake", "2").what
+    assert "exclude each other" in error_of(verbs.app, "register", *mine, "--stake", "9", "--add", "1").what
+
+    moved = error_of(verbs.app, "register", *mine, "--name", "another-folder")
+    assert "peer id: 0x" in moved.why
+    payout = testchain.signers[13].address
+    done = told(verbs.app, "register", *mine, "--name", "another-folder", "--payout", payout, "--yes")
+    assert done["payout"] == payout
+    assert done["peer_id_hash"] != first["peer_id_hash"]
+    by_another = error_of(verbs.app, "register", *mine, "--owner", "other", "--add", "1")
+    assert "Only the owner" in by_another.what
+    assert "bonded" in RUNNER.invoke(verbs.app, ["register", *mine, "--name", "another-folder"]).stdout
+
+
+def test_a_retired_key_is_not_registered_again() -> None:
+    owner = Address("0x" + "11" * 20)
+    known = NodeInfo(owner, owner, owner, b"\x01" * 32, True, 0, 0, 0, 0, 0)
+    with pytest.raises(ConfigError, match="retired"):
+        difference(known, Wanted(b"\x01" * 32), COIN, owner)
+    with pytest.raises(BadInput, match="exclude"):
+        difference(None, Wanted(b"\x01" * 32, stake=1, add=1), COIN, owner)
