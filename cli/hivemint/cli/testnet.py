@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
+from hivemint.cli.network.devchain import chain, exports
 from hivemint.model import local_models
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import ConfigError, HivemintError
@@ -20,7 +21,7 @@ from hivemint.testnet.checkout import from_checkout
 from hivemint.testnet.devchain import CHAIN_ID, dev_signers
 from hivemint.testnet.localnet import PEOPLE, Layout, LocalNet, State, next_epoch, read_state, stop
 
-app = typer.Typer(help="The whole thing on this machine: up, status, epoch, demo, down.")
+app = typer.Typer(help="The whole thing on this machine: up, env, status, epoch, chain, demo, down.")
 
 NODES_TIME = 15.0
 """Seconds in which a node of the testnet has looked at the chain at least twice."""
@@ -59,6 +60,17 @@ def up(
         emit(describe(net.folder, state))
     else:
         show(net.folder, state)
+
+
+@app.command()
+def env() -> None:
+    """Print the lines that point a shell at the testnet: `eval "$(hivemint testnet env)"`."""
+    folder = default_folder()
+    running(folder)
+    typer.echo(exports(folder))
+
+
+app.command()(chain)
 
 
 @app.command()

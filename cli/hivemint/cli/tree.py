@@ -21,9 +21,9 @@ GROUPS = {
     "chat": ("hivemint.cli.chat:chat", "Talk with a model through the swarm."),
     "generate": ("hivemint.cli.chat:generate", "One answer to one prompt, streamed."),
     "ledger": ("hivemint.cli.ledger", "Indexer, JSON API and the page of the swarm."),
-    "testnet": ("hivemint.cli.testnet", "The whole thing on this machine: up, status, epoch, demo, down."),
+    "testnet": ("hivemint.cli.testnet", "The whole thing on this machine: up, env, status, epoch, chain, demo, down."),
     "contracts": ("hivemint.cli.contracts", "Compile, deploy and inspect the contracts."),
-    "swarm": ("hivemint.cli.swarm", "Who serves what: status, bootstrap."),
+    "swarm": ("hivemint.cli.swarm", "Who serves what, and how others join: status, bootstrap, invite, join."),
     "doctor": ("hivemint.cli.doctor:doctor", "Check this machine: libraries, memory, home folder, network, chain."),
     "config": ("hivemint.cli.config", "Settings and where each value comes from: show."),
 }
