@@ -1,5 +1,6 @@
 """The HTTP side: documents, paging, bad input, metrics, the page; over a small index and a real journal."""
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from hivemint.contracts.bindings import Bindings
 from hivemint.ledger.books.entries import Entry
 from hivemint.ledger.books.journal import Journal
 from hivemint.ledger.explorer.api import create_app
+from hivemint.ledger.explorer.documents import Epoch, ShareRow
 from hivemint.ledger.explorer.indexer import Indexer
-from hivemint.ledger.explorer.page import PARTS
+from hivemint.ledger.explorer.page import PARTS, _colour, _next_pay
 from hivemint.ledger.explorer.queries import Explorer
 from hivemint.ledger.explorer.statements import Statements
 from hivemint.ledger.store.database import StoreError, database_url, writing
@@ -177,6 +179,7 @@ async def test_filters(served: Served) -> None:
         "/api/balances/0x12",
         "/api/settlements?node=' OR 1=1",
         "/api/own/nobody/sessions",
+        "/api/settlements?transaction=0x12",
         "/parts/../../etc/passwd",
         "/parts/unknown",
     ],
@@ -225,8 +228,54 @@ async def test_the_page_shows_it_all_and_runs_nothing_foreign(served: Served) ->
     assert "://" not in "".join(line for line in page.splitlines() if "src=" in line or "href=" in line)
     for part in PARTS:
         assert (await served.client.get(f"/parts/{part}")).text in page
-    for name in ("htmx.min.js", "style.css", "hive.svg", "htmx.LICENSE.txt"):
+    for name in ("htmx.min.js", "page.js", "style.css", "hive.svg", "htmx.LICENSE.txt"):
         assert (await served.client.get(f"/static/{name}")).status_code == 200
+
+
+async def test_who_and_what_can_be_copied_whole_and_followed(served: Served) -> None:
+    page = (await served.client.get("/")).text
+    mined = (await served.json("/api/settlements"))["items"][0]["transaction"]
+    for whole in (NODE.address, ALICE.address, mined):
+        assert f'data-copy="{whole}"' in page
+    links = sorted(set(re.findall(r'href="(/api/[^"]+)"', page)))
+    assert {link.partition("?")[0].split("/")[2] for link in links} == {"nodes", "escrows", "settlements", "status"}
+    for link in links:
+        assert (await served.client.get(link)).status_code == 200, link
+    (one,) = (await served.json(f"/api/settlements?transaction={mined}"))["items"]
+    assert one["transaction"] == mined
+    assert (await served.json(f"/api/settlements?transaction=0x{'00' * 32}"))["items"] == []
+
+
+async def test_nothing_of_a_table_is_without_its_name_where_there_is_no_head(served: Served) -> None:
+    """On a narrow screen rows are cards: a cell that has no label of its own would be a bare figure there."""
+    page = (await served.client.get("/")).text
+    cells = re.findall(r"<td[^>]*>", page)
+    assert len(cells) > 30
+    assert [cell for cell in cells if "data-label=" not in cell and "colspan=" not in cell] == []
+    reasons = page.index("the account is empty")
+    assert '<tr class="reasons">' in page[reasons - 120 : reasons]  # a row of its own, as wide as all
+
+
+def test_a_nodes_colour_is_its_own() -> None:
+    colours = {address: _colour(address) for address in (NODE.address, ALICE.address, BOB.address)}
+    assert len(set(colours.values())) == 3
+    assert _colour(NODE.address.lower()) == colours[NODE.address]
+
+
+@pytest.mark.parametrize(
+    ("minted", "now", "told"),
+    [
+        (None, 10 * EPOCH, "1 node for epoch 9, from "),
+        (None, 11 * EPOCH, "1 node for epoch 9, now"),
+        (5, 11 * EPOCH, ""),
+    ],
+)
+def test_the_next_pay_is_said(minted: int | None, now: int, told: str) -> None:
+    share = ShareRow(node=NODE.address, sessions=1, units=1, weight=1, minted=minted)
+    epoch = Epoch(epoch=9, begins=9 * EPOCH, settled=0, minted=0, fee=0, donated=0, shares=[share])
+    line = _next_pay([epoch], EPOCH, now)
+    assert told in line
+    assert bool(line) == bool(told)
 
 
 async def test_a_broken_index_is_told_plainly(served: Served) -> None:

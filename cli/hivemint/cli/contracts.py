@@ -1,9 +1,10 @@
 """`hivemint contracts compile | standard-json | deploy | verify | params`: the contracts, from source to numbers."""
 
 import json
+import secrets
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,17 +26,31 @@ from hivemint.cli.transact import load_network, unlocked
 from hivemint.protocol.credits import exact_credits, format_credits
 from hivemint.protocol.errors import ChainError, ConfigError
 from hivemint.protocol.ids import ONE_CREDIT, Address
-from hivemint.protocol.network import Network
+from hivemint.protocol.network import Model, Network
 from hivemint.testnet.checkout import from_checkout
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
     from hivemint.contracts.deploy import Deployment, Numbers
+    from hivemint.model.local_models import LocalModel
 
 app = typer.Typer(help="Compile, deploy, verify and inspect the contracts.")
 NumbersOption = Annotated[
     Path | None,
     typer.Option("--numbers", help="TOML like contracts/networks/dev.toml: fee, times, caps.", metavar="FILE"),
+]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="A model that the network serves: into its file, and the rate that donated work on it is paid by.",
+    ),
+]
+MembersOption = Annotated[
+    bool,
+    typer.Option(
+        "--members-only", help="Make a swarm key: who does not have the network file is refused by its peers."
+    ),
 ]
 _DEVELOPMENT = 31337
 
@@ -100,6 +115,8 @@ def deploy(
         Path, typer.Option("--network", help="The network file to write; the record of the deployment lies beside it.")
     ] = Path("network.toml"),
     name: Annotated[str, typer.Option("--name", help="The new network's name.")] = "hivemint",
+    model: ModelsOption = None,
+    members_only: MembersOption = False,
     numbers: NumbersOption = None,
     wallet: WalletOption = None,
     password_file: PasswordFileOption = None,
@@ -107,10 +124,15 @@ def deploy(
 ) -> None:
     """Deploy all six contracts to an EVM chain. If it dies half-way, the same command goes on where it stopped."""
     from hivemint.contracts import deploy as deployment
+    from hivemint.model import local_models
     from hivemint.protocol.home import check_name
+    from hivemint.testnet.localnet import mega_flop
 
     check_name(name, "network")
     chosen = deployment.load_numbers(_numbers_file(numbers, chain_id))
+    models = [local_models.resolve(one) for one in model or []]
+    rates = {one.model_id: mega_flop(one) for one in models}
+    chosen = replace(chosen, rates=rates | dict(chosen.rates))
     record = network.with_name(f"{network.stem}.deployed.toml")
     _check_free(network, record)
     signer = unlocked(wallet, password_file)
@@ -120,7 +142,7 @@ def deploy(
             out.print(f"  {contract:<13} {address}", highlight=False)
 
     done: Deployment = run_async(deployment.deploy(url, signer, chosen, record, chain_id=chain_id, progress=tell))
-    _write_network(network, name, url, done, chosen)
+    _write_network(network, name, url, done, chosen, models, members_only)
     if as_json:
         emit(_deployed(done, network, record))
         return
@@ -186,16 +208,37 @@ def _check_free(network: Path, record: Path) -> None:
         )
 
 
-def _write_network(path: Path, name: str, url: str, done: "Deployment", numbers: "Numbers") -> None:
+def _write_network(
+    path: Path,
+    name: str,
+    url: str,
+    done: "Deployment",
+    numbers: "Numbers",
+    models: "Sequence[LocalModel]",
+    members_only: bool,
+) -> None:
     if path.exists():
         if Network.load(path).contracts != done.contracts:
             raise ConfigError(
                 f"{path} names other contracts than those just deployed", next_step="name another --network"
             )
         return
+    from hivemint.model import companions
+
     new = Network(
-        name, done.chain_id, url, done.contracts, deployed_block=done.block, confirmations=numbers.confirmations
+        name,
+        done.chain_id,
+        url,
+        done.contracts,
+        deployed_block=done.block,
+        confirmations=numbers.confirmations,
+        models=tuple(
+            Model(one.name, one.model_id, f"{one.name}.manifest", companions.digests(one.folder)) for one in models
+        ),
+        swarm_key=secrets.token_bytes(32) if members_only else None,
     )
+    for served, one in zip(new.models, models, strict=True):
+        path.with_name(served.manifest).write_bytes(one.manifest.to_bytes())
     new.save(path)
 
 

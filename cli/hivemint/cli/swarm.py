@@ -1,18 +1,20 @@
-"""`hivemint swarm`: who serves what, and the peer that others bootstrap from."""
+"""`hivemint swarm`: who serves what, the peer that others bootstrap from, and how members come to a network."""
 
 import asyncio
 import json
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, emit, log_to, need, run_async, table
+from hivemint.cli.network.invitation import invite, join
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import ChainError, SwarmError
 from hivemint.protocol.home import Home
@@ -23,7 +25,9 @@ from hivemint.protocol.node_name import node_name
 if TYPE_CHECKING:
     from hivemint.swarm.host import Host
 
-app = typer.Typer(help="Who serves what.")
+app = typer.Typer(help="Who serves what, and how members come to a network.")
+app.command()(invite)
+app.command()(join)
 
 
 @app.command()
@@ -69,20 +73,33 @@ def status(
 
 @app.command()
 def bootstrap(
-    name: Annotated[str, typer.Option(help="Name of the network, as in network.toml.")],
+    name: Annotated[str | None, typer.Option(help="Name of the network; else a network file says it.")] = None,
+    network: NetworkOption = None,
+    add: Annotated[bool, typer.Option("--add", help="Write this peer's addresses into the network file.")] = False,
     identity: Annotated[Path | None, typer.Option(help="Key file of the peer id; made if absent.")] = None,
     listen: Annotated[str, typer.Option(help="Where to listen.")] = "/ip4/127.0.0.1/tcp/0",
+    announce: Annotated[list[str] | None, typer.Option(help="Multiaddress to tell others instead.")] = None,
 ) -> None:
     """A peer without a model, from which others find the swarm. Prints one ready line, runs until Ctrl-C."""
-    run_async(_bootstrap(name, identity, listen))
+    place = None
+    if name is None or add:
+        place = Network.load(need(network, "No network file", "pass --network FILE, or --name for a peer without one"))
+    run_async(_bootstrap(name or (place.name if place else ""), place, add, identity, listen, announce or []))
 
 
-async def _bootstrap(name: str, identity: Path | None, listen: str) -> None:
+async def _bootstrap(
+    name: str, place: Network | None, add: bool, identity: Path | None, listen: str, announce: Sequence[str]
+) -> None:
     from hivemint.swarm.host import Host, HostSettings
     from hivemint.swarm.identity import peer_text
 
     log_to(sys.stderr, for_people=sys.stderr.isatty())
-    host = await Host.start(HostSettings(network=name, identity=identity, listen=(listen,)))
+    key = place.swarm_key if place else None
+    settings = HostSettings(name, identity=identity, listen=(listen,), announce=tuple(announce), swarm_key=key)
+    host = await Host.start(settings)
+    if add and place is not None and place.path is not None:
+        named = dict.fromkeys((*place.bootstrap, *host.addresses))
+        replace(place, bootstrap=tuple(named)).save(place.path)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -109,7 +126,9 @@ async def visiting(network: Network) -> "AsyncIterator[Host]":
 
     known = Home.open().client / f"peers-{network.name}.json"
     async with AsyncExitStack() as stack:
-        host = await Host.start(HostSettings(network.name, listen=(), bootstrap=network.bootstrap, known=known))
+        host = await Host.start(
+            HostSettings(network.name, listen=(), bootstrap=network.bootstrap, swarm_key=network.swarm_key, known=known)
+        )
         stack.push_async_callback(host.close)
         with suppress(ChainError):
             contracts = await stack.enter_async_context(await Bindings.connect(network))

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
 from hivemint.cli.faucet import faucet
+from hivemint.cli.network.devchain import chain, exports
 from hivemint.cli.terminal.failures import fail_with
 from hivemint.model import local_models
 from hivemint.protocol.credits import exact_credits, format_credits
@@ -24,8 +25,8 @@ from hivemint.testnet.checkout import from_checkout
 from hivemint.testnet.devchain import CHAIN_ID, dev_signers
 from hivemint.testnet.localnet import PEOPLE, Layout, LocalNet, State, read_state, stop
 
-app = typer.Typer(help="The whole thing on this machine: up, status, epoch, faucet, demo, down.")
-app.command()(faucet)
+app = typer.Typer(help="The whole thing on this machine: up, env, status, epoch, faucet, chain, demo, down.")
+
 ModelArgument = Annotated[str, typer.Argument(help="Name of a pulled model, a folder, or a hub id.")]
 
 
@@ -97,6 +98,18 @@ def _tell_credits(credits: dict[str, Credits]) -> None:
     if each := credits.get("bob", 0) // 4:
         words = shlex.join(("hivemint", "account", "fund", f"{exact_credits(each)}", "--wallet", "bob"))
         out.print(f"pay    {words}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def env() -> None:
+    """Print the lines that point a shell at the testnet: `eval "$(hivemint testnet env)"`."""
+    folder = default_folder()
+    running(folder)
+    typer.echo(exports(folder))
+
+
+app.command()(faucet)
+app.command()(chain)
 
 
 @app.command()
@@ -218,13 +231,7 @@ def show(folder: Path, state: State, model: str = local_models.DEMO) -> None:
     words = shlex.join(
         ("hivemint", "chat", *(() if model == local_models.DEMO else ("--model", model)), "--wallet", "bob")
     )
-    exports = (
-        f"export HIVEMINT_NETWORK={shlex.quote(str(folder / 'network.toml'))}",
-        f"export HIVEMINT_HOME={shlex.quote(str(folder / 'home'))}",
-        "export HIVEMINT_PASSWORD=hivemint",
-        words,
-        "hivemint testnet status   # also: epoch, faucet, demo, down",
-    )
+    more = "hivemint testnet status   # also: env, epoch, faucet, demo, down"
     out.print("\nnext")
-    for line in exports:  # each of them runs as printed
+    for line in (*exports(folder).splitlines(), words, more):  # each of them runs as printed
         out.print(shown(line), highlight=False, soft_wrap=True)

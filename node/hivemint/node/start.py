@@ -157,6 +157,7 @@ async def _load(plan: ServePlan, stack: AsyncExitStack, tell: Progress) -> tuple
         listen=settings.listen,
         announce=settings.announce,
         bootstrap=(*plan.network.bootstrap, *settings.bootstrap),
+        swarm_key=plan.network.swarm_key,
         known=plan.folder / "peers.json",
     )
     tell("swarm", 0, 0)

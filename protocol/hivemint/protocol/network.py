@@ -18,12 +18,13 @@ import tomli_w
 from hivemint.protocol.addresses import read_address
 from hivemint.protocol.eip712 import Domain
 from hivemint.protocol.errors import ConfigError
-from hivemint.protocol.home import check_name
+from hivemint.protocol.home import check_name, write_private
 from hivemint.protocol.ids import Address, ModelId
 from hivemint.protocol.keccak import keccak
 from hivemint.protocol.text import did_you_mean
 
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
+_KEY = re.compile(r"(?:[0-9a-fA-F]{2}){16,64}")
 _MAX_BYTES = 1 << 20
 _MAX_ENDPOINTS = 16
 _CURES = {
@@ -35,6 +36,7 @@ _CURES = {
     "confirmations": "write how many blocks a deposit waits, e.g. confirmations = 1",
     "bootstrap": 'write a list of libp2p addresses, e.g. ["/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo..."]',
     "contracts": "take the addresses that `hivemint contracts deploy` recorded",
+    "swarm_key": "write 32 to 128 hex digits, the same in the file of every member",
     "models": 'write [[models]] with name, model_id = "0x..." (32 bytes) and manifest = a file beside this one',
 }
 
@@ -71,7 +73,8 @@ class Network:
     """One network. `confirmations` in blocks; `bootstrap` are libp2p multiaddresses; `path` is where it was read.
 
     `other_rpc_urls` are further endpoints of the same chain: asked when the first can't be, and together with it where
-    money is looked at. URLs may hold secrets: tell people `shown_url` of them.
+    money is looked at. URLs may hold secrets: tell people `shown_url` of them. Who lacks a network's `swarm_key` is
+    refused by its peers, and finds none of its records.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Network:
     other_rpc_urls: tuple[str, ...] = field(default=(), repr=False)
     bootstrap: tuple[str, ...] = ()
     models: tuple[Model, ...] = ()
+    swarm_key: bytes | None = field(default=None, repr=False)
     path: Path | None = None
 
     @property
@@ -111,8 +115,14 @@ class Network:
         return cls.load(Path(path))
 
     def save(self, path: Path) -> "Network":
-        """Write `network.toml`; `load` gives an equal network back. Returns it with `path` set."""
+        """Write `network.toml`; `load` gives an equal network back. Returns it with `path` set.
+
+        With a swarm key it is its owner's alone to read.
+        """
         content = tomli_w.dumps(_fields(self)).encode()
+        if self.swarm_key is not None:
+            write_private(path, content, replace=True)
+            return replace(self, path=path.absolute())
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -174,6 +184,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     confirmations: int = 1
     second_rpc_url: str | None = None  # how two endpoints were written before; a list is written now
     bootstrap: list[str] = []
+    swarm_key: str | None = None
     models: list[_Model] = []
 
 
@@ -205,6 +216,7 @@ def _load(path: Path) -> Network:
         other_rpc_urls=tuple(others),
         bootstrap=tuple(file.bootstrap),
         models=_models(path, file.models),
+        swarm_key=_swarm_key(path, file.swarm_key),
         path=path,
     )
 
@@ -217,6 +229,7 @@ def _fields(network: Network) -> dict[str, Any]:
         "deployed_block": network.deployed_block,
         "confirmations": network.confirmations,
         "bootstrap": list(network.bootstrap),
+        **({"swarm_key": network.swarm_key.hex()} if network.swarm_key is not None else {}),
         "contracts": {name: getattr(network.contracts, name) for name in _Contracts.__struct_fields__},
         "models": [
             {"name": model.name, "model_id": "0x" + model.model_id.hex(), "manifest": model.manifest}
@@ -245,6 +258,12 @@ def _models(path: Path, models: list[_Model]) -> tuple[Model, ...]:
         files = {name: bytes.fromhex(digest[2:]) for name, digest in model.files.items()}
         checked.append(Model(model.name, ModelId(bytes.fromhex(model.model_id[2:])), model.manifest, files))
     return tuple(checked)
+
+
+def _swarm_key(path: Path, raw: str | None) -> bytes | None:
+    if raw is not None and not _KEY.fullmatch(raw):
+        raise _bad(path, "swarm_key", f"it has {len(raw)} characters, or some that are no hex digits")
+    return None if raw is None else bytes.fromhex(raw)
 
 
 def _address(path: Path, name: str, raw: str) -> Address:

@@ -23,7 +23,7 @@ CHAIN_ID = 31337
 MNEMONIC = "test test test test test test test test test test test junk"
 """Hardhat's own, known to everybody: whatever these accounts get on a public chain is lost."""
 ACCOUNTS = 20
-_STARTED = re.compile(r"JSON-RPC server at (http://127\.0\.0\.1:\d+)/")
+_STARTED = re.compile(r"JSON-RPC server at (http://\S+:\d+)/")
 _HARDHAT = "node_modules/hardhat/dist/src/cli.js"
 _READY_WITHIN = 60.0
 
@@ -46,15 +46,21 @@ class DevChain:
 
     @classmethod
     def start(
-        cls, *, log: Path | None = None, port: int = 0, detached: bool = False, alive: Callable[[], None] | None = None
+        cls,
+        *,
+        log: Path | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        detached: bool = False,
+        alive: Callable[[], None] | None = None,
     ) -> Self:
         """Start Hardhat's node and wait until it answers (1 to 3 s).
 
-        log: where its output goes; none keeps it only for an error. port: 0 takes a free one.
+        log: where its output goes; none keeps it only for an error. host: where to listen. port: 0 takes a free one.
         detached: a Ctrl-C at the terminal does not reach it. alive: called while waiting, for a spinner.
         Raises ConfigError if Node.js or Hardhat are not installed, ChainError if it does not start.
         """
-        command = [str(node_binary()), _HARDHAT, "node", "--hostname", "127.0.0.1", "--port", str(port)]
+        command = [str(node_binary()), _HARDHAT, "node", "--hostname", host, "--port", str(port)]
         project = hardhat_project()
         with tempfile.TemporaryDirectory(prefix="hivemint-") as folder:
             output = log or Path(folder) / "hardhat.log"
@@ -81,6 +87,11 @@ class DevChain:
     def pid(self) -> int | None:
         """Of the process, if this object started it."""
         return self._process.pid if self._process else None
+
+    def wait(self) -> None:
+        """Until the process has ended, if this object owns it."""
+        if self._process:
+            self._process.wait()
 
     def rpc(self, method: str, *params: Any) -> Any:
         """One JSON-RPC call; for what a development chain alone knows. Raises ChainError."""

@@ -296,7 +296,9 @@ async def connect(
         book = VoucherBook.open(home.client / "vouchers.db", place.domain, client, await chain.genesis())
         undo.callback(book.close)
         known = home.client / f"peers-{place.name}.json"
-        host = await Host.start(HostSettings(place.name, listen=(), bootstrap=place.bootstrap, known=known))
+        host = await Host.start(
+            HostSettings(place.name, listen=(), bootstrap=place.bootstrap, swarm_key=place.swarm_key, known=known)
+        )
         host.rank_by(chain.registry)
         undo.pop_all()
     target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)

@@ -88,7 +88,12 @@ def _checked(raw: str) -> str:
     return found
 
 
+def _mined(transaction: Annotated[str | None, Query(pattern="^0x[0-9a-fA-F]{64}$")] = None) -> bytes | None:
+    return None if transaction is None else bytes.fromhex(transaction[2:])
+
+
 NodeFilter = Annotated[str | None, Depends(_address("node"))]
+TransactionFilter = Annotated[bytes | None, Depends(_mined)]
 ClientFilter = Annotated[str | None, Depends(_address("client"))]
 
 
@@ -124,9 +129,9 @@ def _api(explorer: Explorer) -> APIRouter:
 
     @api.get("/settlements")
     def settlements(
-        node: NodeFilter, client: ClientFilter, limit: Limit = 50, offset: Offset = 0
+        node: NodeFilter, client: ClientFilter, mined: TransactionFilter, limit: Limit = 50, offset: Offset = 0
     ) -> Page[SettlementRow]:
-        return explorer.settlements(limit, offset, node=node, client=client)
+        return explorer.settlements(limit, offset, node=node, client=client, transaction=mined)
 
     @api.get("/withdrawals")
     def withdrawals(node: NodeFilter, client: ClientFilter, limit: Limit = 50, offset: Offset = 0) -> Page[Withdrawal]:

@@ -1,5 +1,6 @@
 """The page: the swarm's block map and the credit flow, server-rendered; htmx asks for the parts again every 2 s."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +11,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hivemint.ledger.explorer.documents import CreditTotals, OwnLane, OwnNode, ServedModel
+from hivemint.ledger.explorer.documents import CreditTotals, Epoch, OwnLane, OwnNode, ServedModel
 from hivemint.ledger.explorer.queries import Explorer
 from hivemint.protocol.credits import format_credits, in_unit, in_words, unit_of
 from hivemint.protocol.ids import ONE_CREDIT
+from hivemint.protocol.keccak import keccak
+from hivemint.protocol.node_name import node_name
 
 _PAGES = Path(__file__).parent / "pages"
 _ROWS = 12
-_COLOURS = 8
+_HUES = 24
 NO_LANE = OwnLane(sessions=0, tokens_signed=0, tokens_countersigned=0, signed=0, countersigned=0)
 Part = Literal["flow", "swarm", "nodes", "settlements", "epochs", "head"]
 PARTS: tuple[Part, ...] = ("flow", "swarm", "nodes", "settlements", "epochs")
@@ -63,7 +66,9 @@ def _from_index(explorer: Explorer, part: Part) -> dict[str, Any]:
     if part == "settlements":
         return {"page": explorer.settlements(_ROWS, 0)}
     if part == "epochs":
-        return {"page": explorer.epochs(_ROWS, 0)}
+        page = explorer.epochs(_ROWS, 0)
+        now = max(time.time(), *(epoch.begins for epoch in page.items), 0.0)  # a local chain's clock may run ahead
+        return {"page": page, "next_pay": _next_pay(page.items, explorer.indexer.epoch, now)}
     return {"status": explorer.status()}
 
 
@@ -107,11 +112,20 @@ def _stage(name: str, amount: int, below: str, if_zero: str) -> dict[str, Any]:
 
 
 def _map(model: ServedModel) -> dict[str, Any]:
-    """A model's block map: for every block how many nodes serve it, and the nodes with a colour each."""
-    operators = sorted({node.operator for node in model.nodes})
+    """A model's block map: for every block how many nodes serve it."""
     counts = [sum(node.first <= block < node.end for node in model.nodes) for block in range(model.blocks)]
-    nodes = [{"record": node, "colour": operators.index(node.operator) % _COLOURS} for node in model.nodes]
-    return {"model": model, "counts": counts, "nodes": nodes, "most": max(counts, default=0)}
+    return {"model": model, "counts": counts, "nodes": model.nodes}
+
+
+def _next_pay(epochs: Sequence[Epoch], length: int, now: float) -> str:
+    """What was claimed and not minted yet, and when it can be: two epochs after the work (`docs/protocol.md`)."""
+    waiting = [(epoch.epoch, sum(share.minted is None for share in epoch.shares)) for epoch in epochs]
+    told = []
+    for epoch, nodes in sorted((epoch, nodes) for epoch, nodes in waiting if nodes):
+        begins = (epoch + 2) * length
+        when = "now" if begins <= now else f"from {_day(begins)} UTC on"
+        told.append(f"{nodes} node{'s' if nodes > 1 else ''} for epoch {epoch}, {when}")
+    return f"Claimed and not minted yet: {'; '.join(told)}." if told else ""
 
 
 def _environment() -> Environment:
@@ -123,6 +137,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"hmc": _amount, "fixed": _fixed, "short": _short, "clock": _clock, "day": _day, "ms": _wait}
+    environment.filters |= {"colour": _colour, "node_name": node_name, "hex": lambda raw: "0x" + bytes(raw).hex()}
     return environment
 
 
@@ -137,6 +152,12 @@ def _fixed(amount: int, digits: int = 6) -> str:
         return f"<{10**-digits:.{digits}f}"
     whole, rest = divmod(amount // unit, 10**digits)
     return f"{whole:,}.{rest:0{digits}d}"
+
+
+def _colour(address: str) -> str:
+    """Of an address, the same wherever and whenever it is shown: by its hash, not by who else is there."""
+    digest = keccak(bytes.fromhex(address.removeprefix("0x")) if address.startswith("0x") else address.encode())
+    return f"hsl({digest[0] % _HUES * (360 // _HUES)} {(58, 78)[digest[1] & 1]}% {(42, 56)[digest[2] & 1]}%)"
 
 
 def _short(text: str) -> str:

@@ -98,10 +98,18 @@ class Explorer:
         return _paged([NodeRow.model_validate(row, from_attributes=True) for row in rows], limit, offset)
 
     def settlements(
-        self, limit: int, offset: int, *, node: str | None = None, client: str | None = None
+        self,
+        limit: int,
+        offset: int,
+        *,
+        node: str | None = None,
+        client: str | None = None,
+        transaction: bytes | None = None,
     ) -> Page[SettlementRow]:
         """The newest first."""
         wanted = _where(self._of(events), events, node=node, client=client).where(events.c.name == "Settled")
+        if transaction is not None:
+            wanted = wanted.where(events.c.transaction == transaction)
         rows = self._page(wanted.order_by(events.c.block.desc(), events.c.position.desc()), limit, offset)
         return _paged([_settlement(row) for row in rows], limit, offset)
 

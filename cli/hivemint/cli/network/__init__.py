@@ -1,0 +1,1 @@
+"""How a network comes to be and how others come to it: a chain to reach, an invitation, the place for a shell."""
