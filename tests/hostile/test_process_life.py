@@ -219,7 +219,7 @@ def test_what_the_system_refuses_is_told_in_words(machine: Machine) -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
 
-    assert "open files" in machine.refusal(limits=few)
+    assert "open files" in machine.refusal(limits=few, code=6)
 
 
 def test_errors_of_the_system_say_what_why_and_the_next_step() -> None:
