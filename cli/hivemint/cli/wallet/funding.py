@@ -15,7 +15,6 @@ from hivemint.cli.console import (
     out,
     run_async,
     shown,
-    table,
 )
 from hivemint.cli.transact import (
     HoursOption,
@@ -218,17 +217,18 @@ def _preview(deposits: dict[Address, int], found: Candidates, has: int, days: Da
     if days is not None and not deposits:
         out.print(f"nothing to top up; {format_credits(days.today)} of today's budget is used", highlight=False)
         return
-    rows = [
-        (node, found.spans(node), "?" if (ask := found.ask(node)) is None else format_credits(ask, 9), amount)
-        for node, wei in deposits.items()
-        if (amount := format_credits(wei, 9))
-    ]
-    table("Deposit", "node", "blocks", ">ask a token and block", ">deposit", rows=rows)
+    for node, wei in deposits.items():
+        ask = found.ask(node)
+        asks = "" if ask is None else f" (blocks {found.spans(node)}, asks {format_credits(ask, 9)} a token and block)"
+        out.print(f"the account at {node}\n  gets {format_credits(wei, 9)}{asks}", highlight=False, soft_wrap=True)
     total = sum(deposits.values())
     out.print(f"in all  {format_credits(total, 9)} of the wallet's {format_credits(has, 9)}", highlight=False)
+    costs = found.costs()
     for model, count in found.buys(deposits).items():
         buys = f"about {count:,} answers of {POSITIONS} tokens each" if count else "not one paid answer yet"
-        out.print(f"buys    {buys} from {shown(model)}, with what is in the accounts already", highlight=False)
+        cost = f"; one costs {format_credits(costs[model], 9)} over all nodes" if model in costs else ""
+        line = f"buys    {buys} from {shown(model)}, with what is in the accounts already{cost}"
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def _consent(ask: bool) -> None:
@@ -244,6 +244,7 @@ def _tell(done: _Done, as_json: bool) -> None:
         "left_out": done.found.left_out,
         "answers": done.found.buys(done.deposits),
         "answer_tokens": POSITIONS,
+        "answer_wei": done.found.costs(),
     }
     if done.mined is None:
         if as_json:
@@ -251,5 +252,9 @@ def _tell(done: _Done, as_json: bool) -> None:
 
             emit({"transaction": None, **more})
         return
-    text = f"{format_credits(sum(done.deposits.values()), 9)} deposited at {len(done.deposits)} nodes"
+    text = f"{format_credits(sum(done.deposits.values()), 9)} deposited in {_counted(len(done.deposits), 'account')}"
     tell_mined(done.mined, text, as_json, **more)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
