@@ -35,7 +35,7 @@ from hivemint.cli.wallet.sources import ways_to_credits
 from hivemint.protocol.credits import format_credits, parse_credits
 from hivemint.protocol.errors import BadInput, HivemintError
 from hivemint.protocol.home import Home
-from hivemint.protocol.ids import Address
+from hivemint.protocol.ids import Address, Credits
 from hivemint.protocol.network import Network
 from hivemint.protocol.orders import Fund
 from hivemint.protocol.signing import Signer
@@ -141,7 +141,7 @@ def _sign(asked: Deposit, wallet: str | None, password_file: Any, signing: SignO
     """With --sign-only: the same deposit as an order in a file."""
 
     async def act(_contracts: "Bindings", _signer: Signer) -> "Mined":
-        raise AssertionError("an order is signed, not sent")
+        raise BadInput("An order is signed, not sent", next_step="pass --sign-only FILE")
 
     async def order(ready: Ready) -> Fund:
         from hivemint.contracts.bindings import Bindings
@@ -151,10 +151,8 @@ def _sign(asked: Deposit, wallet: str | None, password_file: Any, signing: SignO
             if not as_json and str(signing.file) != "-":
                 _preview(deposits, found, await contracts.token.balance(ready.client))
             _consent(ask)
-        return Fund(
-            ready.client, tuple(deposits), tuple(parse_credits(f"{wei} wei") for wei in deposits.values()),
-            ready.nonce, ready.deadline,
-        )  # fmt: skip
+        amounts = tuple(Credits(wei) for wei in deposits.values())
+        return Fund(ready.client, tuple(deposits), amounts, ready.nonce, ready.deadline)
 
     send_or_sign(asked.network, wallet, password_file, act, order, "", signing, as_json)
 
