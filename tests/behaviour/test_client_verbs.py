@@ -28,7 +28,7 @@ from hivemint.protocol.errors import BadInput, ChainError, ConfigError, ModelErr
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import ONE_CREDIT, Address, BlockIndex, Credits, PeerId
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
-from hivemint.protocol.node_name import node_name
+from hivemint.protocol.node_name import named, node_name
 from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.credits import credits_for
@@ -153,11 +153,12 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     assert told(wallets.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
     assert told(account.app, "fund", "2.5", "--node", node_name(node), *common)["block"] > 0
+    testchain.devchain.mine()
     (row,) = told(account.app, "list", *common)
+    assert (row["left"], row["waiting"]) == (25 * 10**17, 0)
     assert (row["node"], row["balance"], row["collected"], row["state"]) == (node, 25 * 10**17, 0, "open")
     listed = RUNNER.invoke(account.app, ["list", *common]).stdout
-    assert f"{node}      2.5" in listed  # on one line, to be copied
-    assert "in HMC" in listed
+    assert f"the account at {named(node)}\n  left 2.5 HMC; balance 2.5 HMC" in listed  # on one line, to be copied
     too_much = error_of(account.app, "fund", "1000", "--node", node, *common)
     assert isinstance(too_much, BadInput)
     assert "1,000 HMC in all" in too_much.why

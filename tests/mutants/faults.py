@@ -313,4 +313,13 @@ FAULTS = (
           ENDPOINTS + "test_admission_believes_the_most_cautious_endpoint"),
     fault("one endpoint that is down stops all", VIEW, "if not isinstance(error, ChainError) or not found:", "if True:",
           ENDPOINTS + "test_admission_believes_the_most_cautious_endpoint"),
+    fault("a top-up passes the budget", "cli/hivemint/cli/wallet/purchase.py", "budget - sum(chosen.values()))",
+          "budget)", "cli/test_purchase.py::test_a_top_up_never_passes_the_budget_and_never_what_is_kept"),
+    fault("a day's deposits are forgotten", "cli/hivemint/cli/wallet/daily.py", "str(self.today + wei)", "str(wei)",
+          "cli/test_daily.py::test_a_day_counts_over_processes_and_ends_at_midnight"),
+    fault("what was promised may be spent again", "cli/hivemint/cli/wallet/listing.py",
+          "counted - max(self.collected, self.promised)", "counted - self.collected",
+          "cli/test_listing.py::test_left_is_the_counted_deposit_less_vouchers"),
+    fault("coin is sent that does not pay its gas", "cli/hivemint/cli/wallet/sending.py", "if has_coin < needed:",
+          "if False:", "cli/test_sending.py::test_credits_and_coin_arrive_and_too_much_is_refused_first"),
 )  # fmt: skip

@@ -17,7 +17,7 @@ def faucet(
     coin: Annotated[str, typer.Option(help="How much coin, at most 100.")] = "10",
     credits: Annotated[
         str | None,
-        typer.Option(help="How many credits of those that node owners have earned. Default: a quarter of each's."),
+        typer.Option(help="How many credits of those that node owners have earned. Default: half of each's."),
     ] = None,
     network: NetworkOption = None,
     as_json: JsonFlag = False,
@@ -45,7 +45,8 @@ def faucet(
     if as_json:
         emit({"to": address, "coin_wei": given, "credits_wei": sent})
         return
-    out.print(f"[green]{exact_credits(given)} coin[/] sent to {address}", highlight=False, soft_wrap=True)
+    enough = "" if given == wei else " (the faucet fills nobody above 10,000)"
+    out.print(f"[green]{exact_credits(given)} coin[/] sent to {address}{enough}", highlight=False, soft_wrap=True)
     if sent:
         out.print(f"[green]{exact_credits(sent)} HMC[/] sent by the owners of the testnet's nodes", highlight=False)
     else:

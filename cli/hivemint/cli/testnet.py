@@ -72,7 +72,7 @@ def up(
         return
     show(net.folder, state, net.model_argument)
     if epochs:
-        _tell_credits(credits)
+        _tell_credits(credits, len(state.nodes))
 
 
 def _first_credits(net: LocalNet, epochs: int, tell: Callable[[str], None], quiet: bool) -> dict[str, Credits]:
@@ -89,13 +89,13 @@ def _first_credits(net: LocalNet, epochs: int, tell: Callable[[str], None], quie
     return asyncio.run(earn(net, epochs, told))
 
 
-def _tell_credits(credits: dict[str, Credits]) -> None:
+def _tell_credits(credits: dict[str, Credits], nodes: int) -> None:
     """Who has what, and what to do with it."""
     out.print("\n[bold]Credits[/]  minted for donated work; nothing was there before")
     for name, amount in credits.items():
         if amount:
             out.print(f"  {name:<6} {format_credits(amount)}", highlight=False)
-    if each := credits.get("bob", 0) // 4:
+    if each := credits.get("bob", 0) // nodes:
         words = shlex.join(("hivemint", "account", "fund", f"{exact_credits(each)}", "--wallet", "bob"))
         out.print(f"pay    {words}", highlight=False, soft_wrap=True)
 

@@ -4,7 +4,6 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 
-from hivemint.client.sessions.errors import NodeGone
 from hivemint.client.sessions.opening import greet, shake_hands, sign_session
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.route import Leg
@@ -48,16 +47,14 @@ async def _ask(host: Host, record: NodeRecord, payer: Payer, expiry: int, timeou
     except Refusal as error:
         return _word(error)
     except HivemintError as error:
-        return error.why or error.what
+        return _first(error)
     try:
         signed = sign_session(greeting, payer, tokens=1, margin=1.0, expiry=expiry)
         await shake_hands(greeting, signed, payer, previous=None, next_hop=None, timeout=timeout)
     except Refusal as error:
         return _word(error) if error.code == Code.DRAINING else ""
-    except NodeGone as error:
-        return error.why or error.what
     except HivemintError as error:
-        return error.what
+        return _first(error)
     finally:
         await greeting.link.close("asked whether it answers")
     return ""
@@ -65,3 +62,8 @@ async def _ask(host: Host, record: NodeRecord, payer: Payer, expiry: int, timeou
 
 def _word(error: Refusal) -> str:
     return error.what.partition(": ")[2] or error.what
+
+
+def _first(error: HivemintError) -> str:
+    """Of a long chain of reasons the first: the rest names sockets."""
+    return (error.why or error.what).partition(": ")[0]

@@ -26,8 +26,10 @@ NODES_TIME = 15.0
 MOST_COIN = 100 * 10**18
 """Of the faucet, to one wallet in one call; and it fills nobody above `RICH`."""
 RICH = 10_000 * 10**18
-QUESTION = "Tell me in a few words why the sky is blue."
-_SHARE = 4
+QUESTION = "Tell me in a few words why the sky is blue. "
+DONATED = 480
+"""Positions of a donated prompt: quick to compute at once, and worth a few paid answers when it is minted."""
+_SHARE = 2
 """A node's owner gives one part of so many at a time."""
 
 
@@ -71,7 +73,7 @@ async def earn(net: "LocalNet", epochs: int, tell: Callable[[str], None]) -> dic
         tell(f"epoch {number + 1} of {epochs} passes")
         await pass_epoch(net.network, net.plans, wait=number > 0)
         if epochs - number > 2:
-            tell("the nodes answer a question for nothing: donated work, with real receipts")
+            tell("the nodes read a page of questions for nothing: donated work, with real receipts")
             await asyncio.to_thread(_donate, net)
     async with await Bindings.connect(net.network) as contracts:
         await _until_minted(contracts, net.plans if epochs > 2 else ())
@@ -102,8 +104,7 @@ async def drip(
         raise BadInput("The faucet gives 100 coins at most", why="one call gives no more", next_step="ask again later")
     async with await Bindings.connect(network) as contracts:
         chain = contracts.chain
-        if coin and await chain.balance(to) + coin > RICH:
-            raise BadInput(f"{to} is rich already", why="the faucet fills nobody above 10,000 coins")
+        coin = max(0, min(coin, RICH - await chain.balance(to)))
         holders = [(owner_key(plan), await contracts.token.balance(owner_key(plan).address)) for plan in plans]
         holders = [(owner, has) for owner, has in holders if has and owner.address != to]
         parts = _parts([has for _, has in holders], credits)
@@ -138,9 +139,9 @@ def _donate(net: "LocalNet") -> None:
     from hivemint.client import SwarmModelForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(net.model.folder)
-    ids = tokenizer(QUESTION, return_tensors="pt").input_ids
+    ids = tokenizer(QUESTION * (DONATED // 10), return_tensors="pt").input_ids[:, :DONATED]
     with SwarmModelForCausalLM.from_pretrained(net.model.folder, network=net.network_file, home=net.home) as model:
-        model.generate(ids, max_new_tokens=16, do_sample=False)
+        model.generate(ids, max_new_tokens=8, do_sample=False)
 
 
 async def _until_minted(contracts: Bindings, plans: Sequence[NodePlan]) -> None:

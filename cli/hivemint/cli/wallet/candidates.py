@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,20 @@ class Candidates:
             if (count := answers(prices, dict(after))) is not None:
                 counts[model] = count
         return counts
+
+    def costs(self) -> dict[str, int]:
+        """Model -> what one usual answer costs on the cheapest route, in wei, whatever the accounts hold."""
+        from hivemint.client.sessions.route import Wish, plan_route
+        from hivemint.client.sessions.speeds import Speeds
+        from hivemint.client.settings import Bid
+
+        costs: dict[str, int] = {}
+        for model, records in self.records.items():
+            usable = [one for one in records if one.record.operator not in self.left_out]
+            with suppress(SwarmError):
+                route = plan_route(usable, Wish(self.blocks[model], POSITIONS, Bid("times")), Speeds())
+                costs[model] = route.price * POSITIONS
+        return costs
 
     def _left(self, node: Address) -> int:
         return self.funds[node].left if node in self.funds else 0

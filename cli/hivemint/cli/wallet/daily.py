@@ -46,10 +46,5 @@ class DailyDeposits:
         document = {"day": self._day(), "wei": str(self.today + wei)}
         write_private(self._file, json.dumps(document).encode(), replace=True)
 
-    def give_back(self, wei: int) -> None:
-        """It was surely not made."""
-        document = {"day": self._day(), "wei": str(max(0, self.today - wei))}
-        write_private(self._file, json.dumps(document).encode(), replace=True)
-
     def _day(self) -> int:
         return int(self._clock() // 86_400)

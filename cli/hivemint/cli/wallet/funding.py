@@ -15,7 +15,6 @@ from hivemint.cli.console import (
     out,
     run_async,
     shown,
-    table,
 )
 from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import (
@@ -37,9 +36,9 @@ from hivemint.cli.wallet.sources import ways_to_credits
 from hivemint.protocol.credits import format_credits, parse_credits
 from hivemint.protocol.errors import BadInput, HivemintError
 from hivemint.protocol.home import Home
-from hivemint.protocol.ids import Address
+from hivemint.protocol.ids import Address, Credits
 from hivemint.protocol.network import Network
-from hivemint.protocol.node_name import named, node_name
+from hivemint.protocol.node_name import named
 from hivemint.protocol.orders import Fund
 from hivemint.protocol.signing import Signer
 
@@ -145,7 +144,7 @@ def _sign(asked: Deposit, wallet: str | None, password_file: Any, signing: SignO
     """With --sign-only: the same deposit as an order in a file."""
 
     async def act(_contracts: "Bindings", _signer: Signer) -> "Mined":
-        raise AssertionError("an order is signed, not sent")
+        raise BadInput("An order is signed, not sent", next_step="pass --sign-only FILE")
 
     async def order(ready: Ready) -> Fund:
         from hivemint.contracts.bindings import Bindings
@@ -155,10 +154,8 @@ def _sign(asked: Deposit, wallet: str | None, password_file: Any, signing: SignO
             if not as_json and str(signing.file) != "-":
                 _preview(deposits, found, await contracts.token.balance(ready.client))
             _consent(ask)
-        return Fund(
-            ready.client, tuple(deposits), tuple(parse_credits(f"{wei} wei") for wei in deposits.values()),
-            ready.nonce, ready.deadline,
-        )  # fmt: skip
+        amounts = tuple(Credits(wei) for wei in deposits.values())
+        return Fund(ready.client, tuple(deposits), amounts, ready.nonce, ready.deadline)
 
     send_or_sign(asked.network, wallet, password_file, act, order, "", signing, as_json)
 
@@ -221,23 +218,21 @@ def _preview(deposits: dict[Address, int], found: Candidates, has: int, days: Da
     if days is not None and not deposits:
         out.print(f"nothing to top up; {format_credits(days.today)} of today's budget is used", highlight=False)
         return
-    rows = [
-        (
-            node_name(node),
-            node,
-            found.spans(node),
-            "?" if (ask := found.ask(node)) is None else format_credits(ask, 9),
-            amount,
+    for node, wei in deposits.items():
+        ask = found.ask(node)
+        asks = "" if ask is None else f"asks {format_credits(ask, 9)} a token and block"
+        asks = asks and f" (blocks {found.spans(node)}, {asks})"
+        out.print(
+            f"the account at {named(node)}\n  gets {format_credits(wei, 9)}{asks}", highlight=False, soft_wrap=True
         )
-        for node, wei in deposits.items()
-        if (amount := format_credits(wei, 9))
-    ]
-    table("Deposit", "node", "operator", "blocks", ">ask a token and block", ">deposit", rows=rows)
     total = sum(deposits.values())
     out.print(f"in all  {format_credits(total, 9)} of the wallet's {format_credits(has, 9)}", highlight=False)
+    costs = found.costs()
     for model, count in found.buys(deposits).items():
         buys = f"about {count:,} answers of {POSITIONS} tokens each" if count else "not one paid answer yet"
-        out.print(f"buys    {buys} from {shown(model)}, with what is in the accounts already", highlight=False)
+        cost = f"; one costs {format_credits(costs[model], 9)} over all nodes" if model in costs else ""
+        line = f"buys    {buys} from {shown(model)}, with what is in the accounts already{cost}"
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def _consent(ask: bool) -> None:
@@ -253,6 +248,7 @@ def _tell(done: _Done, as_json: bool) -> None:
         "left_out": done.found.left_out,
         "answers": done.found.buys(done.deposits),
         "answer_tokens": POSITIONS,
+        "answer_wei": done.found.costs(),
     }
     if done.mined is None:
         if as_json:
@@ -260,5 +256,9 @@ def _tell(done: _Done, as_json: bool) -> None:
 
             emit({"transaction": None, **more})
         return
-    text = f"{format_credits(sum(done.deposits.values()), 9)} deposited at {len(done.deposits)} nodes"
+    text = f"{format_credits(sum(done.deposits.values()), 9)} deposited in {_counted(len(done.deposits), 'account')}"
     tell_mined(done.mined, text, as_json, **more)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from hivemint.cli.console import JsonFlag, NetworkOption, WalletOption, emit, need, out, run_async, shown, table
+from hivemint.cli.console import JsonFlag, NetworkOption, WalletOption, emit, need, out, run_async, shown
 from hivemint.cli.transact import load_network
 from hivemint.cli.wallet.sources import ways_to_credits
 from hivemint.protocol.credits import format_credits
@@ -12,7 +12,7 @@ from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
-from hivemint.protocol.node_name import node_name
+from hivemint.protocol.node_name import named, node_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,12 @@ def list_accounts(network: NetworkOption = None, wallet: WalletOption = None, as
         for way in ways_to_credits(place, name):
             out.print(f"  [dim]credits[/]  {shown(way)}", highlight=False, soft_wrap=True)
     else:
-        sums = ("left", "balance", "collected", "promised")
-        lines = [
-            (row["name"], row["node"], *(format_credits(row[one], symbol=False) for one in sums), row["state"])
-            for row in rows
-        ]
-        columns = ("node", "operator", ">left", ">balance", ">collected", ">promised", "state")
-        table(f"Accounts of {name}, in HMC", *columns, rows=lines)
+        out.print(f"[bold]Accounts of {shown(name)}[/]", highlight=False)
+        for row in rows:
+            sums = ", ".join(f"{one} {format_credits(row[one], 9)}" for one in ("balance", "collected", "promised"))
+            out.print(f"the account at {named(row['node'])}", highlight=False, soft_wrap=True)
+            left = format_credits(row["left"], 9)
+            out.print(f"  left {left}; {sums}; {row['state']}", highlight=False, soft_wrap=True)
 
 
 async def _accounts(network: Network, client: Address) -> list[dict[str, Any]]:
