@@ -91,6 +91,28 @@ async def test_small_sums_settle_in_time(bench: Bench) -> None:
     assert bench.collected(2) == 5
 
 
+async def test_a_small_last_payment_is_told_as_soon_as_it_is_confirmed(tmp_path: Path) -> None:
+    """Below `dust`, of a client that has gone: not ten minutes later, at the next look at all accounts."""
+    bench = Bench(tmp_path, settle_min=Credits(1), dust=Credits(10))
+    bench.chain.fund(ALICE.address, 1000)
+    work = await bench.promise(2, 5)
+    bench.journal.close_session(work.id)
+    settle = bench.chain.settle
+
+    async def unconfirmed(items: Sequence[Countersigned]) -> Settled:
+        done = await settle(items)
+        bench.chain.escrow[ALICE.address] = replace(bench.chain.escrow[ALICE.address], confirmed=Credits(0))
+        return done
+
+    bench.chain.settle = unconfirmed  # type: ignore[method-assign]
+    await bench.settler.round()
+    assert (bench.collected(2), bench.journal.totals.settled) == (5, 0)
+    bench.chain.escrow[ALICE.address] = replace(bench.chain.escrow[ALICE.address], confirmed=Credits(5))
+    await bench.settler.round()
+    assert bench.journal.totals.settled == 5
+    await bench.journal.close()
+
+
 @pytest.mark.parametrize(
     ("change", "after"), [({"thaw_end": 10 * EPOCH + THAW}, 0), ({"key_until": 10 * EPOCH}, THAW // 2)]
 )

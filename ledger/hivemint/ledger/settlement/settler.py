@@ -97,11 +97,10 @@ class Settler:
                 for stage in self.reasons:
                     self.reasons[stage] = "the node is not registered; run `hivemint node register`"
                 return
-            current = now // length
             failed = [
                 await self._tried("settled", self._settle_due(now, at_once=False)),
-                await self._tried("claimed", self._claim(current - 1, length)),
-                await self._tried("minted", self._mint(current - 2, length)),
+                await self._tried("claimed", self._claim(now // length - 1, length)),
+                await self._tried("minted", self._mint(now // length - 2, length)),
             ]
             if first := next(filter(None, failed), None):
                 raise first
@@ -159,6 +158,7 @@ class Settler:
             for client, reason in done.skipped.items():
                 log.warning("not settled", client=client, reason=reason)
         self._waiting_since = None
+        self._quiet.clear()  # what was paid is told as soon as it is confirmed, not at the next look at all
         await self._look(await self._payments.time())
         self.reasons["settled"] = f"the contract skipped some: {', '.join(sorted(refused))}" if refused else ""
         return Credits(burned)
