@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,13 +130,22 @@ def _joined(
         for needed in (wallet, signing):
             Keystores().find(needed)
         password = read_password(signing, file=password_file)
-    with _spinner("joining the swarm", quiet):
-        from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
+    with ExitStack() as open_now:
+        with _spinner("joining the swarm", quiet):
+            from hivemint.client.generation import words
+            from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 
-        joined = SwarmModelForCausalLM.from_pretrained(
-            name, network=path, wallet=wallet, session_key=session_key, password=password, **settings
-        )
-    with joined:
+            open_now.enter_context(words.by_options())
+            joined = SwarmModelForCausalLM.from_pretrained(
+                name,
+                network=path,
+                wallet=wallet,
+                session_key=session_key,
+                password=password,
+                progress=False,
+                **settings,
+            )
+        open_now.enter_context(joined)
         yield joined, _tokenizer(joined.folder)
 
 

@@ -1,13 +1,15 @@
 """One event loop in a thread of its own: the network side of a model whose public face is synchronous."""
 
 import asyncio
+import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from hivemint.protocol.errors import SwarmError
+from hivemint.client.generation.words import in_python
+from hivemint.protocol.errors import HivemintError, SwarmError
 
 T = TypeVar("T")
 GLANCE = 0.5
@@ -19,6 +21,8 @@ class LoopThread:
 
     def __init__(self, name: str = "hivemint-client") -> None:
         self._loop = _new_loop()
+        self._process = os.getpid()
+        self._last: asyncio.Task[Any] | None = None
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -33,7 +37,7 @@ class LoopThread:
         """
         if not self.alive:
             coroutine.close()
-            raise SwarmError("this model is closed", next_step="load it again with from_pretrained")
+            raise self._ended()
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             while True:
@@ -43,15 +47,49 @@ class LoopThread:
                     return future.result()
         except CancelledError:
             raise SwarmError("this model was closed while it worked") from None
+        except HivemintError as error:
+            in_python(error)
+            raise
         except BaseException:
             future.cancel()
             raise
 
     def stop(self) -> None:
         """Cancel what still runs, end the thread. Harmless when called again."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        with suppress(RuntimeError):  # it has ended by itself meanwhile
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        self.join()
+
+    def stop_after(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `last`, whatever comes of it, and end the thread; waits for neither. For any thread, its own too."""
+
+        def begin() -> None:
+            if self._last is None:
+                self._last = self._loop.create_task(last())
+                self._last.add_done_callback(end)
+
+        def end(task: asyncio.Task[Any]) -> None:
+            task.cancelled() or task.exception()  # nobody is left to be told
+            self._loop.stop()
+
+        with suppress(RuntimeError):  # it has ended already
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(begin)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for the thread's end, so long at most."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(seconds)
+
+    def _ended(self) -> SwarmError:
+        if os.getpid() != self._process:
+            return SwarmError(
+                "this model belongs to the process that loaded it",
+                why="a fork has no part in its connections",
+                next_step="load it in this process with from_pretrained",
+            )
+        return SwarmError("this model is closed", next_step="load it again with from_pretrained")
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)

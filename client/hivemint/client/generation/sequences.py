@@ -6,14 +6,14 @@ conversation had, not at all.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.pipeline import Pipeline, Plan, SessionLimit, Swarm
+from hivemint.client.pipeline import Pipeline, Plan, Rows, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
@@ -73,8 +73,9 @@ class Sequence:
             self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
             self.plan = self._pipeline.plan if self._pipeline else None
 
-    async def advance(self, ids: torch.Tensor) -> torch.Tensor:
-        """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
+    async def advance(self, ids: torch.Tensor, rows: Rows = "last") -> torch.Tensor:
+        """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`; with `all` at each
+        position that is not cached yet.
 
         Only positions that are not cached yet are computed. A session at its limit is closed and the text so far
         replayed in a new one; a second limit at once is an error, and so is a text that comes to cost too much. The
@@ -86,8 +87,8 @@ class Sequence:
         self.plan = pipeline.plan
         self._admit(pipeline, len(ids) - pipeline.position)
         try:
-            hidden = self._ends.embed(ids[pipeline.position :], pipeline.position)
-            output = await pipeline.forward(hidden, rows="last")
+            hidden = self._ends.embed(ids[pipeline.position :], pipeline.position).to("cpu", torch.float32)
+            output = await pipeline.forward(hidden, rows=rows)
         except SessionLimit as limit:
             if fresh:
                 raise SwarmError(
@@ -104,7 +105,7 @@ class Sequence:
             return output
         self._replays += 1
         await self.close()
-        return await self.advance(ids)
+        return await self.advance(ids, rows)
 
     async def _open(self) -> Pipeline:
         """What is raised is what went wrong on the way, not that no other way was left."""
@@ -213,6 +214,13 @@ class Sequences:
         self.greedy = False
         """Whether only the largest logit of each step counts."""
         self._finished: torch.Tensor | None = None
+        self.prompt_tokens = self.tokens = 0
+        """Of all rows: what came in, without padding, and what was generated so far."""
+
+    @property
+    def plans(self) -> list[Plan | None]:
+        """The last route of each row, also when it has ended."""
+        return [row.plan for row in self._all]
 
     def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Prepare a row for each prompt of `ids` `[batch, length]`; its sessions open with the first step.
@@ -228,12 +236,14 @@ class Sequences:
                 next_step="shorten the prompt",
             )
         self._starts = [0] * batch if mask is None else padding(mask, batch, length)
+        self.prompt_tokens = batch * length - sum(self._starts)
         # the last token of an answer is never sent
         self._all = [Sequence(self._swarm, self._ends, self.limit - 1 - start) for start in self._starts]
         self._rows = list(self._all)
 
     def finish(self, met: torch.Tensor) -> None:
-        """Rows `[batch]` that have met a stop criterion: their sessions close with the next step."""
+        """Each row has a token more; those of `[batch]` that have met a stop criterion close with the next step."""
+        self.tokens += len(met) if self._finished is None else int((~self._finished).sum())
         self._finished = met if self._finished is None else self._finished | met
 
     def advance(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -248,6 +258,19 @@ class Sequences:
         if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
             return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
         return self._loop.run(self._advance_all(ids))
+
+    def whole(self, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """In place of steps: the last block's outputs at all positions of each text `[length]`, `[length, hidden]`."""
+        self._all = [Sequence(self._swarm, self._ends, len(text)) for text in texts]
+        self._rows = list(self._all)
+        self.prompt_tokens = sum(len(text) for text in texts)
+        states: dict[int, torch.Tensor] = {}
+
+        async def one(index: int, row: Sequence) -> None:
+            states[index] = await row.advance(texts[index], "all")
+
+        self._loop.run(_together([one(index, row) for index, row in enumerate(self._all)]))
+        return [states[index] for index in range(len(texts))]
 
     async def _advance_all(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = torch.zeros(len(self._rows), self._ends.hidden_size)
@@ -291,7 +314,7 @@ class Sequences:
             self._rows = []
         failed = self._loop.run(self._end(cancel=interrupted))
         self._bill.wei += sum(row.spent for row in self._all)
-        self._bill.plans += [row.plan for row in self._all if row.plan is not None]
+        self._bill.plans += [plan for plan in self.plans if plan is not None]
         if failed is not None and error is None:
             raise failed
 
@@ -311,6 +334,17 @@ class Sequences:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
+
+
+def summed(plans: list[Plan], texts: list[torch.Tensor]) -> Plan:
+    """The plans of all rows as one: what `texts` begin with alike is computed once."""
+    spared = sum((len(group) - 1) * count for group, count in alike(texts))
+    return replace(
+        plans[0],
+        tokens=sum(plan.tokens for plan in plans) - spared,
+        cost=Credits(sum(plan.cost for plan in plans) - spared * sum(hop.price for hop in plans[0].hops)),
+        reserved=Credits(sum(plan.reserved for plan in plans)),
+    )
 
 
 def alike(texts: list[torch.Tensor]) -> list[tuple[list[int], int]]:
