@@ -8,17 +8,18 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from hivemint.protocol.errors import HivemintError
 
-_OPTIONS = (
+_OPTIONS: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"change --([a-z-]+),"), lambda found: f"change the argument {found[1].replace('-', '_')},"),
     (re.compile(r"`?--bid (?!NAME)(\w+)`?"), r'bid="\1"'),
     (re.compile(r"--bid\b"), "bid="),
     (re.compile(r"--max-price\b"), "max_price="),
     (re.compile(r"--wallet\b"), "wallet="),
     (re.compile(r"--network\b"), "network="),
     (re.compile(r"use --password-file\b"), "pass password="),
-    (re.compile(r"change --([a-z-]+),"), lambda found: f"change the argument {found[1].replace('-', '_')},"),
 )
 _COMMAND = re.compile(r"(`hivemint [^`]*`)")
 _program: ContextVar[bool] = ContextVar("program", default=True)
