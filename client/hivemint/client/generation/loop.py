@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from hivemint.client.generation.words import in_python
+from hivemint.client.generation.workers import Workers
 from hivemint.protocol.errors import HivemintError, SwarmError
 
 T = TypeVar("T")
@@ -21,8 +22,11 @@ class LoopThread:
 
     def __init__(self, name: str = "hivemint-client") -> None:
         self._loop = _new_loop()
+        self._loop.set_default_executor(Workers())
         self._process = os.getpid()
         self._last: asyncio.Task[Any] | None = None
+        self.ending = False
+        """Whether the interpreter ends: what threads are left then are daemons, whom nobody hears."""
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -35,6 +39,14 @@ class LoopThread:
 
         Raises `SwarmError` when the loop is stopped already or stops meanwhile.
         """
+        try:
+            return self._run(coroutine)
+        except BaseException:
+            if self.ending and threading.current_thread() is not threading.main_thread():
+                threading.Event().wait()  # a traceback of a daemon thread would be the program's last word
+            raise
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if not self.alive:
             coroutine.close()
             raise self._ended()

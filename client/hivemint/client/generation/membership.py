@@ -42,6 +42,7 @@ class Membership:
 
     def wait(self, seconds: float) -> None:
         """As `leave`, for so long at most."""
+        self.loop.ending = True
         self._leave_soon()
         self.loop.join(seconds)
         _present.discard(self)
