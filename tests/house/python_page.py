@@ -3,11 +3,12 @@
 Only what the code says is taken: signatures, docstrings, settings and errors. So the page is the same on every machine.
 """
 
+import ast
 import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from hivemint.client import pipeline
@@ -62,10 +63,18 @@ def _class(title: str, kind: type, whence: str) -> Iterator[str]:
     yield from (f"## {title}", "", f"{whence}", "", _text(kind.__doc__), "")
     if is_dataclass(kind):
         yield from ("| field | type |", "|---|---|")
-        yield from (f"| `{one.name}` | {_cell(_type(one.type))} |" for one in fields(kind))
+        yield from (f"| `{name}` | {_cell(_type(written))} |" for name, written in _fields(kind))
         yield ""
     for name, member in public(kind):
         yield from _member(name, member)
+
+
+def _fields(kind: type) -> Iterator[tuple[str, str]]:
+    """Their types as they are written: how Python shows them changes with its version."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    for one in ast.walk(tree):
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+            yield one.target.id, ast.unparse(one.annotation).strip("'")
 
 
 def public(kind: type) -> list[tuple[str, Any]]:
@@ -113,23 +122,23 @@ def _hints(function: Any) -> dict[str, Any]:
     return dict(getattr(function, "__annotations__", {}))
 
 
+_SHORT = {
+    "hivemint.client.generation.causal_lm.": "",
+    "typing.": "",
+    "collections.abc.": "",
+    "pathlib.": "",
+    "nn.modules.module.": "nn.",
+    "~": "",
+}
+_PUBLIC = {"Self": "SwarmModelForCausalLM", "Turns": "Conversation", "RemoteBlocks": "Blocks"}
+
+
 def _type(annotation: Any) -> str:
-    text = (annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)).replace("~", "")
-    for prefix in (
-        "hivemint.client.generation.causal_lm.",
-        "typing.",
-        "collections.abc.",
-        "pathlib.",
-        "torch.nn.modules.",
-    ):
-        text = text.replace(prefix, "")
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    for long, short in _SHORT.items():
+        text = text.replace(long, short)
     words = [word.rpartition(".")[2] if word.startswith("hivemint.") else word for word in _split(text)]
-    return (
-        "".join(words)
-        .replace("Self", "SwarmModelForCausalLM")
-        .replace("Turns", "Conversation")
-        .replace("RemoteBlocks", "Blocks")
-    )
+    return "".join(_PUBLIC.get(word, word) for word in words)
 
 
 def _split(text: str) -> list[str]:

@@ -110,6 +110,14 @@ class Stop:
 print("done")
 model.generate(ids, streamer=Stop(), **given)
 """,
+    "the main thread ends before another": """
+import threading
+def work():
+    threading.main_thread().join()
+    assert model.generate(ids, **given).shape == (1, 11)
+    print("done")
+threading.Thread(target=work).start()
+""",
     "a daemon thread still at work": """
 import threading, time
 given.update(max_new_tokens=400, min_new_tokens=400)

@@ -25,7 +25,7 @@ PARTS: tuple[Part, ...] = ("flow", "swarm", "nodes", "settlements", "epochs")
 
 def page_router(explorer: Explorer) -> APIRouter:
     """Routes `/` and `/parts/NAME`."""
-    router, environment = APIRouter(include_in_schema=False), _environment()
+    router, environment = APIRouter(include_in_schema=False), templates()
 
     async def render(part: Part) -> str:
         values = await _values(explorer, part)
@@ -109,7 +109,8 @@ def _map(model: ServedModel) -> dict[str, Any]:
     return {"model": model, "counts": counts, "nodes": nodes, "most": max(counts, default=0)}
 
 
-def _environment() -> Environment:
+def templates() -> Environment:
+    """Those of all pages, with the filters that they use."""
     environment = Environment(
         loader=FileSystemLoader(_PAGES),
         autoescape=True,
