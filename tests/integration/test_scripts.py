@@ -167,9 +167,9 @@ model.generate(ids, streamer=Told(), do_sample=False, max_new_tokens=1000, min_n
 
 
 def test_a_fork_leaves_its_parent_alone(localnet: RealNet, tmp_path: Path) -> None:
-    """The child ends as any program does, with all that it has inherited; the parent goes on over its own links."""
+    """The child drops what it has inherited and ends as multiprocessing's do; the parent goes on over its own links."""
     text = """
-import os, warnings
+import gc, os, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks in processes with threads
 with model.conversation() as talk:
     answer = model.generate(ids, conversation=talk, **given)
@@ -180,7 +180,8 @@ with model.conversation() as talk:
         except Exception as error:
             print(type(error).__name__, error.why, flush=True)
         del model, talk
-        sys.exit(0)
+        gc.collect()
+        os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     print(model.generate(answer, conversation=talk, **given).shape[1])
 """

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,8 +19,14 @@ class Here:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
+    def call(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def stop_after(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """A model that is dropped leaves nothing here: the test closes its swarm itself."""
 
     def join(self, seconds: float | None = None) -> None:
         """Nor is there a thread to wait for."""
+
+    def wait_for_calls(self, seconds: float) -> None:
+        """Nor a call."""

@@ -276,7 +276,7 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         swarm, bill = self._offered(bid, max_price), bill or Bill()
         before, sequences = bill.wei, Sequences(swarm, self._ends, self._loop, conversation, bill)
         try:
-            with sequences:
+            with self._loop.call(), sequences:
                 yield sequences
         finally:
             self._spending.note(Call.of(sequences, bill, before))

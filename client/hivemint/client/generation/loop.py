@@ -3,9 +3,9 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from hivemint.client.generation.words import in_python
@@ -27,6 +27,8 @@ class LoopThread:
         self._last: asyncio.Task[Any] | None = None
         self.ending = False
         """Whether the interpreter ends: what threads are left then are daemons, whom nobody hears."""
+        self._calls = 0
+        self._quiet = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -43,6 +45,7 @@ class LoopThread:
             return self._run(coroutine)
         except BaseException:
             if self.ending and threading.current_thread() is not threading.main_thread():
+                self._leave_call()
                 threading.Event().wait()  # a traceback of a daemon thread would be the program's last word
             raise
 
@@ -65,6 +68,27 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around what a thread does by several `run`s."""
+        with self._quiet:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            self._leave_call()
+
+    def wait_for_calls(self, seconds: float) -> None:
+        """Until no thread is in a call, so long at most. As the interpreter ends: it must not end a thread in the
+        middle of the library's C++ code, which would abort the process."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._calls, seconds)
+
+    def _leave_call(self) -> None:
+        with self._quiet:
+            self._calls -= 1
+            self._quiet.notify_all()
 
     def stop(self) -> None:
         """Cancel what still runs, end the thread. Harmless when called again."""

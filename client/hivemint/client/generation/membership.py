@@ -16,6 +16,8 @@ from hivemint.protocol.errors import HivemintError
 
 LAST = 10.0
 """Seconds that the end of the interpreter waits for one model's goodbye."""
+_CALLS = 2.0
+"""Seconds that it waits for daemon threads to come out of what they compute."""
 _present: set["Membership"] = set()
 
 
@@ -45,6 +47,7 @@ class Membership:
         self.loop.ending = True
         self._leave_soon()
         self.loop.join(seconds)
+        self.loop.wait_for_calls(_CALLS)
         _present.discard(self)
 
     def _leave_soon(self) -> None:
