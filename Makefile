@@ -54,9 +54,11 @@ bench: setup ## every benchmark, one after the other, into benchmarks/results
 contracts: hardhat/node_modules/.ready ## compile the contracts and rewrite the committed artifacts
 	cd hardhat && node scripts/artifacts.mjs
 
-help-page: .venv/.ready ## docs/command-line.md from the command line's own help
+help-page: .venv/.ready ## docs/command-line.md and docs/python.md, from what the code says of itself
 	$(BIN)/python tests/house/command_line.py > docs/.command-line.new
 	mv docs/.command-line.new docs/command-line.md
+	$(BIN)/python tests/house/python_page.py > docs/.python.new
+	mv docs/.python.new docs/python.md
 
 clean: ## forget the environment, npm packages and caches (the model stays)
 	rm -rf .venv hardhat/node_modules hardhat/artifacts hardhat/cache

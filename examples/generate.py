@@ -13,3 +13,4 @@ with SwarmModelForCausalLM.from_pretrained("SmolLM2-135M-Instruct", wallet="bob"
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     print(model.dry_run(ids, max_new_tokens=20))
     model.generate(ids, max_new_tokens=20, streamer=TextStreamer(tokenizer))
+    print(model.last_call)

@@ -62,5 +62,5 @@ def test_nothing_but_tokens_where_no_way_was_found() -> None:
 def test_bills_add_up_and_name_each_node_once() -> None:
     bill = Bill(3, [plan(lane="paid", price=1)], 4, 5, 0.5)
     bill.add(Bill(7, [plan(lane="paid", price=1)], 10, 1, 1.0))
-    assert (bill.wei, bill.tokens_in, bill.tokens_out, bill.seconds) == (10, 14, 6, 1.5)
+    assert (bill.spent, bill.prompt_tokens, bill.tokens, bill.seconds) == (10, 14, 6, 1.5)
     assert [one.operator for one in bill.nodes] == [FIRST, SECOND]

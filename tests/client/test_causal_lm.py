@@ -323,8 +323,8 @@ def test_a_bill_holds_what_the_call_itself_has_cost(model: Any, tokenizer: Any, 
     """All rows, of shared beginnings once, of replays each; and what a call that fails has cost until then."""
     bill = Bill()
     model.generate(ids_of(tokenizer, TEXTS[1]), bill=bill, num_return_sequences=3, **{**GREEDY, "do_sample": True})
-    assert bill.wei == sum(pipeline.spent for pipeline in swarm.pipelines) > 0
-    before, swarm.pipelines = bill.wei, []
+    assert bill.spent == sum(pipeline.spent for pipeline in swarm.pipelines) > 0
+    before, swarm.pipelines = bill.spent, []
     ids = ids_of(tokenizer, TEXTS[0])
 
     async def fail(pipeline: LocalPipeline) -> None:
@@ -335,7 +335,7 @@ def test_a_bill_holds_what_the_call_itself_has_cost(model: Any, tokenizer: Any, 
     swarm.before_step = fail
     with pytest.raises(SwarmError, match="went away"):
         model.generate(ids, bill=bill, **GREEDY)
-    assert bill.wei - before == sum(pipeline.spent for pipeline in swarm.pipelines) > 0
+    assert bill.spent - before == sum(pipeline.spent for pipeline in swarm.pipelines) > 0
 
 
 def test_a_talk_bills_each_answer_alone(model: Any, tokenizer: Any, swarm: LocalSwarm) -> None:
@@ -343,8 +343,8 @@ def test_a_talk_bills_each_answer_alone(model: Any, tokenizer: Any, swarm: Local
     with model.conversation() as talk:
         for bill in bills:
             ids = model.generate(ids, bill=bill, conversation=talk, **GREEDY)
-    assert [bill.wei for bill in bills] == [pipeline.spent for pipeline in swarm.pipelines]
-    assert bills[1].wei < bills[0].wei, "only what was new"
+    assert [bill.spent for bill in bills] == [pipeline.spent for pipeline in swarm.pipelines]
+    assert bills[1].spent < bills[0].spent, "only what was new"
 
 
 def test_a_text_that_nodes_make_dearer_and_dearer_ends(model: Any, tokenizer: Any, swarm: LocalSwarm) -> None:
@@ -361,6 +361,6 @@ def test_a_text_that_nodes_make_dearer_and_dearer_ends(model: Any, tokenizer: An
     with pytest.raises(SwarmError, match="2 times its plan") as caught:
         model.generate(ids, bill=bill, **GREEDY)
     plan = 3 * (ids.shape[1] + 11)
-    assert plan < bill.wei <= 2 * plan
+    assert plan < bill.spent <= 2 * plan
     assert str(len(swarm.pipelines) - 1) in caught.value.why
     assert "replay_margin" in caught.value.next_step

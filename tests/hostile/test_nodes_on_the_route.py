@@ -4,7 +4,7 @@ Real nodes of a tiny model over real links; each scene has one node more for the
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,23 +25,12 @@ from hivemint.protocol.home import Home
 from hivemint.protocol.ids import PeerId
 from support.lies import drips, keeps_outputs, sends_no_numbers, stalls, waits
 from support.localnet import At, exactly
+from support.own_loop import Here
 from support.real_nodes import ASK, RealNodes, real_nodes
 from support.tiny import tiny_model
 
 T = TypeVar("T")
 PROMPT, TOKENS = torch.arange(5, 13)[None], 8
-
-
-class Here:
-    """Stands for a model's LoopThread: the test's own loop, asked from another thread."""
-
-    alive = True
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
 
 class Scene:

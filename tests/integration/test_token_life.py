@@ -97,7 +97,7 @@ def chat(net: RealNet, wallet: Signer, question: torch.Tensor, expected: torch.T
     with net.client(wallet, bid=bid) as model:
         bill = Bill()
         assert torch.equal(model.generate(question, bill=bill, **exactly(ANSWER)), expected)
-        return bill.wei
+        return bill.spent
 
 
 def countersigned(net: RealNet, wallet: Signer, plan: Any) -> list[dict[str, Any]]:

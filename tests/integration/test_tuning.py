@@ -1,7 +1,7 @@
 """Training through two real nodes: the whole model's gradient, every pass receipted and paid, every lie noticed."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,24 +20,13 @@ from hivemint.protocol.ids import Credits
 from hivemint.swarm.messages import AnyMessage
 from support.lies import changed_output, changed_rows, changed_signature, more_tokens
 from support.lora import last_states, with_lora, write_lora
+from support.own_loop import Here
 from support.real_nodes import ASK, CLIENT, RealNodes, emptied
 
 T = TypeVar("T")
 
 
 pytest_plugins = ["support.two_nodes"]
-
-
-class Here:
-    """Stands for a model's LoopThread: the test's own loop, asked from another thread."""
-
-    alive = True
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
 def model_of(two_nodes: RealNodes, tmp_path: Path) -> Any:

@@ -1,5 +1,6 @@
 """The HTTP side: documents, paging, bad input, metrics, the page; over a small index and a real journal."""
 
+import html
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -319,3 +320,21 @@ def test_a_journal_must_exist_and_be_one(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
     with pytest.raises(StoreError, match="no current ledger"):
         Statements(database_url(tmp_path / "empty.db"), NETWORK)
+
+
+async def test_the_interface_describes_itself_without_any_other_server(served: Served) -> None:
+    """Every route and every field of its answers, from the same document that programs read; the page leads there."""
+    assert 'href="/api"' in (await served.client.get("/")).text
+    answer = await served.client.get("/api")
+    assert answer.status_code == 200
+    told = await served.json("/api/openapi.json")
+    for path, methods in told["paths"].items():
+        assert methods["get"]["summary"], path
+        assert path in answer.text
+        assert html.escape(methods["get"]["summary"]) in answer.text.replace("&#39;", "&#x27;")
+    for kind in ("SettlementRow", "OwnNode", "ServedModel"):
+        assert f'id="{kind}"' in answer.text
+        for field in told["components"]["schemas"][kind]["properties"]:
+            assert f"<code>{field}</code>" in answer.text
+    assert "<script" not in answer.text
+    assert "//" not in answer.text.replace("<!doctype html>", ""), "nothing is fetched from elsewhere"

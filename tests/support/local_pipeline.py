@@ -146,6 +146,14 @@ class LocalSwarm:
         self.others = False
         """Whether another node can take the place of one that failed."""
         self.named: list[HivemintError] = []
+        self.offers: list[tuple[object, object]] = []
+        """Bid and ceiling of each call that has its own."""
+
+    description = "network here, as nobody, bid auto"
+
+    def offering(self, *, bid: object = None, max_price: object = None) -> "LocalSwarm":
+        self.offers.append((bid, max_price))
+        return self
 
     async def open(self, tokens: int) -> Pipeline:
         self.asked.append(tokens)

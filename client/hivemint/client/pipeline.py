@@ -176,6 +176,18 @@ class Swarm(Protocol):
     """The network as `SwarmModelForCausalLM` holds it. All methods run in the model's own event loop."""
 
     @property
+    def description(self) -> str:
+        """In a few words for people, without secrets: the network, who asks, and what is bid."""
+        ...
+
+    def offering(self, *, bid: object = None, max_price: object = None) -> "Swarm":
+        """The same network for calls with another bid or ceiling (None: as it is). Nodes, links and books are shared.
+
+        Raises ConfigError for what is none; WalletError where there is no wallet that could pay.
+        """
+        ...
+
+    @property
     def replay_margin(self) -> float:
         """A sequence signs at most this many times what its tokens cost by the plan, replays included."""
         ...

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from hivemint.protocol.credits import exact_credits, parse_credits
@@ -140,3 +140,11 @@ class ClientSettings(Settings):
     """Bytes of an adapter that a node gets, whatever it offers."""
     max_wait: Annotated[float, Field(ge=0)] = 30.0
     """The longest that a busy node's word on when to come again is followed."""
+
+    def changed(self, **changes: Any) -> "ClientSettings":
+        """These with other values for some; what is None stays as it is. Raises ConfigError that names the setting."""
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        try:
+            return type(self)(**{**dict(self), **wanted})
+        except ValidationError as error:
+            raise self._refused(error) from None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,13 +58,22 @@ def joined(
         for needed in (wallet, signing):
             Keystores().find(needed)
         password = read_password(signing, file=password_file)
-    with unseen(banner), spinner("joining the swarm", quiet):
-        from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
+    with ExitStack() as open_now:
+        with unseen(banner), spinner("joining the swarm", quiet):
+            from hivemint.client.generation import words
+            from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 
-        swarm_model = SwarmModelForCausalLM.from_pretrained(
-            name, network=path, wallet=wallet, session_key=session_key, password=password, **settings
-        )
-    with swarm_model:
+            open_now.enter_context(words.by_options())
+            swarm_model = SwarmModelForCausalLM.from_pretrained(
+                name,
+                network=path,
+                wallet=wallet,
+                session_key=session_key,
+                password=password,
+                progress=False,
+                **settings,
+            )
+        open_now.enter_context(swarm_model)
         yield Joined(swarm_model, tokenizer_of(swarm_model.folder), name, place, wallet)
 
 

@@ -122,11 +122,11 @@ class Talk:
     def _cost(self, _: str) -> None:
         bill, means = self._bill, means_of(self._place.model, self._place.network) if self._place.wallet else None
         text = (
-            f"{self._answers} answer{'' if self._answers == 1 else 's'}: {bill.tokens_in} tokens in, "
-            f"{bill.tokens_out} out, {format_credits(bill.wei)} spent"
+            f"{self._answers} answer{'' if self._answers == 1 else 's'}: {bill.prompt_tokens} tokens in, "
+            f"{bill.tokens} out, {format_credits(bill.spent)} spent"
         )
-        told = {"answers": self._answers, "prompt_tokens": bill.tokens_in, "tokens": bill.tokens_out}
-        told |= {"spent_wei": bill.wei, **(means.document() if means else {})}
+        told = {"answers": self._answers, "prompt_tokens": bill.prompt_tokens, "tokens": bill.tokens}
+        told |= {"spent_wei": bill.spent, **(means.document() if means else {})}
         self._tell("/cost", text + (f"; {means}" if means else "; no wallet: nothing is paid"), **told)
 
     def _lane(self, bid: str) -> None:

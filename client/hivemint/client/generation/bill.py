@@ -16,24 +16,27 @@ Lane = Literal["paid", "donated"]
 class Bill:
     """What calls of `generate` have cost by their own steps, in wei, whatever other processes of the wallet pay.
 
-    `plans`: the last route of each row. `tokens_in`: of the prompts, `tokens_out`: of the answers, both of all rows;
-    what a conversation has computed before is in `tokens_in` too, and costs nothing again. `seconds`: from the call to
-    its end. A call that fails or is interrupted adds what it has had until then.
+    `spent` is 0 in the donated lane. `plans`: the last route of each row. `prompt_tokens` and `tokens` are those of the
+    prompts and of the answers, of all rows, without padding; what a conversation has computed before is in
+    `prompt_tokens` too, and costs nothing again. `seconds`: from the call to its end. A call that fails or is
+    interrupted adds what it has had until then.
     """
 
-    wei: int = 0
+    spent: int = 0
     plans: list[Plan] = field(default_factory=list)
-    tokens_in: int = 0
-    tokens_out: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
     seconds: float = 0.0
 
     @property
     def plan(self) -> Plan | None:
-        """The last route of the last row; None where none was found."""
-        return self.plans[-1] if self.plans else None
+        """The last route that was paid, else the last one; None where none was found."""
+        paid = [plan for plan in self.plans if plan.lane == "paid"]
+        return (paid or self.plans or [None])[-1]
 
     @property
     def lane(self) -> Lane | None:
+        """`paid` if any row was; None where no session was opened."""
         return self.plan.lane if self.plan else None
 
     @property
@@ -54,10 +57,10 @@ class Bill:
 
     def add(self, other: "Bill") -> None:
         """Take what another call has cost into the sum."""
-        self.wei += other.wei
+        self.spent += other.spent
         self.plans += other.plans
-        self.tokens_in += other.tokens_in
-        self.tokens_out += other.tokens_out
+        self.prompt_tokens += other.prompt_tokens
+        self.tokens += other.tokens
         self.seconds += other.seconds
 
     def document(self) -> dict[str, Any]:
@@ -68,19 +71,19 @@ class Bill:
             "notes": [plain(note) for note in self.plan.notes] if self.plan else [],
             "nodes": hops(self.nodes),
             "price_wei": self.price,
-            "prompt_tokens": self.tokens_in,
-            "tokens": self.tokens_out,
-            "spent_wei": self.wei,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "spent_wei": self.spent,
             "seconds": round(self.seconds, 3),
         }
 
     def __str__(self) -> str:
         """One line for people: `40 tokens, by candid-quail-52d6 0:15 -> calm-fern-11ab 15:30, 0.00012 HMC`."""
-        parts = [f"{self.tokens_out} tokens"]
+        parts = [f"{self.tokens} tokens"]
         if self.plan:
             parts.append("by " + way(self.plan.hops))
-        if self.wei or self.lane == "paid":
-            parts.append(format_credits(self.wei))
+        if self.spent or self.lane == "paid":
+            parts.append(format_credits(self.spent))
         if self.lane == "donated":
             parts.append("donated lane" + (f": {self.why}" if self.why else ""))
         return ", ".join(parts)

@@ -5,138 +5,212 @@
         ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
         print(model.dry_run(ids, max_new_tokens=20))
         print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
+        print(model.last_call)
 
 There is no local K/V cache: each row of a batch has its sessions, and a step sends only the positions that are new.
 """
 
-from collections.abc import Coroutine
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, StoppingCriteriaList
-from transformers.generation.configuration_utils import GenerationMode
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hivemint.client.generation import full_pass
 from hivemint.client.generation.bill import Bill
+from hivemint.client.generation.decoding import SessionDecoding
+from hivemint.client.generation.drop_in import DropIn, known_to_pipelines, place_of
 from hivemint.client.generation.ends import Ends
-from hivemint.client.generation.head import largest_only
+from hivemint.client.generation.joining import progress_line
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.generation.sequences import Sequences, Turns, alike, padding
+from hivemint.client.generation.membership import Membership
+from hivemint.client.generation.sequences import Sequences, Turns, padding, summed
+from hivemint.client.generation.spending import Spending
 from hivemint.client.generation.tuning import ROUNDS, RemoteBlocks
+from hivemint.client.generation.words import in_python
 from hivemint.client.pipeline import Plan, Swarm
 from hivemint.model import local_models
 from hivemint.model.local_models import LocalModel
-from hivemint.protocol.errors import BadInput, ModelError
+from hivemint.protocol.errors import BadInput, HivemintError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Credits
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
 
 T = TypeVar("T")
-_Mixin: Any = GenerationMixin  # typed for PreTrainedModel alone, which would bring the blocks' whole machinery
-_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
-class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
+class SwarmModelForCausalLM(DropIn, SessionDecoding):
     """A causal language model whose ends are here and whose blocks are at the swarm's nodes.
 
-    Synchronous, as transformers is; the network runs in a thread of its own. Close it, or use it as a context manager.
-    Several threads may call `generate` at once: each call has its own sessions.
+    Synchronous, as transformers is; the network runs in a thread of its own. Close it, or use it as a context manager;
+    one that is dropped, or alive when the interpreter ends, leaves the network by itself. Several threads may call
+    `generate` at once: each call has its own sessions. A fork can't use it: load it where it is used.
     """
 
-    main_input_name = "input_ids"
-    base_model_prefix = ""
-    _is_stateful = True  # no cache that could be cropped or shared: transformers then refuses assisted decoding
-    device, dtype = torch.device("cpu"), torch.float32
-
     def __init__(self, model: LocalModel, ends: Ends, swarm: Swarm, loop: LoopThread) -> None:
+        """`from_pretrained` makes one."""
         self.folder: Path = model.folder
         self.config: PretrainedConfig = ends.config
         self.generation_config: GenerationConfig = ends.generation_config(model.folder)
         self.swarm = swarm
-        self._ends, self._loop = ends, loop
+        self._local, self._ends, self._loop = model, ends, loop
+        self._spending = Spending()
+        self._membership = Membership(self, swarm, loop)
 
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path,
+        model: str | Path | None = None,
         *,
         network: str | Path | Network | None = None,
         wallet: str | Signer | None = None,
         password: str | None = None,
         home: Home | None = None,
         adapter: str | Path | None = None,
+        progress: bool | None = None,
         **settings: Any,
     ) -> Self:
         """Load the ends of `model` and join `network` with the keystore `wallet`.
 
-        `network` is a network.toml; None: that of `$HIVEMINT_NETWORK`.
+        `model` is the name of a pulled model, a folder, or a hub's id; None: the first that the network names.
+        `network` is a network.toml; None: that of `$HIVEMINT_NETWORK`. Without a wallet a throw-away key asks for
+        donated work; `password` opens the keystore, else `$HIVEMINT_PASSWORD` or the terminal. `adapter` is the folder
+        of a PEFT LoRA adapter: each node loads its part for the sessions of this model alone. `progress` None tells on
+        stderr what is waited for, on a terminal or in a notebook only; False never, True always. `dtype` and
+        `device_map` mean embeddings and head, as in `to`. `settings` are those below, e.g. `bid="2x"`, `max_price`.
 
-        `password` opens the keystore, else `$HIVEMINT_PASSWORD`. Without a wallet a throw-away key asks, unpaid.
-        `adapter` is the folder of a PEFT LoRA adapter: each node loads its part for the sessions of this model alone.
-        `settings` are those of `client.settings` (bid, price ceiling ...). Raises `ModelError`, `ConfigError`,
-        `WalletError`, `ChainError` or `SwarmError`.
+        Raises `ConfigError` (settings, network), `ModelError`, `WalletError`, `ChainError` or `SwarmError`.
         """
         from hivemint.client.sessions.swarm_client import connect
 
-        local = local_models.resolve(model, home=home)
-        ends, loop = Ends.load(local), LoopThread()
+        device, dtype = place_of(settings)
         try:
-            joining = connect(
-                local, network=network, wallet=wallet, password=password, home=home, adapter=adapter, **settings
-            )
-            return cls(local, ends, loop.run(joining), loop)
-        except BaseException:
-            loop.stop()
+            place = Network.of(network)
+            name = model if model is not None else _first_of(place)
+            with progress_line(progress) as tell:
+                tell(f"hivemint: reading embeddings and head of {name}")
+                local = local_models.resolve(name, home=home)
+                ends, loop = Ends.load(local), LoopThread()
+                try:
+                    tell(f"hivemint: joining the network {place.name}")
+                    joining = connect(
+                        local, network=place, wallet=wallet, password=password, home=home, adapter=adapter, **settings
+                    )
+                    made = cls(local, ends, loop.run(joining), loop)
+                except BaseException:
+                    loop.stop()
+                    raise
+        except HivemintError as error:
+            in_python(error)
             raise
+        return made if (device, dtype) == (None, None) else made.to(device=device, dtype=dtype)
 
     @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,
+        bid: str | int | float | None = None,
+        max_price: str | int | float | None = None,
+        conversation: Turns | None = None,
+        bill: Bill | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """transformers' `generate`: greedy or sampled, streamer, stop criteria; `[batch, length]` of token ids out.
 
-        Each row is a sequence with its own sessions; left padding needs its `attention_mask`. Raises `BadInput` for
-        beams and other modes, a prompt beyond the model's context, a mask with holes; `SwarmError`, `Refusal` or
-        `ProofError` when a node fails that no other can replace. Ctrl-C cancels the steps under way and closes the
-        sessions.
+        `bid` and `max_price` are this call's, in place of the settings' (see there). Each row is a sequence with its
+        own sessions; left padding needs its `attention_mask`. What rows begin with alike (num_return_sequences, a
+        common prompt) is computed and paid once where the nodes can share it. `conversation` (see there) keeps the
+        sessions of a single row for the next prompt. `last_call` tells what it has cost, also if it fails; `bill` adds
+        up several calls. Ctrl-C cancels the steps under way and closes the sessions.
 
-        What rows begin with alike (num_return_sequences, a common prompt) is computed and paid once where the nodes
-        can share it. `conversation` (see there) keeps the sessions of a single row for the next prompt. `bill` gets
-        what this call has cost, also if it fails.
+        Raises `BadInput` for beams and other modes, a prompt beyond the model's context, a mask with holes;
+        `SwarmError`, `Refusal` or `ProofError` when a node fails that no other can replace.
         """
         if kwargs.get("inputs_embeds") is not None or kwargs.get("past_key_values") is not None:
             raise BadInput("generate takes token ids only", why="embeddings and caches of another model don't fit")
-        conversation: Turns | None = kwargs.pop("conversation", None)
-        bill: Bill | None = kwargs.pop("bill", None)
-        with Sequences(self.swarm, self._ends, self._loop, conversation, bill) as sequences:
+        with self._counted(bid, max_price, conversation, bill) as sequences:
             return super().generate(inputs, *args, sequences=sequences, **kwargs)
 
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        logits_to_keep: int | torch.Tensor = 0,
+        bid: str | int | float | None = None,
+        max_price: str | int | float | None = None,
+        sequences: Sequences | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`model(input_ids)`: one pass over whole texts `[batch, length]`, paid as `generate` is; logits of all
+        positions out, `[batch, length, vocabulary]`, zeros where the mask shows padding.
+
+        `labels` of the same shape give `loss`, as in transformers. `logits_to_keep`: only the last so many positions.
+        There is no gradient: see `blocks` for training. Raises what `generate` raises.
+        """
+        if sequences is not None:  # a step of `generate`
+            return self._step(input_ids, sequences, attention_mask)
+        full_pass.check_arguments(kwargs)
+        if input_ids is None:
+            raise BadInput("No input_ids", next_step="pass token ids: model(**tokenizer(text, return_tensors='pt'))")
+        texts = full_pass.texts_of(input_ids, attention_mask, self._ends.context)
+        keep: int | torch.Tensor = 0 if labels is not None else logits_to_keep
+        with self._counted(bid, max_price) as sequences:
+            logits = full_pass.logits_of(sequences, self._ends, input_ids, texts, keep)
+        loss = None if labels is None else full_pass.loss_of(logits, labels)
+        if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
+            logits = logits[:, -logits_to_keep:]
+        output = CausalLMOutputWithPast(loss=loss, logits=logits)
+        return output.to_tuple() if kwargs.get("return_dict") is False else output
+
+    __call__ = forward
+
+    @property
+    def last_call(self) -> Bill | None:
+        """What the call that ended last was and has cost; None before the first one."""
+        return self._spending.last
+
+    @property
+    def spent(self) -> Credits:
+        """What all calls and trainings of this model have cost so far, in wei (10**-18 credits); not the wallet's life.
+
+        A call counts when it has ended, a training as its passes are signed."""
+        return self._spending.total
+
     def conversation(self) -> Turns:
-        """For a talk: `generate(ids, conversation=talk)` computes only what an answer before has not yet."""
+        """For a talk: `generate(ids, conversation=talk)` computes only what an answer before has not yet.
+
+        Its sessions stay open between the answers; close it, or use it as a context manager.
+        """
         return Turns(self._loop)
 
     def dry_run(
-        self, input_ids: torch.Tensor, *, attention_mask: torch.Tensor | None = None, max_new_tokens: int | None = None
+        self,
+        input_ids: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        max_new_tokens: int | None = None,
+        bid: str | int | float | None = None,
+        max_price: str | int | float | None = None,
     ) -> Plan:
         """The route of `generate` for `input_ids` `[batch, length]` and what it would cost. Nothing is paid.
 
-        Tokens and sums are those of all rows together; what rows begin with alike counts once.
+        Tokens and sums are those of all rows together; what rows begin with alike counts once. Raises `SwarmError`
+        where no route is.
         """
         batch, length = input_ids.shape
         pads = [0] * batch if attention_mask is None else padding(attention_mask, batch, length)
         answer = max_new_tokens or self.generation_config.max_new_tokens or 20  # transformers' own default
-        limit = min(self._ends.context, length + answer)
-        plans = [self._loop.run(self.swarm.plan(limit - 1 - pad)) for pad in pads]
-        groups = alike([row[pad:] for row, pad in zip(input_ids, pads, strict=True)])
-        spared = sum((len(group) - 1) * count for group, count in groups)
-        return replace(
-            plans[0],
-            tokens=sum(plan.tokens for plan in plans) - spared,
-            cost=Credits(sum(plan.cost for plan in plans) - spared * sum(hop.price for hop in plans[0].hops)),
-            reserved=Credits(sum(plan.reserved for plan in plans)),
-        )
+        limit, swarm = min(self._ends.context, length + answer), self._offered(bid, max_price)
+        plans = [self._loop.run(swarm.plan(limit - 1 - pad)) for pad in pads]
+        return summed(plans, [row[pad:] for row, pad in zip(input_ids, pads, strict=True)])
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of `swarm` in the network's thread and return its result."""
@@ -154,30 +228,31 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
         return flat.view(*hidden.shape[:-1], -1)
 
     def blocks(
-        self, *, tokens: int, sequences: int = 1, rounds: int = ROUNDS, max_amount: Credits | None = None
+        self,
+        *,
+        tokens: int,
+        sequences: int = 1,
+        rounds: int = ROUNDS,
+        max_amount: Credits | None = None,
+        bid: str | int | float | None = None,
+        max_price: str | int | float | None = None,
     ) -> RemoteBlocks:
         """All blocks as one frozen, differentiable module for training what stands before and after them.
 
-        See `client.generation.tuning.RemoteBlocks`.
+        `tokens`: the longest sequence. `sequences`: how many are under way at once. `rounds`: passes that a session is
+        signed for. `max_amount`: wei that all of it may cost. See `Blocks` below.
         """
-        return RemoteBlocks(
-            self.swarm,
-            self._loop,
-            self._ends.hidden_size,
-            tokens=tokens,
-            sequences=sequences,
-            rounds=rounds,
-            max_amount=max_amount,
+        swarm, hidden = self._offered(bid, max_price), self._ends.hidden_size
+        made = RemoteBlocks(
+            swarm, self._loop, hidden, tokens=tokens, sequences=sequences, rounds=rounds, max_amount=max_amount
         )
+        made.owner = self
+        self._spending.watch(made.ceiling)
+        return made
 
     def close(self) -> None:
         """Leave the network. Harmless when called again."""
-        loop = self._loop
-        try:
-            if loop.alive:
-                loop.run(self.swarm.close())
-        finally:
-            loop.stop()
+        self._membership.leave()
 
     def __enter__(self) -> Self:
         return self
@@ -185,77 +260,34 @@ class SwarmModelForCausalLM(_Mixin):  # type: ignore[misc]
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def forward(
-        self, input_ids: torch.Tensor, sequences: Sequences, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> CausalLMOutputWithPast:
-        """One step of `generate`: all ids so far in, the logits after the last out, `[batch, 1, vocabulary]`."""
-        hidden = sequences.advance(input_ids, attention_mask)
-        with largest_only() if sequences.greedy else nullcontext():
-            logits = self._ends.logits(hidden)
-        if not bool(
-            torch.isfinite(logits.amax(-1)).all()
-        ):  # the hidden states are: that was checked where they came in
-            raise ModelError(
-                "The head of this model makes no numbers of the last hidden states",
-                why="its largest logit is NaN or infinite, though all nodes have sent finite states",
-                next_step="pull the model again; if that changes nothing, it is not made for fp32",
-            )
-        return CausalLMOutputWithPast(logits=logits.unsqueeze(1))
+    def _offered(self, bid: object, max_price: object) -> Swarm:
+        if bid is None and max_price is None:
+            return self.swarm
+        try:
+            return self.swarm.offering(bid=bid, max_price=max_price)
+        except HivemintError as error:
+            in_python(error)
+            raise
 
-    __call__ = forward
-
-    # What follows are the places where transformers' loop asks about caches and masks, answered for sessions.
-
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, *, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        mask = kwargs.get("attention_mask") if is_first_iteration else None
-        return {"input_ids": input_ids, "sequences": kwargs["sequences"], "attention_mask": mask}
-
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **_: Any) -> Any:
-        return model_kwargs  # no mask to lengthen: what is cached needs none
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch: int, length: int
-    ) -> None:
-        """Sessions instead of a cache, for prompt and answer and at most the model's context."""
-        generation_config.max_length = min(generation_config.max_length, self._ends.context)
-        generation_config._sequences = model_kwargs["sequences"]
-        generation_config._sequences.limit = generation_config.max_length
-
-    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        """Where nothing looks at the numbers but the search for the largest, the head may spare itself the others."""
-        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        shown = generation_config.do_sample or generation_config.output_scores or generation_config.output_logits
-        generation_config._sequences.greedy = not processors and not shown
-        return processors
-
-    def _get_stopping_criteria(self, generation_config: Any, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
-        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
-        return _Watched(criteria, generation_config._sequences)
-
-    def _validate_generation_mode(self, mode: GenerationMode, config: GenerationConfig, kwargs: Any) -> None:
-        if mode not in _MODES:
-            raise BadInput(
-                f"the swarm does not generate by {mode.value.replace('_', ' ')} yet",
-                why="every sequence has sessions of its own, and a beam would need to fork them",
-                next_step="use greedy search (num_beams=1, do_sample=False) or sampling (do_sample=True)",
-            )
-        if config.output_attentions or config.output_hidden_states:
-            raise BadInput("attentions and inner hidden states are not here to give", why="the nodes keep them")
-
-    def get_experts_implementation(self) -> dict[str, str]:
-        return {}  # no block is here, so no expert
+    @contextmanager
+    def _counted(
+        self, bid: object, max_price: object, conversation: Turns | None = None, bill: Bill | None = None
+    ) -> Iterator[Sequences]:
+        """The sequences of one call, which becomes the last one as they end."""
+        swarm, own = self._offered(bid, max_price), Bill()
+        sequences = Sequences(swarm, self._ends, self._loop, conversation, own)
+        try:
+            with self._loop.call(), sequences:
+                yield sequences
+        finally:
+            self._spending.note(own)
+            if bill is not None:
+                bill.add(own)
 
 
-class _Watched(StoppingCriteriaList):
-    """Stop criteria that also tell the sequences which rows have ended, so that nobody computes their padding."""
+def _first_of(network: Network) -> str:
+    """The model that is meant where none is named. Raises ConfigError."""
+    return network.model(network.models[0].name if network.models else "").name
 
-    def __init__(self, criteria: StoppingCriteriaList, sequences: Sequences) -> None:
-        super().__init__(criteria)
-        self._sequences = sequences
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        met = super().__call__(input_ids, scores, **kwargs)
-        self._sequences.finish(met)
-        return met
+known_to_pipelines(SwarmModelForCausalLM.__name__)

@@ -24,7 +24,8 @@ from hivemint.protocol.errors import BadInput, ModelError
 
 
 class Ends:
-    """Embeddings, norm and head of one model, fp32 on the CPU. Thread-safe: its tensors are only read."""
+    """Embeddings, norm and head of one model, fp32 on the CPU unless they are moved. Thread-safe: its tensors are only
+    read, but by `to`."""
 
     def __init__(self, model: Any, outside: Outside, context: int) -> None:
         """`model`: the library's causal model without its blocks. Raises ModelError if `outside` is wrong."""
@@ -70,11 +71,11 @@ class Ends:
         return cls(loaded, outside, anatomy.max_positions)
 
     def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Token ids `[count]` of the positions `start ..` to the first block's input `[count, hidden]`, fp32.
+        """Token ids `[count]` of the positions `start ..` to the first block's input `[count, hidden]`.
 
         Raises `BadInput` for positions that the model has not learned.
         """
-        hidden: torch.Tensor = self._words(ids)
+        hidden: torch.Tensor = self._words(ids.to(self.device))
         if self._multiplier != 1.0:
             hidden = hidden * self._multiplier
         for module in self._before:
@@ -92,16 +93,53 @@ class Ends:
         return hidden + learned
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The last block's output `[count, hidden]` to logits `[count, vocabulary]`, fp32; differentiable.
+        """The last block's output `[count, hidden]` to logits `[count, vocabulary]`; differentiable.
 
         See `head.largest_only`.
         """
         logits: torch.Tensor
+        hidden = hidden.to(self.device, self.dtype)
         if self._plain:
             logits = self._model.get_output_embeddings()(self._normed(hidden))
         else:
             logits = self._model(inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits[0]
         return logits
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._words.weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._words.weight.dtype
+        return dtype
+
+    @property
+    def words(self) -> nn.Module:
+        """The embedding of tokens."""
+        module: nn.Module = self._words
+        return module
+
+    @property
+    def head(self) -> Head:
+        head: Head = self._model.get_output_embeddings()
+        return head
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of them by the library's names, each once: a head that is the embedding is not named again."""
+        found = dict(self._model.named_parameters())
+        return found if self._is_tied() else {**found, "lm_head.weight": self.head.weight}
+
+    def to(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Move them, or compute in another precision; what goes to the nodes is fp32 all the same. Not while others
+        compute."""
+        tied, weight = self._is_tied(), self.head.weight
+        self._model.to(device=device, dtype=dtype)
+        self.head.place(self._words.weight.detach() if tied else weight.to(device=device, dtype=dtype))
+
+    def _is_tied(self) -> bool:
+        return self.head.weight.data_ptr() == self._words.weight.data_ptr()
 
     def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
         for module in self._after:

@@ -38,11 +38,14 @@ class Head(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self._weight, self._bias = linear.weight.detach(), linear.bias
+        self._weight: torch.Tensor = linear.weight.detach()
+        self._bias: torch.Tensor | None = None if linear.bias is None else linear.bias.detach()
         self._making = threading.Lock()
         self._packed: torch.Tensor | None = None
         self._screen: Screen | None = None
         self._screens = self._bias is None
+        self._here = True
+        """Whether the ways of fp32 on a CPU can be gone."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if _largest_only.get() and x.numel() == x.shape[-1] and self._screens:
@@ -53,9 +56,23 @@ class Head(nn.Module):
             return self._screen.logits(x.view(1, -1)).view(*x.shape[:-1], -1)
         return self._exact(x)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """`[out, in]`, frozen."""
+        return self._weight
+
+    def place(self, weight: torch.Tensor) -> None:
+        """Go on with the same weights at another device or in another precision. Not while others compute."""
+        with self._making:
+            self._weight = weight
+            self._bias = None if self._bias is None else self._bias.to(weight.device, weight.dtype)
+            self._packed = self._screen = None
+            self._here = weight.device.type == "cpu" and weight.dtype == torch.float32
+            self._screens = self._here and self._bias is None
+
     def _exact(self, x: torch.Tensor) -> torch.Tensor:
         wants_gradient = torch.is_grad_enabled() and x.requires_grad
-        if wants_gradient or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if wants_gradient or not self._here or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return nn.functional.linear(x, self._weight, self._bias)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, 1)

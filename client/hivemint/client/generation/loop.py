@@ -1,13 +1,16 @@
 """One event loop in a thread of its own: the network side of a model whose public face is synchronous."""
 
 import asyncio
+import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from hivemint.protocol.errors import SwarmError
+from hivemint.client.generation.words import in_python
+from hivemint.client.generation.workers import Workers
+from hivemint.protocol.errors import HivemintError, SwarmError
 
 T = TypeVar("T")
 GLANCE = 0.5
@@ -19,6 +22,13 @@ class LoopThread:
 
     def __init__(self, name: str = "hivemint-client") -> None:
         self._loop = _new_loop()
+        self._loop.set_default_executor(Workers())
+        self._process = os.getpid()
+        self._last: asyncio.Task[Any] | None = None
+        self.ending = False
+        """Whether the interpreter ends: what threads are left then are daemons, whom nobody hears."""
+        self._calls = 0
+        self._quiet = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -31,9 +41,18 @@ class LoopThread:
 
         Raises `SwarmError` when the loop is stopped already or stops meanwhile.
         """
+        try:
+            return self._run(coroutine)
+        except BaseException:
+            if self.ending and threading.current_thread() is not threading.main_thread():
+                self._leave_call()
+                threading.Event().wait()  # a traceback of a daemon thread would be the program's last word
+            raise
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if not self.alive:
             coroutine.close()
-            raise SwarmError("this model is closed", next_step="load it again with from_pretrained")
+            raise self._ended()
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             while True:
@@ -43,15 +62,70 @@ class LoopThread:
                     return future.result()
         except CancelledError:
             raise SwarmError("this model was closed while it worked") from None
+        except HivemintError as error:
+            in_python(error)
+            raise
         except BaseException:
             future.cancel()
             raise
 
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around what a thread does by several `run`s."""
+        with self._quiet:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            self._leave_call()
+
+    def wait_for_calls(self, seconds: float) -> None:
+        """Until no thread is in a call, so long at most. As the interpreter ends: it must not end a thread in the
+        middle of the library's C++ code, which would abort the process."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._calls, seconds)
+
+    def _leave_call(self) -> None:
+        with self._quiet:
+            self._calls -= 1
+            self._quiet.notify_all()
+
     def stop(self) -> None:
         """Cancel what still runs, end the thread. Harmless when called again."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        with suppress(RuntimeError):  # it has ended by itself meanwhile
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        self.join()
+
+    def stop_after(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `last`, whatever comes of it, and end the thread; waits for neither. For any thread, its own too."""
+
+        def begin() -> None:
+            if self._last is None:
+                self._last = self._loop.create_task(last())
+                self._last.add_done_callback(end)
+
+        def end(task: asyncio.Task[Any]) -> None:
+            task.cancelled() or task.exception()  # nobody is left to be told
+            self._loop.stop()
+
+        with suppress(RuntimeError):  # it has ended already
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(begin)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for the thread's end, so long at most."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(seconds)
+
+    def _ended(self) -> SwarmError:
+        if os.getpid() != self._process:
+            return SwarmError(
+                "this model belongs to the process that loaded it",
+                why="a fork has no part in its connections",
+                next_step="load it in this process with from_pretrained",
+            )
+        return SwarmError("this model is closed", next_step="load it again with from_pretrained")
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -7,6 +7,7 @@ conversation had, not at all.
 import asyncio
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.pipeline import Pipeline, Plan, SessionLimit, Swarm
+from hivemint.client.pipeline import Pipeline, Plan, Rows, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
@@ -63,8 +64,9 @@ class Sequence:
             self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
             self.plan = self._pipeline.plan if self._pipeline else None
 
-    async def advance(self, ids: torch.Tensor) -> torch.Tensor:
-        """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`.
+    async def advance(self, ids: torch.Tensor, rows: Rows = "last") -> torch.Tensor:
+        """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`; with `all` at each
+        position that is not cached yet.
 
         Only positions that are not cached yet are computed. A session at its limit is closed and the text so far
         replayed in a new one; a second limit at once is an error, and so is a text that comes to cost too much. The
@@ -76,8 +78,8 @@ class Sequence:
         self.plan = pipeline.plan
         self._admit(pipeline, len(ids) - pipeline.position)
         try:
-            hidden = self._ends.embed(ids[pipeline.position :], pipeline.position)
-            output = await pipeline.forward(hidden, rows="last")
+            hidden = self._ends.embed(ids[pipeline.position :], pipeline.position).to("cpu", torch.float32)
+            output = await pipeline.forward(hidden, rows=rows)
         except SessionLimit as limit:
             if fresh:
                 raise SwarmError(
@@ -94,7 +96,7 @@ class Sequence:
             return output
         self._replays += 1
         await self.close()
-        return await self.advance(ids)
+        return await self.advance(ids, rows)
 
     async def _open(self) -> Pipeline:
         """What is raised is what went wrong on the way, not that no other way was left."""
@@ -221,11 +223,12 @@ class Sequences:
         self._starts = [0] * batch if mask is None else padding(mask, batch, length)
         # the last token of an answer is never sent
         self._all = [Sequence(self._swarm, self._ends, self.limit - 1 - start) for start in self._starts]
-        self._bill.tokens_in += sum(length - start for start in self._starts)
+        self._bill.prompt_tokens += batch * length - sum(self._starts)
         self._rows = list(self._all)
 
     def finish(self, met: torch.Tensor) -> None:
-        """Rows `[batch]` that have met a stop criterion: their sessions close with the next step."""
+        """Each row has a token more; those of `[batch]` that have met a stop criterion close with the next step."""
+        self._bill.tokens += len(met) if self._finished is None else int((~self._finished).sum())
         self._finished = met if self._finished is None else self._finished | met
 
     def advance(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -238,11 +241,21 @@ class Sequences:
             if len(self._rows) > 1 or self._conversation is not None:
                 self._loop.run(self._share(ids))
         if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
-            hidden = self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
-        else:
-            hidden = self._loop.run(self._advance_all(ids))
-        self._bill.tokens_out += sum(row is not None for row in self._rows)
-        return hidden
+            return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
+        return self._loop.run(self._advance_all(ids))
+
+    def whole(self, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """In place of steps: the last block's outputs at all positions of each text `[length]`, `[length, hidden]`."""
+        self._all = [Sequence(self._swarm, self._ends, len(text)) for text in texts]
+        self._rows = list(self._all)
+        self._bill.prompt_tokens += sum(len(text) for text in texts)
+        states: dict[int, torch.Tensor] = {}
+
+        async def one(index: int, row: Sequence) -> None:
+            states[index] = await row.advance(texts[index], "all")
+
+        self._loop.run(_together([one(index, row) for index, row in enumerate(self._all)]))
+        return [states[index] for index in range(len(texts))]
 
     async def _advance_all(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = torch.zeros(len(self._rows), self._ends.hidden_size)
@@ -285,7 +298,7 @@ class Sequences:
             self._conversation.keep(self._rows[0])
             self._rows = []
         failed = self._loop.run(self._end(cancel=interrupted))
-        self._bill.wei += sum(row.spent for row in self._all)
+        self._bill.spent += sum(row.spent for row in self._all)
         self._bill.plans += [row.plan for row in self._all if row.plan is not None]
         self._bill.seconds += time.monotonic() - self._began
         if failed is not None and error is None:
@@ -307,6 +320,17 @@ class Sequences:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return next((error for task in ended if not task.cancelled() and (error := task.exception())), None)
+
+
+def summed(plans: list[Plan], texts: list[torch.Tensor]) -> Plan:
+    """The plans of all rows as one: what `texts` begin with alike is computed once."""
+    spared = sum((len(group) - 1) * count for group, count in alike(texts))
+    return replace(
+        plans[0],
+        tokens=sum(plan.tokens for plan in plans) - spared,
+        cost=Credits(sum(plan.cost for plan in plans) - spared * sum(hop.price for hop in plans[0].hops)),
+        reserved=Credits(sum(plan.reserved for plan in plans)),
+    )
 
 
 def alike(texts: list[torch.Tensor]) -> list[tuple[list[int], int]]:

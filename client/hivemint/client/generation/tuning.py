@@ -56,6 +56,11 @@ class Ceiling:
         self.most = most
         self.lanes: list[TrainingRoute] = []
 
+    @property
+    def signed(self) -> Credits:
+        """By all lanes so far, in wei."""
+        return Credits(sum(lane.signed for lane in self.lanes))
+
     def admit(self, lane: "TrainingRoute", wei: int) -> None:
         """Raises SwarmError where this lane's next pass, beside what all others have signed or begun, is too much."""
         begun = sum(one.begun for one in self.lanes if one is not lane) + lane.signed
@@ -199,8 +204,10 @@ class RemoteBlocks(nn.Module):
             raise BadInput("tokens, sequences and rounds are at least 1", why=f"got {tokens}, {sequences}, {rounds}")
         self.hidden_size, self.tokens = hidden_size, tokens
         self._loop = loop
-        ceiling = Ceiling(max_amount)
-        self._lanes = [TrainingRoute(swarm, tokens, rounds, ceiling) for _ in range(sequences)]
+        self.ceiling = Ceiling(max_amount)
+        self._lanes = [TrainingRoute(swarm, tokens, rounds, self.ceiling) for _ in range(sequences)]
+        self.owner: object = None
+        """The model that it belongs to: it stays in the network for as long as this is in use."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Raises BadInput for a shape that can't be run; SwarmError, Refusal, ProofError when no route is left."""
@@ -219,6 +226,11 @@ class RemoteBlocks(nn.Module):
         function: Any = _Remote
         output: torch.Tensor = function.apply(whole, self)
         return output if hidden.dim() == 3 else output.squeeze(0)
+
+    @property
+    def spent(self) -> Credits:
+        """What was signed for its passes so far, in wei; 0 in the donated lane."""
+        return self.ceiling.signed
 
     def close(self) -> None:
         """Sign off with all nodes. Harmless when called again."""

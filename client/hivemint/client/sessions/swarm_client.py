@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import secrets
 import time
 from collections import Counter
@@ -30,7 +31,8 @@ from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.model import companions
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol import evidence
-from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.credits import format_credits
+from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError, WalletError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
@@ -65,12 +67,17 @@ class SwarmClient:
         settings: ClientSettings,
         adapter: LoraAdapter | None = None,
         proofs: Path | None = None,
+        *,
+        network: str = "",
+        throw_away: bool = False,
     ) -> None:
         """`adapter`: loaded by every node of every route, for these sessions alone.
 
-        `proofs`: the folder that keeps evidence against nodes.
+        `proofs`: the folder that keeps evidence against nodes. `network`: its name, for people. `throw_away`: the key
+        is nobody's wallet, so nobody can be paid.
         """
         self._host, self._target, self._payer, self._proofs = host, target, payer, proofs
+        self._network, self._throw_away = network, throw_away
         self.settings = settings
         self.speeds = Speeds(Allowance(settings.slow_times, settings.slow_floor))
         self.nodes = Nodes(host, target, payer.chain)
@@ -86,6 +93,24 @@ class SwarmClient:
     @property
     def payer(self) -> Payer:
         return self._payer
+
+    @property
+    def description(self) -> str:
+        """See `Swarm.description`."""
+        who = "without a wallet, donated work only" if self._throw_away else f"as {self._payer.who.client}"
+        ceiling = self.settings.max_price
+        most = "" if ceiling is None else f", at most {format_credits(ceiling, 18)} a token"
+        return f"network {self._network or '?'}, {who}, bid {self.settings.bid}{most}"
+
+    def offering(self, *, bid: object = None, max_price: object = None) -> "SwarmClient":
+        """See `Swarm.offering`."""
+        if bid is None and max_price is None:
+            return self
+        other = copy.copy(self)
+        other.settings = self.settings.changed(bid=bid, max_price=max_price)
+        if self._throw_away:
+            other.settings = _unpaid(other.settings)
+        return other
 
     @property
     def replay_margin(self) -> float:
@@ -132,8 +157,10 @@ class SwarmClient:
         return True
 
     async def fork(self, parent: Pipeline, tokens: int, count: int) -> LivePipeline | None:
-        """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now."""
+        """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now, and at its bid."""
         if not isinstance(parent, LivePipeline) or not 0 < count <= min(parent.position, tokens):
+            return None
+        if not parent.offered_as(self.settings):
             return None
         pipeline = None
         try:
@@ -192,7 +219,7 @@ class SwarmClient:
     # ---- inside
 
     def _keep(self, pipeline: LivePipeline | Relay) -> None:
-        self._pipelines = {one for one in self._pipelines if one.open}
+        self._pipelines -= {one for one in self._pipelines if not one.open}  # in place: `offering` shares it
         self._pipelines.add(pipeline)
 
     def _reserved(self) -> Counter[Address]:
@@ -271,7 +298,7 @@ async def connect(
     **settings: Any,
 ) -> SwarmClient:
     """Join `network` (None: `$HIVEMINT_NETWORK`) with `wallet`: a keystore's name, a key, or None for a throw-away one
-    (donated work only).
+    (donated work only: another bid raises WalletError).
 
     With `session_key` (a keystore's name or a key that the wallet has authorized) the wallet itself stays locked;
     `password` then opens the key. `adapter`: the folder of a PEFT LoRA adapter for the blocks. Raises ConfigError
@@ -283,8 +310,9 @@ async def connect(
     place = Network.of(network)
     await asyncio.to_thread(_check_model, place, model)
     lora = None if adapter is None else await asyncio.to_thread(LoraAdapter.load, adapter, model.anatomy)
+    throw_away = wallet is None
     if wallet is None:
-        chosen, wallet = chosen.model_copy(update={"bid": Bid("free")}), Signer(secrets.token_bytes(32))
+        chosen, wallet = _unpaid(chosen), Signer(secrets.token_bytes(32))
     signing = session_key if session_key is not None else wallet
     if isinstance(signing, str):
         signing = await asyncio.to_thread(unlock, signing, password=password, home=home)
@@ -303,7 +331,19 @@ async def connect(
         undo.pop_all()
     target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)
     payer = Payer(who, place.domain, book, chain)
-    return SwarmClient(host, target, payer, chosen, lora, home.client / "evidence")
+    proofs = home.client / "evidence"
+    return SwarmClient(host, target, payer, chosen, lora, proofs, network=place.name, throw_away=throw_away)
+
+
+def _unpaid(settings: ClientSettings) -> ClientSettings:
+    """These where no wallet is: nobody can be paid. Raises WalletError where a bid asks for it."""
+    if settings.bid.kind not in ("auto", "free"):
+        raise WalletError(
+            "No wallet",
+            why=f"the bid is {settings.bid}, and somebody has to pay it",
+            next_step="name one (--wallet), or ask for donated work (--bid free)",
+        )
+    return settings.changed(bid=Bid("free"))
 
 
 def _check_model(network: Network, model: LocalModel) -> None:

@@ -26,6 +26,7 @@ from hivemint.ledger.explorer.documents import (
 from hivemint.ledger.explorer.metrics import registry
 from hivemint.ledger.explorer.page import page_router
 from hivemint.ledger.explorer.queries import Explorer
+from hivemint.ledger.explorer.reference import reference_router
 from hivemint.protocol.addresses import read_address
 from hivemint.protocol.errors import HivemintError
 
@@ -59,6 +60,7 @@ def create_app(explorer: Explorer, *, hosts: Sequence[str] = LOOPBACK) -> FastAP
         return JSONResponse({"detail": str(error)}, status_code=503)
 
     app.include_router(_api(explorer), prefix="/api")
+    app.include_router(reference_router(app.openapi))
     app.include_router(page_router(explorer))
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     collected = registry(explorer)
@@ -100,56 +102,56 @@ ClientFilter = Annotated[str | None, Depends(_address("client"))]
 def _api(explorer: Explorer) -> APIRouter:
     api = APIRouter()
 
-    @api.get("/status")
+    @api.get("/status", summary="How far the index has come, and what all credits add up to.")
     def status() -> documents.IndexStatus:
         return explorer.status()
 
-    @api.get("/balances")
+    @api.get("/balances", summary="Who holds credits, the largest first.")
     def balances(limit: Limit = 50, offset: Offset = 0) -> Page[Balance]:
         return explorer.balances(limit, offset)
 
-    @api.get("/balances/{holder}")
+    @api.get("/balances/{holder}", summary="One address's credits.")
     def balance(holder: str) -> Balance:
         return explorer.balance(_checked(holder))
 
-    @api.get("/escrows")
+    @api.get("/escrows", summary="Clients' deposits at nodes.")
     def escrows(client: ClientFilter, node: NodeFilter, limit: Limit = 50, offset: Offset = 0) -> Page[EscrowRow]:
         return explorer.escrows(limit, offset, client=client, node=node)
 
-    @api.get("/nodes")
+    @api.get("/nodes", summary="Registered nodes, by stake.")
     def nodes(limit: Limit = 50, offset: Offset = 0) -> Page[NodeRow]:
         return explorer.nodes(limit, offset)
 
-    @api.get("/nodes/{node}")
+    @api.get("/nodes/{node}", summary="One registered node, by its operator.")
     def node(node: str) -> NodeRow:
         found = explorer.nodes(1, 0, node=_checked(node)).items
         if not found:
             raise HTTPException(404, f"{node} is not registered")
         return found[0]
 
-    @api.get("/settlements")
+    @api.get("/settlements", summary="What nodes have collected, the newest first.")
     def settlements(
         node: NodeFilter, client: ClientFilter, mined: TransactionFilter, limit: Limit = 50, offset: Offset = 0
     ) -> Page[SettlementRow]:
         return explorer.settlements(limit, offset, node=node, client=client, transaction=mined)
 
-    @api.get("/withdrawals")
+    @api.get("/withdrawals", summary="What clients have taken back.")
     def withdrawals(node: NodeFilter, client: ClientFilter, limit: Limit = 50, offset: Offset = 0) -> Page[Withdrawal]:
         return explorer.withdrawals(limit, offset, node=node, client=client)
 
-    @api.get("/epochs")
+    @api.get("/epochs", summary="Donated work by epoch, the newest first.")
     def epochs(limit: Limit = 20, offset: Offset = 0) -> Page[Epoch]:
         return explorer.epochs(limit, offset)
 
-    @api.get("/own")
+    @api.get("/own", summary="The nodes whose journals this ledger reads: signed, countersigned, settled, minted.")
     def own() -> list[OwnNode]:
         return explorer.own_nodes()
 
-    @api.get("/own/{node}/sessions")
+    @api.get("/own/{node}/sessions", summary="The sessions of one of them.")
     def own_sessions(node: str, limit: Limit = 50, offset: Offset = 0) -> Page[OwnSession]:
         return explorer.own_sessions(_checked(node), limit, offset)
 
-    @api.get("/swarm")
+    @api.get("/swarm", summary="The models that nodes serve now, and their blocks.")
     async def swarm() -> list[ServedModel]:
         return await explorer.swarm()
 

@@ -28,7 +28,7 @@ PARTS: tuple[Part, ...] = ("flow", "swarm", "nodes", "settlements", "epochs")
 
 def page_router(explorer: Explorer) -> APIRouter:
     """Routes `/` and `/parts/NAME`."""
-    router, environment = APIRouter(include_in_schema=False), _environment()
+    router, environment = APIRouter(include_in_schema=False), templates()
 
     async def render(part: Part) -> str:
         values = await _values(explorer, part)
@@ -128,7 +128,8 @@ def _next_pay(epochs: Sequence[Epoch], length: int, now: float) -> str:
     return f"Claimed and not minted yet: {'; '.join(told)}." if told else ""
 
 
-def _environment() -> Environment:
+def templates() -> Environment:
+    """Those of all pages, with the filters that they use."""
     environment = Environment(
         loader=FileSystemLoader(_PAGES),
         autoescape=True,

@@ -100,6 +100,11 @@ class LivePipeline:
         """False once `close` has been called."""
         return self._closing is None
 
+    def offered_as(self, settings: ClientSettings) -> bool:
+        """Whether it was opened for this bid and ceiling."""
+        mine = self._settings
+        return (mine.bid, mine.max_price) == (settings.bid, settings.max_price)
+
     @property
     def sessions(self) -> tuple[RemoteSession, ...]:
         """Hop by hop: terms, newest checked receipt, what was spent."""
