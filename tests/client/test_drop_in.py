@@ -111,7 +111,7 @@ def test_it_is_shown_without_asking_anybody_and_without_secrets(model: Any, swar
     ):
         assert word in shown
     model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False)
-    assert "last call: 2 tokens after 2" in repr(model)
+    assert "last call: 2 tokens, " in repr(model)
     model.close()
     assert "closed" in repr(model)
 

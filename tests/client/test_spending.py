@@ -48,7 +48,7 @@ def test_a_call_tells_its_tokens_lane_and_cost_and_the_model_the_sum(model: Any,
     assert model.last_call is not first
     assert model.last_call.spent == first.spent, "this call's, not the model's life"
     assert model.spent == 2 * first.spent
-    assert str(first).startswith("4 tokens, by ")
+    assert str(first).startswith("4 tokens, 0.00000")
     assert "0.000000000 HMC" not in str(first), "a small sum is not told as nothing"
 
 

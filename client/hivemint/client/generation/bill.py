@@ -80,7 +80,7 @@ class Bill:
     def __str__(self) -> str:
         """One line for people: `40 tokens, by candid-quail-52d6 0:15 -> calm-fern-11ab 15:30, 0.00012 HMC`."""
         parts = [f"{self.tokens} tokens"]
-        if self.plan:
+        if self.plan and self.plan.hops:
             parts.append("by " + way(self.plan.hops))
         if self.spent or self.lane == "paid":
             parts.append(format_credits(self.spent))
