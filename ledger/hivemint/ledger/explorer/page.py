@@ -16,6 +16,7 @@ from hivemint.ledger.explorer.queries import Explorer
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.ids import ONE_CREDIT
 from hivemint.protocol.keccak import keccak
+from hivemint.protocol.node_name import node_name
 
 _PAGES = Path(__file__).parent / "pages"
 _ROWS = 12
@@ -131,7 +132,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"hmc": _amount, "fixed": _fixed, "short": _short, "clock": _clock, "day": _day, "ms": _wait}
-    environment.filters |= {"colour": _colour, "hex": lambda raw: "0x" + bytes(raw).hex()}
+    environment.filters |= {"named": node_name, "colour": _colour, "hex": lambda raw: "0x" + bytes(raw).hex()}
     return environment
 
 
