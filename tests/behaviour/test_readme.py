@@ -30,7 +30,7 @@ EXPECTED = {
     "hivemint testnet up": "known to everybody",
     "--raw": "Paris",
     "Why is the sky blue": '"lane"',
-    "account fund": r"[Ff]unded|deposited",
+    "account fund": "HMC",
     "account close": "account",
     "TextStreamer": "The capital of France is Paris",
     "prompt_tuning": "step 9: loss",

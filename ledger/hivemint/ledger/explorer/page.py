@@ -138,7 +138,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"hmc": _amount, "fixed": _fixed, "short": _short, "clock": _clock, "day": _day, "ms": _wait}
-    environment.filters |= {"colour": _colour, "node_name": node_name, "hex": lambda raw: "0x" + bytes(raw).hex()}
+    environment.filters |= {"named": node_name, "colour": _colour, "hex": lambda raw: "0x" + bytes(raw).hex()}
     return environment
 
 
