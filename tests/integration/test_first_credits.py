@@ -80,6 +80,6 @@ def test_a_developer_can_pay_in_the_first_minute(home: Path) -> None:
 
     dead = next(one for one in told(place, "testnet", "status")["processes"] if one["name"] == "carol-node")
     os.kill(dead["pid"], signal.SIGKILL)
-    alone = told(place, "account", "fund", "1 wei", "--wallet", "bob")
+    alone = told(place, "account", "fund", "1 wei", "--wallet", "alice")
     assert len(alone["deposits"]) == len(alone["left_out"]) == 1, "a dead node gets nothing, and is named"
     assert alone["total_wei"] == 1

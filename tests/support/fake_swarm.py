@@ -214,6 +214,9 @@ class FakeNode:
             await link.send(m.Refused(code=m.Code.BUSY, what="no room", retry_after=self.retry_after))
             link.abort("busy")
             return
+        if self.has("drain", 0):
+            await link.send(m.Refused(code=m.Code.DRAINING, what="The node is going down"))
+            return
         session = opened.session
         if self.has("funds", 0) and session.price:
             await link.send(m.Refused(code=m.Code.FUNDS, what="the account does not cover it"))

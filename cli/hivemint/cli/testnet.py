@@ -95,7 +95,7 @@ def _tell_credits(credits: dict[str, Credits], nodes: int) -> None:
     for name, amount in credits.items():
         if amount:
             out.print(f"  {name:<6} {format_credits(amount)}", highlight=False)
-    if each := credits.get("bob", 0) // nodes:
+    if each := credits.get("bob", 0) // (nodes + 1):  # a part stays in the wallet, to top up with
         words = shlex.join(("hivemint", "account", "fund", f"{exact_credits(each)}", "--wallet", "bob"))
         out.print(f"pay    {words}", highlight=False, soft_wrap=True)
 
