@@ -1,6 +1,7 @@
-"""Texts of strangers, made fit to be shown: from the wire, from records, from a model."""
+"""Texts made fit to be shown: of strangers, from the wire, from records, from a model; and URLs, which may hold keys."""
 
 import unicodedata
+from urllib.parse import urlsplit
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that a terminal obeys instead of showing: control, direction, surrogates, separators."""
@@ -18,3 +19,13 @@ def plain(text: str, *, keep: str = "") -> str:
     return "".join(
         one if one in keep or one in _JOINERS or unicodedata.category(one) not in _HIDDEN else "\ufffd" for one in text
     )
+
+
+def shown_url(url: str) -> str:
+    """Scheme, host and port: what may be told of a URL. The rest may be an API key, a name and a password."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "?", parts.port
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}" + (f":{port}" if port else "")
