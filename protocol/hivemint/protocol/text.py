@@ -1,4 +1,4 @@
-"""Texts made fit to be shown: of strangers, from the wire, from records, from a model; and URLs, which may hold keys."""
+"""Texts made fit to be shown: of strangers (the wire, records, a model), and URLs, which may hold keys."""
 
 import unicodedata
 from urllib.parse import urlsplit
