@@ -18,7 +18,7 @@ from hivemint.contracts.chain import Chain
 from hivemint.contracts.rpc import Throttled
 from hivemint.protocol.errors import ChainError
 from hivemint.protocol.keccak import keccak
-from hivemint.protocol.urls import shown_url
+from hivemint.protocol.text import shown_url
 from support.chain import TestChain
 from support.lying_rpc import SECRET, Drop, LyingRpc, Refuse, Status
 

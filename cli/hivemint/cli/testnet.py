@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
-from hivemint.cli.faucet import faucet
+from hivemint.cli.network.faucet import faucet
 from hivemint.cli.network.devchain import chain, exports
 from hivemint.cli.terminal.failures import fail_with
 from hivemint.model import local_models

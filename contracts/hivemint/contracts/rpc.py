@@ -23,7 +23,7 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from hivemint.contracts.answers import OddAnswer, checked, quantity
 from hivemint.protocol.errors import ChainError
-from hivemint.protocol.urls import shown_url
+from hivemint.protocol.text import shown_url
 
 log = structlog.get_logger(__name__)
 

@@ -1,8 +1,9 @@
-"""Texts of strangers, made fit to be shown: from the wire, from records, from a model. And words mistyped."""
+"""Texts made fit to be shown: of strangers (the wire, records, a model), URLs, which may hold keys. And words mistyped."""
 
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+from urllib.parse import urlsplit
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that a terminal obeys instead of showing: control, direction, surrogates, separators."""
@@ -33,3 +34,13 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A next step: the likely word, and what to do where it was not meant."""
     near = nearest(word, known)
     return f"did you mean {near}? Or else: {otherwise}" if near else otherwise
+
+
+def shown_url(url: str) -> str:
+    """Scheme, host and port: what may be told of a URL. The rest may be an API key, a name and a password."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "?", parts.port
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}" + (f":{port}" if port else "")

@@ -17,7 +17,7 @@ import httpx
 from hivemint.contracts.toolchain import hardhat_project, node_binary
 from hivemint.protocol.errors import ChainError
 from hivemint.protocol.signing import Signer
-from hivemint.protocol.urls import shown_url
+from hivemint.protocol.text import shown_url
 
 CHAIN_ID = 31337
 MNEMONIC = "test test test test test test test test test test test junk"

@@ -7,7 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from hivemint.cli.amounts import in_unit, in_words, unit_of
+from hivemint.cli.node.amounts import in_unit, in_words, unit_of
 from hivemint.protocol.text import plain
 
 if TYPE_CHECKING:

@@ -143,7 +143,7 @@ class Talk:
             self._kept.close()  # the next answer opens its sessions anew, at the new price
         ids = encode(self._how.tokenizer, [*self._told_first(), *self._turns, {"role": "user", "content": "Hello"}])
         plan = self._place.model.dry_run(ids, max_new_tokens=self._how.max_tokens)
-        told = {"bid": str(swarm.settings.bid), "lane": plan.lane, "unpaid": plain(plan.unpaid)}
+        told: dict[str, Any] = {"bid": str(swarm.settings.bid), "lane": plan.lane, "unpaid": plain(plan.unpaid)}
         told |= {"notes": [plain(note) for note in plan.notes], "nodes": hops(plan.hops), "tokens": plan.tokens}
         self._tell("/lane", f"bid {told['bid']}: {plain(str(plan))}", **told, cost_wei=int(plan.cost))
 
