@@ -52,7 +52,8 @@ def test_the_lines_that_people_copy_run_as_they_are(model: Any, plain: Any, toke
         answer = model.generate(**inputs, max_new_tokens=8, pad_token_id=tokenizer.eos_token_id, do_sample=False)
     assert torch.equal(answer, plain.generate(**inputs, max_new_tokens=8, do_sample=False))
     assert torch.equal(model.generate(**inputs, max_length=length + 8, do_sample=False), answer)
-    config = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)
+    made: Any = GenerationConfig
+    config = made(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)
     assert torch.equal(model.generate(**inputs, generation_config=config), answer)
     model.generation_config.max_new_tokens = 3
     assert model.generate(**inputs, do_sample=False).shape[1] == length + 3

@@ -38,7 +38,7 @@ def model(local: LocalModel, swarm: LocalSwarm) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def plain(local: LocalModel) -> Any:
-    return AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32)
 
 
 def near(ours: torch.Tensor, theirs: torch.Tensor) -> None:

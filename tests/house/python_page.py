@@ -112,7 +112,7 @@ def _signature(name: str, function: Any) -> list[str]:
         if one.kind is one.KEYWORD_ONLY and not after_star:
             parts.append("*")
         after_star |= one.kind in (one.VAR_POSITIONAL, one.KEYWORD_ONLY)
-        star = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        star = "*" if one.kind is one.VAR_POSITIONAL else "**" if one.kind is one.VAR_KEYWORD else ""
         told = "" if one.annotation in (one.empty, Any) else f": {_type(one.annotation)}"
         default = "" if one.default is one.empty else f"{' = ' if told else '='}{one.default!r}"
         parts.append(f"{star}{one.name}{told}{default}")

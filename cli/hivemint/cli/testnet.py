@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from hivemint.cli.console import JsonFlag, emit, out, run_async, shown, table
-from hivemint.cli.network.faucet import faucet
 from hivemint.cli.network.devchain import chain, exports
+from hivemint.cli.network.faucet import faucet
 from hivemint.cli.terminal.failures import fail_with
 from hivemint.model import local_models
 from hivemint.protocol.credits import exact_credits, format_credits

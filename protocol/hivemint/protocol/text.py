@@ -1,4 +1,4 @@
-"""Texts made fit to be shown: of strangers (the wire, records, a model), URLs, which may hold keys. And words mistyped."""
+"""Texts made fit to be shown: of strangers (the wire, records, a model), URLs, which may hold keys; words mistyped."""
 
 import unicodedata
 from collections.abc import Iterable

@@ -16,6 +16,7 @@ from hivemint.client.generation.loop import LoopThread
 from hivemint.client.pipeline import Swarm
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import BadInput
+from hivemint.protocol.ids import BlockIndex
 
 _INNER = {"prepare_inputs_for_generation", "get_experts_implementation", "base_model_prefix", "main_input_name"}
 """Public for transformers alone."""
@@ -117,7 +118,8 @@ class DropIn:
         if only_trainable:
             return 0
         anatomy = self._local.anatomy
-        blocks = sum(tensor.elements for block in range(anatomy.num_blocks) for tensor in anatomy.block_tensors(block))
+        every = [anatomy.block_tensors(BlockIndex(block)) for block in range(anatomy.num_blocks)]
+        blocks = sum(tensor.elements for tensors in every for tensor in tensors)
         ends = sum(tensor.numel() for tensor in self._ends.tensors().values())
         return blocks + ends - (self.get_input_embeddings().weight.numel() if exclude_embeddings else 0)
 

@@ -139,7 +139,7 @@ class Ends:
         self.head.place(self._words.weight.detach() if tied else weight.to(device=device, dtype=dtype))
 
     def _is_tied(self) -> bool:
-        return self.head.weight.data_ptr() == self._words.weight.data_ptr()
+        return bool(self.head.weight.data_ptr() == self._words.weight.data_ptr())
 
     def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
         for module in self._after:
