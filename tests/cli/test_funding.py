@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import typer
 
 from hivemint.cli.wallet import account, funding
 from hivemint.protocol.errors import BadInput, HivemintError, SwarmError
@@ -57,7 +58,7 @@ def test_accounts_are_topped_up_within_a_days_budget(testchain: TestChain) -> No
 
 
 def test_a_no_deposits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(funding.typer, "confirm", lambda *_, **__: False)
+    monkeypatch.setattr(typer, "confirm", lambda *_, **__: False)
     with pytest.raises(HivemintError, match="Nothing was deposited"):
         funding._consent(ask=True)
     funding._consent(ask=False)

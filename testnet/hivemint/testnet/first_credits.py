@@ -127,7 +127,7 @@ def _parts(holdings: Sequence[int], wanted: int | None) -> list[int]:
             why=f"they have {sum(holdings)} wei in all: nothing is minted that no work was done for",
             next_step="let nodes earn: ask them something, then `hivemint testnet epoch` twice",
         )
-    parts = []
+    parts: list[int] = []
     for has in holdings:
         parts.append(min(has, wanted - sum(parts)))
     return parts

@@ -59,10 +59,10 @@ class Candidates:
             except SwarmError:
                 counts[model] = 0
                 continue
-            prices: dict[str, int] = {}
+            prices: dict[Address, int] = {}
             for leg in route.legs:
                 prices[leg.operator] = prices.get(leg.operator, 0) + leg.price
-            if (count := answers(prices, dict(after))) is not None:
+            if (count := answers(prices, after)) is not None:
                 counts[model] = count
         return counts
 

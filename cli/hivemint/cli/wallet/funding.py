@@ -208,7 +208,7 @@ async def _planned(
         return dict.fromkeys(found.nodes, asked.each), found
     left = {node: found.funds[node].left for node in found.nodes}
     chosen = top_ups(left, asked.keep, max(0, asked.budget - days.today))
-    return {Address(node): wei for node, wei in chosen.items()}, found
+    return chosen, found
 
 
 def _preview(deposits: dict[Address, int], found: Candidates, has: int, days: DailyDeposits | None = None) -> None:

@@ -1,13 +1,16 @@
 """What a deposit buys, and how a budget is shared out: sums alone, no chain."""
 
 from collections.abc import Mapping
+from typing import TypeVar
+
+Node = TypeVar("Node", bound=str)
 
 PROMPT_TOKENS, ANSWER_TOKENS = 33, 200
 POSITIONS = PROMPT_TOKENS + ANSWER_TOKENS
 """Of a usual answer: a short question, and as many tokens as `hivemint generate` asks for. Both are paid for."""
 
 
-def answers(prices: Mapping[str, int], deposits: Mapping[str, int], tokens: int = POSITIONS) -> int | None:
+def answers(prices: Mapping[Node, int], deposits: Mapping[Node, int], tokens: int = POSITIONS) -> int | None:
     """How many answers of so many tokens the deposits pay along a route: the scarcest account decides.
 
     `prices` in wei a token for each node of the route; None where nobody on it asks for anything.
@@ -16,9 +19,9 @@ def answers(prices: Mapping[str, int], deposits: Mapping[str, int], tokens: int 
     return min(counts, default=None)
 
 
-def top_ups(left: Mapping[str, int], keep: int, budget: int) -> dict[str, int]:
+def top_ups(left: Mapping[Node, int], keep: int, budget: int) -> dict[Node, int]:
     """What raises each account to `keep`, never more than `budget` in all; the emptiest account first."""
-    chosen: dict[str, int] = {}
+    chosen: dict[Node, int] = {}
     for node in sorted(left, key=lambda one: (left[one], one)):
         more = min(max(0, keep - left[node]), budget - sum(chosen.values()))
         if more > 0:
