@@ -31,8 +31,8 @@ class Bill:
     @property
     def plan(self) -> Plan | None:
         """The last route that was paid, else the last one; None where none was found."""
-        paid = [plan for plan in self.plans if plan.lane == "paid"]
-        return (paid or self.plans or [None])[-1]
+        routes = [plan for plan in self.plans if plan.lane == "paid"] or self.plans
+        return routes[-1] if routes else None
 
     @property
     def lane(self) -> Lane | None:

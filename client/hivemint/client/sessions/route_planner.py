@@ -71,7 +71,8 @@ class RoutePlanner:
 
         Raises ChainError, SwarmError.
         """
-        return await self._funds(await self._nodes.usable())
+        accounts = await self._funds(await self._nodes.usable())
+        return None if accounts is None else {node: one.left for node, one in accounts.items()}
 
     async def awaited(
         self, tokens: int, settings: ClientSettings, speeds: Speeds, *, unpaid: str = "", work: int = 0
