@@ -40,7 +40,7 @@ def test_each_value_says_where_it_comes_from(home: Path, monkeypatch: pytest.Mon
         "origin": "config.toml",
         "variable": "HIVEMINT_ASK",
         "flag": "--ask",
-        "meaning": "Price per token and block.",
+        "meaning": "Price per token and block; `auto` follows the other nodes of these blocks (`market.py`).",
     }
     assert (node["idle"]["value"], node["idle"]["origin"], node["idle"]["unit"]) == (8.0, "environment", "seconds")
     assert (node["drain"]["value"], node["drain"]["origin"]) == (20.0, "default")
@@ -71,7 +71,7 @@ def test_for_people_it_has_the_same(home: Path) -> None:
     text = RUNNER.invoke(config.app, ["show"]).output
     assert "ask = 0.0000001 HMC a token and block  default  --ask  $HIVEMINT_ASK" in text
     assert "coin_a_day = 0.1 coin  default  --coin-a-day  $HIVEMINT_COIN_A_DAY" in text
-    assert "Price per token and block." in text
+    assert "Price per token and block; " in text
     assert f"file  {home / 'config.toml'}  (there is none)" in text
 
 

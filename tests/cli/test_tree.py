@@ -16,6 +16,8 @@ WITHOUT_JSON = {
     "node start": "it runs until it is ended: where stdout is no terminal, its lines are JSON, `ready` first",
     "ledger serve": "it runs until it is ended: where stdout is no terminal, it prints one JSON line, `ready`",
     "swarm bootstrap": "it runs until it is ended, and prints one JSON line, `ready`",
+    "testnet chain": "it runs until it is ended, and prints one JSON line, `ready`",
+    "testnet env": "its lines are for a shell's eval; `testnet status --json` has what stands in them",
     "help": "it is for people; docs/command-line.md has it as a page",
 }
 """Verbs that take no --json, and why."""

@@ -31,6 +31,9 @@ UNITS: dict[str, dict[str, str]] = {
     },
     "node": {
         "ask": "HMC a token and block",
+        "ask_auto": "",
+        "ask_floor": "HMC a token and block",
+        "ask_ceiling": "HMC a token and block",
         "listen": "",
         "announce": "",
         "bootstrap": "",

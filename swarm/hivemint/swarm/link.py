@@ -167,8 +167,7 @@ class Link(asyncio.Protocol):
         self._transport.abort()
 
     def hang_up(self, reason: str, told: str = "") -> None:
-        """End the link at once: tell the peer why (`told`, else `reason`), hear no more, and cut it off if it does not
-        leave by itself.
+        """End the link at once: tell the peer why (`told`, else `reason`), hear no more; cut off who does not leave.
 
         Closing with unread bytes on the way would reset the stream and lose the Bye.
         """
