@@ -33,7 +33,7 @@ def offered(home: Path, line: str) -> list[str]:
 
 def test_verbs_and_options(home: Path) -> None:
     assert offered(home, "hivemint wal") == ["wallet"]
-    assert offered(home, "hivemint wallet ") == ["create", "import", "list", "show"]
+    assert sorted(offered(home, "hivemint wallet ")) == ["create", "import", "list", "send", "show"]
     assert "--sign-only" in offered(home, "hivemint account fund --s")
 
 

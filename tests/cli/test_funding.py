@@ -27,7 +27,7 @@ def test_accounts_are_topped_up_within_a_days_budget(testchain: TestChain) -> No
 
     shown = RUNNER.invoke(account.app, ["fund", "2", "--node", nodes[0], *common])
     assert shown.exit_code == 0, shown.output
-    assert f"the account at {nodes[0]}\n  gets 2 HMC" in shown.output
+    assert f"the account at {named(nodes[0])}\n  gets 2 HMC" in shown.output
     assert "in all  2 HMC of the wallet's 200 HMC" in shown.output
     assert "2 HMC deposited in 1 account" in shown.output
 

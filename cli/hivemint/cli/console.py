@@ -142,6 +142,9 @@ class _AboveLive:
     def flush(self) -> None:
         out.file.flush()
 
+    def isatty(self) -> bool:
+        return out.is_terminal
+
 
 def log_above_live() -> None:
     """structlog at a terminal on which something is drawn: `Live` and `Progress` know of lines that their own console
