@@ -342,7 +342,11 @@ def test_a_talk_bills_each_answer_alone(model: Any, tokenizer: Any, swarm: Local
     bills, ids = [Bill(), Bill()], ids_of(tokenizer, TEXTS[1])
     with model.conversation() as talk:
         for bill in bills:
+            before = ids.shape[1]
             ids = model.generate(ids, bill=bill, conversation=talk, **GREEDY)
+            assert (bill.tokens_in, bill.tokens_out) == (before, ids.shape[1] - before)
+            assert bill.seconds > 0
+            assert bill.plan is not None
     assert [bill.wei for bill in bills] == [pipeline.spent for pipeline in swarm.pipelines]
     assert bills[1].wei < bills[0].wei, "only what was new"
 
