@@ -342,7 +342,11 @@ def test_a_talk_bills_each_answer_alone(model: Any, tokenizer: Any, swarm: Local
     bills, ids = [Bill(), Bill()], ids_of(tokenizer, TEXTS[1])
     with model.conversation() as talk:
         for bill in bills:
+            before = ids.shape[1]
             ids = model.generate(ids, bill=bill, conversation=talk, **GREEDY)
+            assert (bill.prompt_tokens, bill.tokens) == (before, ids.shape[1] - before)
+            assert bill.seconds > 0
+            assert bill.plan is not None
     assert [bill.spent for bill in bills] == [pipeline.spent for pipeline in swarm.pipelines]
     assert bills[1].spent < bills[0].spent, "only what was new"
 

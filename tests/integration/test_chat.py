@@ -20,7 +20,7 @@ from support.localnet import RealNet
 from support.terminal import Terminal, paste
 
 pytest_plugins = ["support.localnet"]
-PROMPT, BILL = r"\n>", r"\d+ tokens[^>]*->[^>]* HMC"
+PROMPT, BILL = r"\n>", r"\d+ tokens[^>]*->[^>]*\sHMC"
 
 BEGUN = r"the sea\.\s*\n\s*\w"
 
@@ -114,7 +114,7 @@ def test_ctrl_c_ends_an_answer_and_what_is_pasted_meanwhile_is_one_message(eve: 
         since = terminal.press("Tell me of the sea.\r")
         terminal.wait(BEGUN, since)
         terminal.press(paste("and\rthen?"))
-        assert "then?" not in terminal.wait(BILL, since).partition(" HMC")[0], "unseen until the next prompt"
+        assert "then?" not in terminal.wait(BILL, since).partition("HMC")[0], "unseen until the next prompt"
         terminal.wait(r"> ?and\n *then\?", since)
         assert eve.sessions() == 2, "nothing was sent"
         terminal.answer("\x03", PROMPT)  # it clears what was typed
@@ -133,11 +133,11 @@ def test_what_was_typed_comes_back_unless_nothing_is_kept(eve: Chatter) -> None:
     path = eve.home.client / "chat-history"
     with eve.chat("--no-history", wallet=False) as terminal:
         terminal.wait(PROMPT)
-        terminal.answer("/system secret\r", r"\nsecret")
+        terminal.answer("/system secret\r", r"\nsecret\s*\n>")
         terminal.press("\x04")
         assert terminal.ended() == 0
     assert not path.exists()
-    for keys, expected in (("/system Be brief.\r", r"\nBe brief\."), ("\x1b[A\r", r"\nBe brief\.")):
+    for keys, expected in (("/system Be brief.\r", r"\nBe brief\.\s*\n>"), ("\x1b[A\r", r"\nBe brief\.\s*\n>")):
         with eve.chat(wallet=False) as terminal:
             assert "no wallet, nothing is paid" in terminal.wait(PROMPT).replace("\n", " ")
             terminal.answer(keys, expected)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -101,5 +102,6 @@ class Terminal:
 
 
 def _control() -> None:
-    """The terminal becomes the process's own, so that Ctrl-C is a signal to it."""
+    """The terminal becomes the process's own, and Ctrl-C a signal to it, also where this run itself ignores that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -63,10 +63,11 @@ class Talk:
     def _take(self, message: str) -> None:
         """Raises what went wrong, unless a person can read it and go on."""
         try:
-            if message.startswith("/"):
-                self._command(message)
-            else:
-                self._ask(message)
+            with unseen(self._lines.interactive):
+                if message.startswith("/"):
+                    self._command(message)
+                else:
+                    self._ask(message)
         except HivemintError as error:
             if not self._lines.interactive:
                 raise
@@ -78,9 +79,8 @@ class Talk:
         bill = Bill()
         turns = [*self._turns, {"role": "user", "content": message}]
         try:
-            with unseen(self._lines.interactive):
-                ids = encode(self._how.tokenizer, self._told_first() + turns)
-                answer = ask(self._how, ids, bill, conversation=self._kept)
+            ids = encode(self._how.tokenizer, self._told_first() + turns)
+            answer = ask(self._how, ids, bill, conversation=self._kept)
         finally:
             self._bill.add(bill)  # what failed half-way has cost something too
         self._answers += 1
