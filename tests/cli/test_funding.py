@@ -9,7 +9,6 @@ from hivemint.cli.wallet import account, funding
 from hivemint.protocol.errors import BadInput, HivemintError, SwarmError
 from hivemint.protocol.ids import ONE_CREDIT
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
-from hivemint.protocol.node_name import named
 from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.credits import credits_for
@@ -28,7 +27,7 @@ def test_accounts_are_topped_up_within_a_days_budget(testchain: TestChain) -> No
 
     shown = RUNNER.invoke(account.app, ["fund", "2", "--node", nodes[0], *common])
     assert shown.exit_code == 0, shown.output
-    assert f"the account at {named(nodes[0])}\n  gets 2 HMC" in shown.output
+    assert f"the account at {node_name(nodes[0])} ({nodes[0]})\n  gets 2 HMC" in shown.output
     assert "in all  2 HMC of the wallet's 200 HMC" in shown.output
     assert "2 HMC deposited in 1 account" in shown.output
 
