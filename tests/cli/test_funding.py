@@ -9,6 +9,7 @@ from hivemint.cli.wallet import account, funding
 from hivemint.protocol.errors import BadInput, HivemintError, SwarmError
 from hivemint.protocol.ids import ONE_CREDIT
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
 from support.chain import TestChain
 from support.credits import credits_for
