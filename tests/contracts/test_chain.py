@@ -172,7 +172,7 @@ def test_the_clock_of_a_development_chain() -> None:
 
 async def test_dev_accounts_are_funded(contracts: Bindings) -> None:
     assert dev_signers(1)[0].address == "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
-    assert await contracts.chain.balance(dev_signers()[15].address) == 10_000 * COIN
+    assert await contracts.chain.balance(dev_signers()[15].address) > 9_990 * COIN, "less what other tests have spent"
 
 
 async def test_a_transaction_is_not_sent_twice_when_its_answer_is_lost(

@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from hivemint.cli import console
+from hivemint.cli.terminal.screen import Terminal
 from hivemint.model import companions
 from hivemint.protocol.errors import HivemintError, ModelError
 from hivemint.protocol.text import plain
@@ -18,7 +18,8 @@ EVIL = "[/x][bold]\x1b[2J\x1b]0;title\x07\u202ereversed\r\n\\[red]"
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     seen = io.StringIO()
     for name in ("out", "err"):
-        monkeypatch.setattr(console, name, Console(file=seen, force_terminal=True, width=200, color_system="standard"))
+        shown = Terminal(file=seen, force_terminal=True, width=200, color_system="standard")
+        monkeypatch.setattr(console, name, shown)
     return seen
 
 

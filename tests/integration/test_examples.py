@@ -70,7 +70,8 @@ def test_the_notebook_cell_by_cell(localnet: RealNet) -> None:
     assert "SwarmModelForCausalLM(SmolLM2-135M-Instruct" in said
     assert "without a wallet, donated work only" in said
     assert "The capital of France is Paris" in said
-    assert "20 tokens after 5, donated lane" in said
+    assert "20 tokens, by " in said
+    assert "donated lane" in said
     assert "spent: 0 wei" in said
 
 

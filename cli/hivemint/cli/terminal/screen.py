@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -16,10 +17,12 @@ WIDEST = 400
 class Terminal(Console):
     """A terminal. A dumb one has a width too, and a reader that has gone is an error for the command to end with."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
+    def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
+        """`settings` are rich's."""
         dumb = os.environ.get("TERM") == "dumb"  # rich would take 80 columns for it, whatever it has
         size = shutil.get_terminal_size() if dumb else None
-        super().__init__(stderr=stderr, width=size and size.columns, height=size and size.lines)
+        place: dict[str, Any] = {"width": size and size.columns, "height": size and size.lines}
+        super().__init__(stderr=stderr, **place | settings)
 
     @property
     def has_edge(self) -> bool:

@@ -183,16 +183,16 @@ async def _deposit(
 ) -> _Done:
     deposits, found = await _planned(asked, contracts, asked.payee or signer.address, days)
     has, total = await contracts.token.balance(signer.address), sum(deposits.values())
-    if not as_json:
-        _preview(deposits, found, has, days)
-    if not deposits:
-        return _Done(None, deposits, found)
     if has < total:
         raise BadInput(
             "This wallet has too few credits",
             why=f"the deposit is {format_credits(total)} in all, {signer.address} has {format_credits(has)}",
             next_step="deposit less, or get some: " + "; ".join(ways_to_credits(asked.network, signer.address)),
         )
+    if not as_json:
+        _preview(deposits, found, has, days)
+    if not deposits:
+        return _Done(None, deposits, found)
     _consent(ask)
     if days is not None:
         days.take(total)  # before it is sent: what a crash leaves open counts as spent
