@@ -19,7 +19,7 @@ from hivemint.model.local_models import LocalModel
 from hivemint.testnet.devchain import DevChain
 from hivemint.testnet.localnet import Layout, LocalNet
 from hivemint.testnet.processes import hivemint
-from support.pty_session import PtySession
+from support.terminal import Terminal
 
 pytest_plugins = ["support.models"]
 COIN = 10**18
@@ -65,17 +65,17 @@ def operators(environment: dict[str, str], net: LocalNet) -> set[str]:
 
 def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None:
     command = hivemint("node", "start", net.model.name)
-    with PtySession(command, environment, columns=80) as terminal:
+    with Terminal(command, environment, columns=80) as terminal:
         terminal.expect("Network file")
-        terminal.send("/nowhere/network.toml")
+        terminal.press("/nowhere/network.toml\n")
         terminal.expect("cannot be read")
-        terminal.send(str(net.network_file))
+        terminal.press(str(net.network_file) + "\n")
         terminal.expect("Its name [node]")
-        terminal.send("")
+        terminal.press("\n")
         terminal.expect("Password of node")
-        terminal.send("correct horse")
+        terminal.press("correct horse\n")
         terminal.expect("Once more")
-        terminal.send("correct horse")
+        terminal.press("correct horse\n")
         asked = terminal.expect("hivemint testnet faucet node")
         assert re.search(r"holds 0 coins; a node needs 1\.\d+ coins: 1 coin of stake, which stay yours", asked)
         (address,) = set(re.findall(r"0x[0-9a-fA-F]{40}", asked))
@@ -91,13 +91,13 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
             "Register, bond and serve these blocks?",
         ):
             assert part in question
-        terminal.send("")
+        terminal.press("\n")
         terminal.expect("registered, 1 coin bonded")
         terminal.expect("your ask is 5 times the cheapest", 180)
         assert address in operators(environment, net)
         running = told(environment, net, "node", "status", "--wallet", "node")
         assert (running["running"], running["bonded_wei"]) == (True, COIN)
-        terminal.interrupt()
+        terminal.press("\x03")
         last = terminal.expect("nothing is left to collect")
         assert "are not served any more" in last
         assert address not in operators(environment, net), "its record was taken back"
@@ -111,12 +111,12 @@ def test_the_second_start_asks_for_the_password_alone(net: LocalNet, environment
     """With --blocks, and registered by the first line: nothing is left to ask."""
     words = ("--network", str(net.network_file), "--wallet", "alice-node", "--blocks", "0:1")
     mine = environment | {"HIVEMINT_HOME": str(net.home.root)}
-    with PtySession(hivemint("node", "start", net.model.name, *words), mine) as terminal:
+    with Terminal(hivemint("node", "start", net.model.name, *words), mine) as terminal:
         terminal.expect("Password of alice-node")
-        terminal.send("wrong")
+        terminal.press("wrong\n")
         terminal.expect("is wrong")
         terminal.expect("Password of alice-node")
-        terminal.send("hivemint")
+        terminal.press("hivemint\n")
         terminal.expect("Another node on this machine serves with", 120)
-        assert "[Y/n]" not in terminal.text
+        assert "[Y/n]" not in terminal.shown
         assert terminal.ended() != 0

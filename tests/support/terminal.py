@@ -40,7 +40,7 @@ class Terminal:
             command, stdin=slave, stdout=slave, stderr=slave, env=known, start_new_session=True, preexec_fn=_control
         )
         os.close(slave)
-        self._raw = b""
+        self._raw, self._expected = b"", 0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -72,13 +72,28 @@ class Terminal:
             time.sleep(0.05)
         raise TimeoutError(f"{pattern!r} was not shown:\n{self.shown[since:]}")
 
+    def expect(self, words: str, within: float = PATIENCE) -> str:
+        """What was shown since the last call, up to `words`, wrapped and framed as it may be. Raises TimeoutError."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            running, news = self._reader.is_alive(), self.shown[self._expected :]
+            if (at := _flat(news).find(words)) >= 0:
+                self._expected += len(news)
+                return _flat(news)[: at + len(words)]
+            if not running:
+                break
+            time.sleep(0.05)
+        raise TimeoutError(f"{words!r} was not shown:\n{self.shown[-3000:]}")
+
     def answer(self, text: str, pattern: str) -> str:
         """Type and wait for what comes of it."""
         return self.wait(pattern, self.press(text))
 
     def ended(self) -> int:
-        """The exit status, as soon as there is one."""
-        return self._process.wait(PATIENCE)
+        """The exit status, as soon as there is one; all that it showed has been read."""
+        status = self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
 
     def __enter__(self) -> Self:
         return self
@@ -105,3 +120,8 @@ def _control() -> None:
     """The terminal becomes the process's own, and Ctrl-C a signal to it, also where this run itself ignores that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _flat(text: str) -> str:
+    """Without line breaks and frames: a text may be wrapped anywhere."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())

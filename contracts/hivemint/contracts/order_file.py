@@ -19,7 +19,7 @@ from eth_utils.address import is_checksum_address
 from hivemint.contracts.bindings.token import Permit
 from hivemint.protocol.eip712 import Delegation, Domain, Release
 from hivemint.protocol.errors import BadInput, ConfigError, ProofError
-from hivemint.protocol.home import write_private
+from hivemint.protocol.home import read_small, write_private
 from hivemint.protocol.ids import Address, Credits, Signature
 from hivemint.protocol.orders import CancelThaw, Close, Fund, Revoke, Thaw, Withdraw
 from hivemint.protocol.receipt import Countersigned, SignedReceipt, SignedVoucher, check_signature, check_voucher
@@ -124,14 +124,7 @@ def from_json(data: bytes) -> SignedOrder:
 
 def read(path: Path) -> SignedOrder:
     """Raises BadInput, ProofError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LIMIT + 1)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read", why=error.strerror or str(error)) from None
-    if len(data) > _LIMIT:
-        raise BadInput(f"{path} is no signed order", why=f"it is larger than {_LIMIT} bytes")
-    return from_json(data)
+    return from_json(read_small(path, _LIMIT, "signed order"))
 
 
 def write(path: Path, signed: SignedOrder) -> None:

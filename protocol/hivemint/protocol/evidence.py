@@ -17,7 +17,7 @@ from eth_utils.address import is_checksum_address
 
 from hivemint.protocol.eip712 import Domain
 from hivemint.protocol.errors import BadInput, ProofError
-from hivemint.protocol.home import private_folder, write_private
+from hivemint.protocol.home import private_folder, read_small, write_private
 from hivemint.protocol.ids import Address
 from hivemint.protocol.receipt import CheckedReceipt, SignedReceipt, check_signature
 
@@ -72,14 +72,7 @@ def from_json(data: bytes) -> Equivocation:
 
 def read(path: Path) -> Equivocation:
     """Raises BadInput, ProofError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LIMIT + 1)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read", why=error.strerror or str(error)) from None
-    if len(data) > _LIMIT:
-        raise BadInput(f"{path} is no evidence", why=f"it is larger than {_LIMIT} bytes")
-    return from_json(data)
+    return from_json(read_small(path, _LIMIT, "evidence"))
 
 
 def keep(folder: Path, proof: Equivocation) -> Path | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import platformdirs
 
-from hivemint.protocol.errors import ConfigError
+from hivemint.protocol.errors import BadInput, ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -94,6 +94,23 @@ def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
             os.link(temporary, path)  # unlike a rename, it fails where a file already is
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def read_small(path: Path, limit: int, what: str) -> bytes:
+    """All of a file that somebody else may have written, of `limit` bytes at most. `what`: what it should be.
+
+    Raises BadInput, also for what is no regular file: a pipe might never end.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is no {what}", why="it is no regular file")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read", why=error.strerror or str(error)) from None
+    if len(data) > limit:
+        raise BadInput(f"{path} is no {what}", why=f"it is larger than {limit} bytes")
+    return data
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:

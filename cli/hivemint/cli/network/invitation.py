@@ -16,7 +16,7 @@ import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, emit, need, out, shown
 from hivemint.protocol.errors import BadInput, ConfigError
-from hivemint.protocol.home import Home, check_name, private_folder, write_private
+from hivemint.protocol.home import Home, check_name, private_folder, read_small, write_private
 from hivemint.protocol.network import Network
 
 LARGEST = 64 << 20
@@ -108,13 +108,7 @@ def accept(invitation: Invitation, home: Home) -> Network:
 
 
 def _read(file: Path) -> Invitation:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(LARGEST + 1)
-    except OSError as error:
-        raise ConfigError(f"The file {file} cannot be read", why=error.strerror or str(error)) from None
-    if len(content) > LARGEST:
-        raise BadInput(f"{file} is no invitation", why=f"it has more than {LARGEST} bytes", next_step=_NOT_ONE)
+    content = read_small(file, LARGEST, "invitation")
     try:
         found = msgspec.json.decode(content, type=Invitation)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
