@@ -185,7 +185,7 @@ def test_what_is_no_invitation_is_told_as_that(content: bytes, tmp_path: Path) -
     (tmp_path / "x.invite").write_bytes(content)
     with pytest.raises(BadInput, match="no invitation"):
         _read(tmp_path / "x.invite")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(BadInput, match="cannot be read"):
         _read(tmp_path / "none.invite")
 
 
