@@ -9,7 +9,7 @@ from hivemint.contracts.bindings import Bindings, ClaimSkip, Donation, Skip, Sta
 from hivemint.contracts.chain import Chain, Reverted, Transfer
 from hivemint.protocol.credits import mintable
 from hivemint.protocol.eip712 import Delegation, Domain, Pardon, Release, Strike
-from hivemint.protocol.errors import BadInput, ProofError
+from hivemint.protocol.errors import BadInput, ChainError, ProofError
 from hivemint.protocol.ids import ONE_CREDIT, Address, Credits, PeerId
 from hivemint.protocol.keccak import keccak
 from hivemint.protocol.orders import CancelThaw, Close, Fund, Revoke, Thaw, Withdraw
@@ -350,3 +350,17 @@ async def test_a_deposit_that_cannot_be_is_told_before_anything_is_sent(contract
         await contracts.settlement.fund(pair.client, {pair.node.address: 101 * ONE_CREDIT})
     with pytest.raises(BadInput, match="nothing to deposit"):
         await contracts.settlement.fund(pair.client, {})
+
+
+@pytest.mark.parametrize("said", [0, -1, 2**255])
+async def test_an_epoch_of_no_length_is_no_answer(
+    contracts: Bindings, said: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that counts epochs divides by it."""
+
+    async def liar(*_: object) -> int:
+        return said
+
+    monkeypatch.setattr(contracts.emission, "read", liar)
+    with pytest.raises(ChainError, match="length of an epoch"):
+        await contracts.emission.epoch_seconds()

@@ -11,10 +11,12 @@ from web3.types import BlockIdentifier
 from hivemint.contracts.bindings.base import Binding, decoding, halves
 from hivemint.contracts.chain import Mined
 from hivemint.protocol.eip712 import Session
-from hivemint.protocol.errors import ProofError
+from hivemint.protocol.errors import ChainError, ProofError
 from hivemint.protocol.ids import Address, Credits, SessionId
 from hivemint.protocol.receipt import Countersigned
 from hivemint.protocol.signing import Signer
+
+_LONGEST_EPOCH = 366 * 86_400
 
 
 class ClaimSkip(IntEnum):
@@ -144,8 +146,11 @@ class Emission(Binding):
         return int(await self.read("currentEpoch"))
 
     async def epoch_seconds(self) -> int:
-        """EPOCH: epoch number = time / EPOCH."""
-        return int(await self.read("EPOCH"))
+        """EPOCH: epoch number = time / EPOCH. Raises ChainError for a length that no contract of ours has."""
+        length = int(await self.read("EPOCH"))
+        if not 1 <= length <= _LONGEST_EPOCH:
+            raise ChainError("The chain tells no length of an epoch", why=f"it says {length} s")
+        return length
 
     async def session_digest(self, session: Session) -> SessionId:
         """The contract's own session id."""
