@@ -93,6 +93,7 @@ def _child(work: Path, tests: Sequence[str]) -> None:
     import pytest
 
     words = ["-q", "-x", "--hypothesis-seed=0", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-rfE"]
+    words += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that came with the libraries
     code = pytest.main([*words, *(f"tests/{test}" for test in tests)])
     sys.stdout.flush()
     os._exit(int(code))
