@@ -153,3 +153,41 @@ def test_with_json_every_word_is_answered_by_one_document(chat: Chat, capsys: py
     assert told[0]["commands"].keys() == COMMANDS.keys()
     assert (told[1]["text"], told[1]["spent_wei"]) == ("yes", 7)
     assert told[2] == {"command": "/cost", "answers": 1, "prompt_tokens": 3, "tokens": 1, "spent_wei": 7}
+
+
+@pytest.mark.parametrize("message", ["/save talk.json", "/lane 16x"])
+def test_a_line_of_a_pipe_writes_no_file_and_sets_no_price(
+    chat: Chat, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = chat.swarm.settings
+    with pytest.raises(BadInput, match="is for a terminal"):
+        chat.run("hello", message, interactive=False, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+    assert chat.swarm.settings is before
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "a\0b", "x" * 300])
+def test_a_name_that_no_file_has_keeps_the_talk(chat: Chat, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    chat.run("one", f"/save {name}", "two")
+    assert "cannot be written" in capsys.readouterr().err
+    assert len(chat.asked) == 2
+
+
+def test_a_saved_talk_commands_no_terminal(chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chat.run("\x1b]0;title\x07\u202ereversed", "/save talk.md", "/save talk.json")
+    for name in ("talk.md", "talk.json"):
+        text = (tmp_path / name).read_text()
+        assert "reversed" in text
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+
+
+def test_ctrl_c_within_a_word_keeps_the_talk(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "means_of", interrupted)
+    monkeypatch.setattr(Talk, "_cost", interrupted)
+    chat.run("one", "/cost", "two")
+    assert len(chat.asked) == 2

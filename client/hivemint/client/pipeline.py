@@ -12,6 +12,7 @@ import torch
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import HivemintError, SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
+from hivemint.protocol.text import plain
 
 Rows = Literal["all", "last"]
 
@@ -66,7 +67,7 @@ class Plan:
         """One line for people: the way, the lane, the price."""
         way = " -> ".join(f"{hop.name} {hop.first}:{hop.end}" for hop in self.hops)
         price = f"{format_credits(self.cost, digits=9)} for {self.tokens} tokens"
-        return "; ".join([f"{way} ({self.lane} lane)", price, *self.notes])
+        return "; ".join([f"{way} ({self.lane} lane)", price, *(plain(note) for note in self.notes)])
 
 
 class Pipeline(Protocol):

@@ -68,6 +68,10 @@ class Talk:
                     self._command(message)
                 else:
                     self._ask(message)
+        except KeyboardInterrupt:
+            if not self._lines.interactive:
+                raise
+            self._lines.interrupted = True
         except HivemintError as error:
             if not self._lines.interactive:
                 raise
@@ -103,6 +107,12 @@ class Talk:
                 f"There is no {plain(word.splitlines()[0][:40])}" + (f", did you mean {near[0]}?" if near else ""),
                 why="what begins with / is for this program: nothing was sent, and nothing paid",
                 next_step="/help names the words that there are",
+            )
+        if not self._lines.interactive and (word == "/save" or (word == "/lane" and rest.strip())):
+            raise BadInput(
+                f"{word} is for a terminal",
+                why="in a pipe a line may be a stranger's: it writes no file and sets no price",
+                next_step="keep the output of `hivemint chat --json`" if word == "/save" else "pass --bid",
             )
         verb(rest.strip())
 
@@ -156,22 +166,24 @@ class Talk:
         """Raises BadInput where there is nothing to save, or a file already."""
         if not self._turns:
             raise BadInput("Nothing was said yet", next_step="/save when there is something to keep")
-        path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md")).expanduser()
         turns = self._told_first() + self._turns
-        text = json.dumps(turns, indent=1, ensure_ascii=False) if path.suffix == ".json" else self._as_text(turns)
         try:
+            path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md")).expanduser()
+            text = json.dumps(turns, indent=1) if path.suffix == ".json" else self._as_text(turns)
             write_private(path, (text + "\n").encode())
         except FileExistsError:
             raise BadInput(f"{path} is there already", next_step="name another file: /save FILE") from None
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # no such user's home, a name with a zero byte
+            why = getattr(error, "strerror", None) or str(error)
             raise BadInput(
-                f"{path} cannot be written", why=error.strerror or str(error), next_step="name another file: /save FILE"
+                f"{plain(name)} cannot be written", why=why, next_step="name another file: /save FILE"
             ) from None
         self._tell("/save", f"saved in {path}", file=str(path))
 
     def _as_text(self, turns: list[dict[str, str]]) -> str:
         who = {"system": "System", "user": "You", "assistant": self._place.name}
-        return "\n\n".join(f"## {who[one['role']]}\n\n{one['content'].strip()}" for one in turns)
+        said = [(who[one["role"]], plain(one["content"], keep="\n\t").strip()) for one in turns]
+        return "\n\n".join(f"## {name}\n\n{text}" for name, text in said)
 
     def _clear(self, _: str) -> None:
         self._turns = []
