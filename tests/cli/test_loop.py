@@ -50,9 +50,17 @@ class Chat:
     def close(self) -> None:
         self.closed += 1
 
-    def run(self, *messages: str, interactive: bool = True, quiet: bool = False, system: str = "") -> None:
-        model: Any = SimpleNamespace(swarm=self.swarm)
-        place = Joined(model, None, "tiny", None, None)  # type: ignore[arg-type]
+    def run(
+        self,
+        *messages: str,
+        interactive: bool = True,
+        quiet: bool = False,
+        system: str = "",
+        wallet: str | None = None,
+        dry_run: Any = None,
+    ) -> None:
+        model: Any = SimpleNamespace(swarm=self.swarm, dry_run=dry_run)
+        place = Joined(model, None, "tiny", None, wallet)  # type: ignore[arg-type]
         how = Asking(model, None, 5, {}, quiet)
         kept: Any = self
         Talk(place, how, Typed(messages, interactive=interactive), kept, system).run()
@@ -191,3 +199,22 @@ def test_ctrl_c_within_a_word_keeps_the_talk(chat: Chat, monkeypatch: pytest.Mon
     monkeypatch.setattr(Talk, "_cost", interrupted)
     chat.run("one", "/cost", "two")
     assert len(chat.asked) == 2
+
+
+def test_a_bid_that_finds_no_way_is_not_kept(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    def no_way(*_: object, **__: object) -> None:
+        assert str(chat.swarm.settings.bid) == "2x", "the plan is that of the new bid"
+        raise SwarmError("The escrow accounts do not cover a paid route")
+
+    chat.run("/lane 2x", "one", wallet="bob", dry_run=no_way)
+    assert "do not cover" in capsys.readouterr().err
+    assert str(chat.swarm.settings.bid) == "auto"
+    assert len(chat.asked) == 1
+
+
+def test_an_answer_that_breaks_off_tells_what_it_has_cost(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    chat.error = SwarmError("The node went away")
+    chat.run("one")
+    told = capsys.readouterr().err
+    assert "broke off: 1 tokens, 0.000000000000000007 HMC" in told
+    assert "went away" in told

@@ -64,3 +64,11 @@ def test_a_stranger_s_text_brings_no_markup_into_lines(monkeypatch: pytest.Monke
     text = printed(monkeypatch, 20, "node", "name", "more", rows=[("[red]x[/]", "\x1b[31my" * 9, "z")])
     assert "[red]x[/]" in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", range(20, 140, 7))
+def test_no_cell_is_broken_at_any_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    row = ("mellow-juniper-aaaa", ADDRESS[:12], "fp32/fp32/fp32", "112.6", "0.000000020 HMC")
+    names = ("node", "operator", "weights/computation/wire", ">tokens a second", ">ask a token and block")
+    text = printed(monkeypatch, width, *names, rows=[row, row])
+    assert all(text.count(cell) == 2 for cell in row)

@@ -107,7 +107,7 @@ class OneMachine(RuleBasedStateMachine):
             set_aside=0,
             max_rows=ROWS,
             max_ahead=AHEAD,
-            max_tokens=512,
+            max_session_tokens=512,
             max_wait=0.01,
         )
         host: Any = Found(self.stage.client, self.node)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any, Literal, TextIO, cast
 
 import msgspec
 import structlog
@@ -65,8 +65,10 @@ def table(title: str, *columns: str, rows: Sequence[tuple[str | Text, ...]]) -> 
     view = Table(
         title=shown(title), title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
     )
-    for column, name in zip(columns, names, strict=True):
-        view.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+    for at, (column, name) in enumerate(zip(columns, names, strict=True)):
+        widest = max((line.cell_len for row in cells for line in row[at].split()), default=0)
+        side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        view.add_column(name, justify=side, min_width=widest, overflow="fold")  # the names above break, no cell does
     for row in cells:
         view.add_row(*row)
     return out.print_whole(view)

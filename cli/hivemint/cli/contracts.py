@@ -352,7 +352,8 @@ def _show_params(network: Network, told: dict[str, Any]) -> None:
             for model, rate in told["rates"].items()
         ),
     ]
-    table(f"\nIn epoch {told['epoch']}", "number", ">value", "meaning", rows=rows)
+    out.print()
+    table(f"In epoch {told['epoch']}", "number", ">value", "meaning", rows=rows)
     for change in told["scheduled"]:
         out.print(f"  from epoch {change['epoch']}: {change['what']} = {change['value']}", highlight=False)
     out.print(f"\nowner      {_owner(told)}", highlight=False, soft_wrap=True)

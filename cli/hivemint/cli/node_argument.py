@@ -19,8 +19,14 @@ def operator_of(text: str, network: Network, *, wallet: str | None = None, quiet
     A name is no proof of who it is: the address that it stands for is told, unless `quiet`. Raises BadInput for what
     is neither, and for a name that nobody or more than one has; ChainError.
     """
-    if not reads_as_name(text):
+    if text.startswith("0x"):
         return check_address(text)
+    if not reads_as_name(text):
+        raise BadInput(
+            f"{text!r} is no node's name and not an address",
+            why="a name is like candid-quail-52d6 or its beginning, an address like 0x and 40 hex digits",
+            next_step="`hivemint swarm status` names the nodes",
+        )
     client = Keystores().find(wallet).address if wallet else None
     known: list[Address] = run_async(_accounts(network, client) if client else _registered(network))
     found = one_of(text, known, f"accounts of {wallet}" if wallet else f"nodes of {network.name}")

@@ -132,7 +132,7 @@ class ClientSettings(Settings):
     """Steps in flight at a node, whatever it offers; one until it has delivered to this client."""
     max_rows: Annotated[int, Field(ge=1, le=16_384)] = 512
     """Positions of a step, whatever a node offers."""
-    max_tokens: Annotated[int, Field(ge=1)] = 1 << 20
+    max_session_tokens: Annotated[int, Field(ge=1)] = 1 << 20
     """Positions of a session, whatever a node offers."""
     max_backward: Annotated[int, Field(ge=0, le=16_384)] = 2048
     """Positions of a step backward, whatever a node offers."""

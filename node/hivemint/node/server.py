@@ -268,7 +268,7 @@ def _need(span: Span) -> Need | None:
 
 def _offer(kit: Kit, settings: NodeSettings, need: Need | None) -> Offer:
     span = kit.span
-    most = min(settings.max_tokens or span.max_positions, span.max_positions)
+    most = min(settings.max_session_tokens or span.max_positions, span.max_positions)
     backward = 0 if need is None else need.most_rows(free_share(span.device), min(settings.max_backward, most))
     return Offer(
         operator=kit.signer.address,

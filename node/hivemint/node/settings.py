@@ -59,7 +59,7 @@ class NodeSettings(Settings):
     """`cpu`, `cuda` or `cuda:1`."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 = the cores that are free now."""
-    max_tokens: Annotated[int, Field(ge=0)] = 0
+    max_session_tokens: Annotated[int, Field(ge=0)] = 0
     """K/V room of one session; 0 = the model's positions."""
     max_rows: Annotated[int, Field(ge=1, le=16_384)] = 512
     """Token positions a step."""

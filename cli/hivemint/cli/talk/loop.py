@@ -85,6 +85,10 @@ class Talk:
         try:
             ids = encode(self._how.tokenizer, self._told_first() + turns)
             answer = ask(self._how, ids, bill, conversation=self._kept)
+        except HivemintError:
+            if bill.tokens and not self._how.quiet:
+                say(f"broke off: {bill}")
+            raise
         finally:
             self._bill.add(bill)  # what failed half-way has cost something too
         self._answers += 1
@@ -148,11 +152,17 @@ class Talk:
             chosen = Bid.parse(bid)
             if self._place.wallet is None and chosen.kind not in ("free", "auto"):
                 raise BadInput("No wallet", why=f"the bid is {chosen}", next_step="begin again with --wallet NAME")
-            if self._place.wallet is not None:
-                swarm.settings = swarm.settings.model_copy(update={"bid": chosen})
-            self._kept.close()  # the next answer opens its sessions anew, at the new price
+        before = swarm.settings
+        if bid and self._place.wallet is not None:
+            swarm.settings = before.model_copy(update={"bid": chosen})
         ids = encode(self._how.tokenizer, [*self._told_first(), *self._turns, {"role": "user", "content": "Hello"}])
-        plan = self._place.model.dry_run(ids, max_new_tokens=self._how.max_tokens)
+        try:
+            plan = self._place.model.dry_run(ids, max_new_tokens=self._how.max_tokens)
+        except HivemintError:
+            swarm.settings = before  # a bid that finds no way would end every later answer
+            raise
+        if bid:
+            self._kept.close()  # the next answer opens its sessions anew, at the new price
         told: dict[str, Any] = {"bid": str(swarm.settings.bid), "lane": plan.lane, "unpaid": plain(plan.unpaid)}
         told |= {"notes": [plain(note) for note in plan.notes], "nodes": hops(plan.hops), "tokens": plan.tokens}
         self._tell("/lane", f"bid {told['bid']}: {plain(str(plan))}", **told, cost_wei=int(plan.cost))

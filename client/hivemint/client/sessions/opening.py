@@ -51,7 +51,7 @@ def within(greeting: Greeting, settings: ClientSettings) -> Greeting:
     named = greeting.terms.limits
     cut = msgspec.structs.replace(
         named,
-        tokens=min(named.tokens, settings.max_tokens),
+        tokens=min(named.tokens, settings.max_session_tokens),
         rows=min(named.rows, settings.max_rows),
         ahead=min(named.ahead, settings.max_ahead),
         backward_rows=min(named.backward_rows, settings.max_backward),

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Select, Table, select
+from sqlalchemy import Select, Table, func, select
 
 from hivemint.ledger.books.earnings import DAY, HOUR
 from hivemint.ledger.explorer import documents
@@ -25,7 +25,7 @@ from hivemint.ledger.explorer.documents import (
 from hivemint.ledger.explorer.indexer import Indexer
 from hivemint.ledger.explorer.statements import Statements
 from hivemint.ledger.store.database import reading
-from hivemint.ledger.store.tables import balances, epochs, escrows, events, registrations, shares
+from hivemint.ledger.store.tables import balances, blocks, epochs, escrows, events, registrations, shares
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.network import Network
 
@@ -170,8 +170,13 @@ class Explorer:
         return found
 
     def _earned_lately(self, node: str) -> dict[str, int]:
-        """What the chain has minted for a node within the last hour and day, by the times of its blocks."""
-        now = time.time()
+        """What the chain has minted for a node within the last hour and day, by the times of its blocks.
+
+        A local chain's clock may run ahead of ours: then that one counts.
+        """
+        newest = select(func.max(blocks.c.time)).where(blocks.c.chain == self.indexer.chain)
+        with reading(self.indexer.engine) as connection:
+            now = max(time.time(), connection.execute(newest).scalar() or 0)
         wanted = _where(self._of(events), events, node=node).where(events.c.name.in_(("Settled", "Minted")))
         wanted = wanted.where(events.c.time >= int(now) - DAY).order_by(events.c.block.desc())
         rows = self._page(wanted, _MOST_EVENTS, 0)
