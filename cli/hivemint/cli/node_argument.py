@@ -23,7 +23,7 @@ def operator_of(text: str, network: Network, *, wallet: str | None = None, quiet
         return check_address(text)
     if not reads_as_name(text):
         raise BadInput(
-            f"{text!r} is no node's name and not an address",
+            f"{text!r} is not an address, and no node's name",
             why="a name is like candid-quail-52d6 or its beginning, an address like 0x and 40 hex digits",
             next_step="`hivemint swarm status` names the nodes",
         )
