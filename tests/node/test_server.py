@@ -91,7 +91,7 @@ async def test_the_first_ask_of_one_that_follows_others_is_within_its_bounds(tin
         host = await Host.start(HostSettings("test"))
         stack.push_async_callback(host.close)
         (folder := tmp_path / "tiny").symlink_to(tiny_folder)
-        bounds = {"ask_auto": True, "ask_floor": 7 * ASK, "ask_ceiling": 9 * ASK}
+        bounds: dict[str, Any] = {"ask_auto": True, "ask_floor": 7 * ASK, "ask_ceiling": 9 * ASK}
         running = await start(folder, 0, FakeFunds(), "floor", host, signer(1003), **bounds)
         stack.push_async_callback(running.journal.close)
         stack.push_async_callback(running.node.close)
