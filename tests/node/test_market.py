@@ -98,6 +98,7 @@ def test_an_ask_follows_within_floor_and_ceiling_in_steps() -> None:
     assert RULE.next(100, rivals((10**9, 5)), at_once=True) == 1000
     assert RULE.next(100, rivals((0, 5)), at_once=True) == 10
     assert RULE.next(0, rivals((500, 5))) == 10
+    assert AskRule(floor=100, ceiling=1000).next(98, rivals((100, 5))) == 100, "no bound is too near to be kept"
 
 
 async def test_a_stakeholder_who_asks_one_wei_pulls_an_ask_to_the_floor_and_no_further() -> None:
@@ -107,6 +108,16 @@ async def test_a_stakeholder_who_asks_one_wei_pulls_an_ask_to_the_floor_and_no_f
         await place.market.look()
         place.now += CHANGE_EVERY
     assert place.ask == RULE.floor
+
+
+async def test_nobody_else_there_the_bounds_still_hold_and_the_first_to_come_is_followed_at_once() -> None:
+    for ask, bound in ((3, RULE.floor), (5000, RULE.ceiling), (300, 300)):
+        place = Place(ask)
+        await place.market.look()
+        assert place.ask == bound
+        place.listed.add(2, 100, COIN)
+        await place.market.look()
+        assert place.ask == 100
 
 
 async def test_an_ask_changes_once_in_a_while_only() -> None:

@@ -85,6 +85,19 @@ async def test_a_node_may_compute_in_one_form_and_speak_another(tiny_folder: Pat
         assert torch.equal(output, span.run([Work(cache, 0, rows.bfloat16())])[0].float())
 
 
+async def test_the_first_ask_of_one_that_follows_others_is_within_its_bounds(tiny_folder: Path, tmp_path: Path) -> None:
+    """What is published before anybody else has been seen."""
+    async with AsyncExitStack() as stack:
+        host = await Host.start(HostSettings("test"))
+        stack.push_async_callback(host.close)
+        (folder := tmp_path / "tiny").symlink_to(tiny_folder)
+        bounds: dict[str, Any] = {"ask_auto": True, "ask_floor": 7 * ASK, "ask_ceiling": 9 * ASK}
+        running = await start(folder, 0, FakeFunds(), "floor", host, signer(1003), **bounds)
+        stack.push_async_callback(running.journal.close)
+        stack.push_async_callback(running.node.close)
+        assert running.node.record().ask == running.node.offer.ask == 7 * ASK
+
+
 async def test_pushed_steps_pass_both_nodes_and_every_head_fits(pair: Pair) -> None:
     client = signer(2)
     last = await pair.open(pair.second, client)

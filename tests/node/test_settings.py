@@ -9,6 +9,7 @@ from hivemint.node.settings import NodeSettings
 from hivemint.node.span.precision import COMPUTE, Precision
 from hivemint.node.span.span import Span
 from hivemint.protocol.errors import ConfigError, ModelError
+from hivemint.protocol.home import Home
 from hivemint.protocol.ids import BlockIndex
 
 pytest_plugins = ["support.tiny"]
@@ -59,3 +60,38 @@ def test_what_the_engine_knows_can_be_set(name: str) -> None:
 def test_other_words_are_refused_by_name(setting: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"The setting {setting}"):
         NodeSettings.load(None, **{setting: value})
+
+
+UHMC = 10**12
+
+
+@pytest.mark.parametrize(
+    ("file", "variables", "flags", "auto", "ask"),
+    [
+        ("ask_auto = true", {}, {"ask": "5 uHMC"}, False, 5 * UHMC),
+        ("", {"ASK_AUTO": "true"}, {"ask": "5 uHMC"}, False, 5 * UHMC),
+        ('ask = "auto"', {"ASK": "5 uHMC"}, {}, False, 5 * UHMC),
+        ('ask = "auto"', {"ASK_AUTO": "false"}, {}, False, 10**11),
+        ('ask = "5 uHMC"', {"ASK_AUTO": "true"}, {}, True, UHMC),
+        ('ask = "5 uHMC"', {"ASK": " Auto"}, {}, True, 10**11),
+        ("", {"ASK": "5 uHMC"}, {"ask": "auto"}, True, 10**11),
+        ("", {"ASK": "0.2 uHMC", "ASK_AUTO": "true"}, {}, True, UHMC // 5),
+        ('ask_floor = "0.3 uHMC"', {}, {"ask": "auto"}, True, 3 * UHMC // 10),
+        ('ask_ceiling = "50 nHMC"', {}, {"ask": "auto"}, True, UHMC // 20),
+        ('ask_floor = "0.3 uHMC"', {}, {}, False, 10**11),
+    ],
+)
+def test_an_ask_and_one_that_follows_the_higher_source_decides(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    variables: dict[str, str],
+    flags: dict[str, str],
+    auto: bool,
+    ask: int,
+) -> None:
+    (tmp_path / "config.toml").write_text(f"[node]\n{file}\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"HIVEMINT_{name}", value)
+    found = NodeSettings.load(Home(tmp_path), **flags)
+    assert (found.ask_auto, found.first_ask) == (auto, ask)

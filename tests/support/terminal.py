@@ -76,10 +76,10 @@ class Terminal:
         """What was shown since the last call, up to `words`, wrapped and framed as it may be. Raises TimeoutError."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
-            running, news = self._reader.is_alive(), self.shown[self._expected :]
-            if (at := _flat(news).find(words)) >= 0:
-                self._expected += len(news)
-                return _flat(news)[: at + len(words)]
+            running, flat, since = self._reader.is_alive(), _flat(self.shown), self._expected
+            if (at := flat.find(words, since)) >= 0:
+                self._expected = at + len(words)  # not all that came: the next words may be in it already
+                return flat[since : self._expected]
             if not running:
                 break
             time.sleep(0.05)

@@ -7,7 +7,8 @@ once with its lowest ask, and not this node's own. The rule of `ask = "auto"`:
     at most one change in CHANGE_EVERY, by a factor of STEP at most, and none that is smaller than SMALL
 
 The weight makes a price that many small operators name together worth no more than the stake behind them; floor and
-step keep one who asks 1 wei from pulling the others down with it. Nobody else there: the ask stays.
+step keep one who asks 1 wei from pulling the others down with it. Nobody else there: the ask
+stays, within the same bounds.
 """
 
 import asyncio
@@ -56,16 +57,21 @@ class AskRule:
     ceiling: int
 
     def next(self, ask: int, rivals: Iterable[Rival], *, at_once: bool = False) -> int:
-        """The ask after this look; the same if there is nothing to follow. `at_once`: in one step, however wide."""
+        """The ask after this look, always within floor and ceiling; with nothing to follow the same. `at_once`: in one
+        step, however wide.
+        """
         usual = median(rivals)
         if usual is None:
-            return ask
-        target = min(max(usual, self.floor), self.ceiling)
+            return self.within(ask)
+        target = self.within(usual)
         if abs(target - ask) <= SMALL * ask:
-            return ask
+            return self.within(ask)
         if not at_once:
             target = min(max(target, ask // STEP), max(1, ask * STEP))
-        return min(max(target, self.floor), self.ceiling)
+        return self.within(target)
+
+    def within(self, ask: int) -> int:
+        return min(max(ask, self.floor), self.ceiling)
 
 
 class Market:
@@ -96,7 +102,8 @@ class Market:
             return
         ask = self._ask()
         if (new := self.rule.next(ask, self.rivals, at_once=self._changed < 0)) != ask:
-            self._changed = self._clock()
+            if self.rivals:  # coming within the bounds follows nobody: the first to follow still is followed at once
+                self._changed = self._clock()
             self._reprice(Credits(new))
 
     async def run(self) -> None:

@@ -277,7 +277,7 @@ def _offer(kit: Kit, settings: NodeSettings, need: Need | None) -> Offer:
         first=span.first,
         end=span.end,
         numerics=(numerics(span, settings.wire),),
-        ask=Credits(settings.ask),
+        ask=Credits(settings.first_ask),
         limits=Limits(
             tokens=most,
             rows=min(settings.max_rows, most),

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from hivemint.protocol.credits import parse_credits
 from hivemint.protocol.errors import BadInput
@@ -114,11 +115,19 @@ class NodeSettings(Settings):
     hung_least: Annotated[float, Field(gt=0)] = 30.0
     """But not before so many seconds: a busy machine or a kernel's first compilation is no hang. Clients wait 60."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *args: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """In each source `ask` says whether the node follows others: it goes before an `ask_auto` of a lower one."""
+        found = super().settings_customise_sources(settings_cls, *args, **sources)
+        return tuple(InitSettingsSource(settings_cls, _auto(source())) for source in found)
+
     @model_validator(mode="before")
     @classmethod
-    def _auto(cls, given: Any) -> Any:
-        if isinstance(given, dict) and str(given.get("ask", "")).strip().lower() == "auto":
-            return {name: value for name, value in given.items() if name != "ask"} | {"ask_auto": True}
+    def _no_amount(cls, given: Any) -> Any:
+        if isinstance(given, dict) and _is_auto(given.get("ask")):
+            return {name: value for name, value in given.items() if name != "ask"}
         return given
 
     @model_validator(mode="after")
@@ -126,6 +135,11 @@ class NodeSettings(Settings):
         if self.ask_floor > self.ask_ceiling:
             raise ValueError("ask_floor is above ask_ceiling")
         return self
+
+    @property
+    def first_ask(self) -> int:
+        """Until others have been seen."""
+        return min(max(self.ask, self.ask_floor), self.ask_ceiling) if self.ask_auto else self.ask
 
     @property
     def fees(self) -> "FeeCeiling":
@@ -143,6 +157,17 @@ class NodeSettings(Settings):
             dust=Credits(self.dust),
             credit_price=self.credit_price,
         )
+
+
+def _is_auto(ask: Any) -> bool:
+    return isinstance(ask, str) and ask.strip().lower() == "auto"
+
+
+def _auto(source: dict[str, Any]) -> dict[str, Any]:
+    """One source, with what its `ask` says of `ask_auto`."""
+    if _is_auto(source.get("ask")):
+        return source | {"ask_auto": True}
+    return {"ask_auto": False} | source if "ask" in source else source
 
 
 def free_cores() -> int:

@@ -3,11 +3,12 @@
 It works while the chain is away, and while the node is: then it tells what the books know.
 """
 
-import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from hivemint.cli.console import JsonFlag, NetworkOption, WalletOption, emit, out, run_async, shown, table
 from hivemint.cli.node.live_view import flow_table, next_steps
@@ -16,7 +17,7 @@ from hivemint.cli.node.registering import coins
 from hivemint.cli.transact import load_network
 from hivemint.protocol.credits import format_credits, in_words
 from hivemint.protocol.errors import ChainError, ConfigError
-from hivemint.protocol.home import Home
+from hivemint.protocol.home import Home, read_small
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FRESH = 15.0
 """Seconds after which a node that has written nothing is not said to run: it writes every second."""
+STATUS_SIZE = 1 << 20
 
 
 def status(
@@ -38,7 +40,7 @@ def status(
     folder = home.node(name or wallet)
     seen = last_seen(folder / "status.json")
     told = run_async(_on_chain(network, where, operator)) | running(seen)
-    if seen:
+    if seen is not None:
         told["last_seen"] = seen
     else:
         told["books"] = by_books(folder, where, operator)
@@ -62,33 +64,73 @@ async def _on_chain(path: Path | None, network: Network, operator: Address) -> d
         return {"operator": operator, "registered": None, "chain": str(error)}
 
 
-def last_seen(path: Path) -> dict[str, Any]:
-    """What the node wrote of itself; empty if it never did. Raises ConfigError for a damaged file."""
-    if not path.is_file():
-        return {}
+Time = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]
+"""Up to the year 9999, the last that has a name."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class LastSeen(msgspec.Struct, frozen=True):
+    """What a node wrote of itself, as `node.status.Snapshot` has it. A newer node may tell more: that is left out."""
+
+    model: str
+    blocks: str
+    credits: dict[str, int]
+    reasons: dict[str, str]
+    at: Time = 0.0
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    peer: str = ""
+    addresses: list[str] = []
+    operator: str = ""
+    numerics: str = ""
+    sessions: dict[str, Count] = {}
+    tokens: dict[str, Count] = {}
+    tokens_per_s: float = 0.0
+    wait_s: dict[str, float] = {}
+    kv_free: Count = 0
+    kv_total: Count = 0
+    refusals: dict[str, Count] = {}
+    receipts: dict[str, Count] = {}
+    trouble: dict[str, str] = {}
+    flow: dict[str, int] = {}
+    pay: str = ""
+    ask: int = 0
+    ask_note: str = ""
+    reach: list[tuple[str, str]] = []
+    reach_fix: str = ""
+    network: str = ""
+    started: Time = 0.0
+    stopped: Time = 0.0
+
+    def __post_init__(self) -> None:
+        if max(map(abs, (self.ask, *self.credits.values(), *self.flow.values()))) >= 2**128:  # Meta holds 63 bits
+            raise ValueError("an amount is larger than all credits")
+
+
+def last_seen(path: Path) -> LastSeen | None:
+    """What the node wrote of itself; None if it never did. Raises BadInput for a damaged file."""
+    if not os.path.lexists(path):
+        return None
+    data = read_small(path, STATUS_SIZE, "node's status")
     try:
-        told = json.loads(path.read_text())
-    except ValueError as error:
+        return msgspec.json.decode(data, type=LastSeen)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is damaged", why=str(error), next_step="remove it: a node that runs writes it anew"
+            f"{path} is not a node's status", why=str(error), next_step="remove it: a node that runs writes it anew"
         ) from None
-    if not isinstance(told, dict) or not told.keys() >= {"model", "blocks", "credits", "reasons"}:
-        raise ConfigError(f"{path} is not a node's status", next_step="remove it: a node that runs writes it anew")
-    return told
 
 
-def running(seen: dict[str, Any], now: float | None = None) -> dict[str, Any]:
+def running(seen: LastSeen | None, now: float | None = None) -> dict[str, Any]:
     """`running`, and since when; or when it stopped, and whether it said so."""
     now = time.time() if now is None else now
-    if not seen:
+    if seen is None:
         return {"running": False, "since": None, "state": "never started from this folder"}
-    at = float(seen.get("at", 0.0))
-    if stopped := float(seen.get("stopped") or 0.0):
-        return {"running": False, "since": stopped, "state": f"stopped since {_when(stopped)}"}
-    if _alive(seen.get("pid")) and now - at < FRESH:
-        since = float(seen.get("started") or at)
+    if seen.stopped:
+        return {"running": False, "since": seen.stopped, "state": f"stopped since {_when(seen.stopped)}"}
+    if _alive(seen.pid) and now - seen.at < FRESH:
+        since = seen.started or seen.at
         return {"running": True, "since": since, "state": f"running since {_when(since)}"}
-    return {"running": False, "since": at, "state": f"not running: it ended without a word, last seen {_when(at)}"}
+    ended = f"not running: it ended without a word, last seen {_when(seen.at)}"
+    return {"running": False, "since": seen.at, "state": ended}
 
 
 def by_books(folder: Path, network: Network, operator: Address) -> dict[str, Any]:
@@ -121,16 +163,16 @@ def by_books(folder: Path, network: Network, operator: Address) -> dict[str, Any
 
 def show(told: dict[str, Any]) -> None:
     """State first, then what it earned, then the chain."""
-    seen = told.get("last_seen", {})
+    seen: LastSeen | None = told.get("last_seen")
     rows: list[tuple[str, ...]] = [("state", told["state"]), ("operator", told["operator"])]
-    if seen:
-        rows.append(("blocks", f"{seen['model']} {seen['blocks']}"))
-        rows += [("at", f"{address}: {text}") for address, text in seen.get("reach", [])[:4]]
-        rows += [("for more", seen["reach_fix"])] if seen.get("reach_fix") else []
-        rows += [("ask", f"{in_words(seen['ask'])} a token and block")] if seen.get("ask") else []
-        rows += [("", seen["ask_note"])] if seen.get("ask_note") else []
+    if seen is not None:
+        rows.append(("blocks", f"{seen.model} {seen.blocks}"))
+        rows += [("at", f"{address}: {text}") for address, text in seen.reach[:4]]
+        rows += [("for more", seen.reach_fix)] if seen.reach_fix else []
+        rows += [("ask", f"{in_words(seen.ask)} a token and block")] if seen.ask else []
+        rows += [("", seen.ask_note)] if seen.ask_note else []
     table("node", "", "", rows=rows)
-    flow, reasons = seen.get("flow") or told.get("books", {}), seen.get("reasons", {})
+    flow, reasons = (seen and seen.flow) or told.get("books", {}), seen.reasons if seen else {}
     if flow:
         out.print()
         out.print(flow_table(flow, reasons))
@@ -164,8 +206,8 @@ def _chain_rows(told: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*rows, ("shares by epoch", shares), ("donated work", told["pay"])]
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
+def _alive(pid: int) -> bool:
+    if not pid:
         return False
     try:
         os.kill(pid, 0)

@@ -169,7 +169,7 @@ async def _pay(asked: Deposit, signer: Signer, ask: bool, as_json: bool) -> _Don
         domain = asked.network.domain
         name = f"deposits-{domain.chain_id}-{domain.settlement}-{signer.address}.json"
         days = DailyDeposits(Home.open().client / name)
-        with days.alone():
+        async with days.alone():
             return await _deposit(asked, contracts, signer, ask, as_json, days)
 
 
