@@ -98,8 +98,9 @@ def fund(
 ) -> None:
     """Deposit credits, so that these nodes take your bids. Fund more nodes than one route needs.
 
-    Nodes are dialled first: who does not answer or goes down gets nothing. Nodes, sum and what it buys are shown; at a
-    terminal it asks before it pays. In a script, the amount or the budget on the command line is the consent.
+    Nodes are dialled first: who does not answer or goes down gets nothing; nor does who asks more than your price
+    ceiling, unless you name it with --node and without --auto. Nodes, sum and what it buys are shown; at a terminal it
+    asks before it pays. In a script, the amount or the budget on the command line is the consent.
     """
     place, payee = load_network(network), check_address(client) if client else None
     _check(auto, amount, keep, budget, payee, bool(sign_only))
@@ -206,11 +207,15 @@ async def _deposit(
 async def _planned(
     asked: Deposit, contracts: "Bindings", client: Address, days: DailyDeposits | None = None
 ) -> tuple[dict[Address, int], Candidates]:
-    found = await candidates(asked.network, contracts, client, asked.named, asked.model, asked.dial)
+    by_hand = bool(asked.named) and days is None  # a node that is named in so many words may ask what it likes
+    found = await candidates(
+        asked.network, contracts, client, asked.named, asked.model, asked.dial, within_ceiling=not by_hand
+    )
     if days is None:
         return dict.fromkeys(found.nodes, asked.each), found
     left = {node: found.funds[node].left for node in found.nodes}
-    chosen = top_ups(left, asked.keep, max(0, asked.budget - days.today))
+    asks = {node: ask for node in found.nodes if (ask := found.ask(node)) is not None}
+    chosen = top_ups(left, asked.keep, max(0, asked.budget - days.today), asks)
     return chosen, found
 
 
