@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +174,28 @@ def test_a_long_signature_is_told_from_a_forged_one() -> None:
     for odd in (long[:64] + b"\0", long[:64] + b"\x1d", short[:63], b"", long[:32] + b"\xff" + long[33:]):
         with pytest.raises(ProofError):
             SignedOrder(DOMAIN, order, odd).signer()
+
+
+def test_an_order_for_stdout_comes_alone_though_it_is_asked_for_at_a_terminal(
+    tmp_path: Path, testchain: TestChain
+) -> None:
+    """`--sign-only - > order.json`: what is shown and asked goes to the terminal, and only the order into the file."""
+    rich = Signer(b"\xa6" * 32)
+    node = asyncio.run(credits_for(testchain, rich, 0xA8))
+    Keystores().add("rich", rich, "correct horse", n=CHEAP_SCRYPT_N)
+    words = ["fund", "2", "--node", node.address, "--sign-only", "-"]
+    place = ["--network", str(testchain.network.path), "--wallet", "rich"]
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"y\n")
+        command = [Path(sys.executable).parent / "hivemint", "account", *words, *place]
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith("{"), done
+    (tmp_path / "order.json").write_text(done.stdout)
+    assert order_file.read(tmp_path / "order.json").kind == "Fund"
+    assert "Deposit? [y/N]" in done.stderr
+    assert "gets 2 HMC" in done.stderr

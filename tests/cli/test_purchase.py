@@ -18,6 +18,13 @@ def test_a_top_up_never_passes_the_budget_and_never_what_is_kept(left: dict[str,
     assert sum(chosen.values()) == min(budget, lacking), "all of the budget is used where accounts lack as much"
 
 
+def test_the_cheapest_is_topped_up_first_and_who_asks_nothing_last() -> None:
+    left = {"absurd": 0, "cheap": 2, "usual": 1, "free": 0, "unknown": 0}
+    asks = {"absurd": 10**18, "cheap": 1, "usual": 2, "free": 0}
+    assert top_ups(left, 10, 17, asks) == {"cheap": 8, "usual": 9}
+    assert list(top_ups(left, 10, 100, asks)) == ["cheap", "usual", "absurd", "free", "unknown"]
+
+
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 10**6)), ACCOUNTS, st.integers(1, 1000))
 def test_so_many_answers_are_paid_and_not_one_more(prices: dict[str, int], left: dict[str, int], tokens: int) -> None:
     count = answers(prices, left, tokens)

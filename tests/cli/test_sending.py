@@ -1,6 +1,7 @@
 """`hivemint wallet send` on a real chain: what arrives, and what is refused before anything is sent."""
 
 import asyncio
+from dataclasses import astuple
 
 import pytest
 
@@ -49,7 +50,8 @@ def test_credits_and_coin_arrive_and_too_much_is_refused_first(testchain: TestCh
         ("poor", "98"): "too few credits",
         ("poor", "60", "--coin"): "too little coin",
         ("rich", "1"): "reach nobody",
-        (testchain.network.contracts.token, "1"): "reach nobody",
+        **{(contract, "1"): "reach nobody" for contract in astuple(testchain.network.contracts)},
+        (testchain.network.contracts.emission, "1", "--coin"): "reach nobody",
         ("poor", "0"): "nothing to send",
         ("poor", "lots"): "not an amount",
         (poor.address[:-1] + ("0" if poor.address[-1] != "0" else "1"), "1"): "not an address",

@@ -56,6 +56,14 @@ def test_a_bid_reads_back_what_it_prints(text: str) -> None:
     assert Bid.parse(str(Bid.parse(text))) == Bid.parse(text)
 
 
+def test_a_bid_counts_capitals_and_commas_as_an_amount_does() -> None:
+    assert Bid.parse("5 mHMC") == Bid("amount", amount=Credits(5 * 10**15))
+    for text, meant in (("5 MHMC", "mHMC"), ("0,0001", "write 0.0001;")):
+        with pytest.raises(BadInput, match="is not a bid") as caught:
+            Bid.parse(text)
+        assert meant in caught.value.next_step
+
+
 def test_zero_is_free() -> None:
     assert Bid.parse("0") == Bid("free")
     with pytest.raises(BadInput):

@@ -1,7 +1,10 @@
 """Amounts as people write and read them."""
 
+import re
+from decimal import Decimal, localcontext
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemint.protocol.credits import (
@@ -56,6 +59,12 @@ def test_shown_amounts(wei: int, text: str) -> None:
         (" 2.5hmc", 25 * ONE_CREDIT // 10),
         ("12 wei", 12),
         ("1e3", 1000 * ONE_CREDIT),
+        ("1,234,567.5", 1_234_567 * ONE_CREDIT + ONE_CREDIT // 2),
+        ("1_000", 1000 * ONE_CREDIT),
+        (".5", ONE_CREDIT // 2),
+        ("2.", 2 * ONE_CREDIT),
+        ("1e-05", ONE_CREDIT // 100_000),
+        ("0e999999", 0),
     ],
 )
 def test_read_amounts(text: str, wei: int) -> None:
@@ -71,6 +80,45 @@ def test_refused_amounts(text: str) -> None:
         parse_credits(text)
     with pytest.raises(BadInput, match="not an amount of coins"):
         parse_coins(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("0,0001", "write 0.0001"),
+        ("0,05", "write 0.05"),
+        ("0,001", "write 0.001"),
+        ("1,5", "write 1.5"),
+        ("1.000,50", "write 1000.50"),
+        ("1,5 mHMC", "write 1.5 mHMC"),
+        ("1,00,000.5", "write e.g. 2.5"),
+    ],
+)
+def test_a_decimal_comma_multiplies_nothing(text: str, meant: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_credits(text)
+    assert caught.value.next_step.startswith(meant)
+
+
+@pytest.mark.parametrize("text", ["0." + "1" * 5000, "1" * 5000, "1e-999999999", "1e999999999", "1e-" + "9" * 50])
+def test_no_amount_is_computed_that_is_too_long_to_be_one(text: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_credits(text)
+    assert len(caught.value.what) < 200
+
+
+@settings(max_examples=1000)
+@given(st.text() | st.from_regex(r"[0-9.,_eE+\- ]{0,30}( ?[muMUn]?[hH]MC| wei)?", fullmatch=True))
+def test_any_text_is_refused_or_reads_back(text: str) -> None:
+    try:
+        wei = parse_credits(text)
+    except BadInput:
+        return
+    assert 0 <= wei < 2**96
+    assert parse_credits(exact_credits(wei)) == wei
+    if re.search(r"[HhWw]", text) is None:
+        with localcontext(prec=100):
+            assert wei == Decimal(text.strip().replace(",", "")).scaleb(18)
 
 
 def test_credits_are_no_coins() -> None:
@@ -120,3 +168,10 @@ def test_units_are_read() -> None:
     assert parse_credits("2 HMC") == 2 * ONE_CREDIT
     with pytest.raises(BadInput):
         parse_coins("20 nHMC")
+
+
+@pytest.mark.parametrize("text", ["5 MHMC", "5MHMC", "1 PHMC", "1 Nhmc"])
+def test_a_capital_letter_is_no_smaller_unit(text: str) -> None:
+    with pytest.raises(BadInput, match="is no unit") as caught:
+        parse_credits(text)
+    assert "mHMC" in caught.value.next_step

@@ -46,11 +46,10 @@ class Bid:
         if plain == "free":
             return cls("free")
         try:
-            amount = parse_credits(plain)
+            amount = parse_credits(text)  # as it is written: a capital M is no thousandth
         except BadInput as error:
-            raise BadInput(
-                f"{text!r} is not a bid", why=error.why, next_step="write auto, free, ask, 2x, or an amount"
-            ) from None
+            next_step = f"{error.next_step}; or auto, free, ask, 2x"
+            raise BadInput(f"{text[:100]!r} is not a bid", why=error.why, next_step=next_step) from None
         return cls("amount", amount=amount) if amount else cls("free")
 
     @property

@@ -3,8 +3,8 @@
 All amounts are integers in wei (1 HMC = 10^18 wei).
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from decimal import Decimal, InvalidOperation
 
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import ONE_CREDIT, Credits
@@ -24,6 +24,14 @@ UNITS: Mapping[str, int] = {
 }
 """Name -> wei, the largest first: parts of a credit as SI has them, with `u` for micro as terminals differ."""
 _ROUGH, _WIDE = 1000, 10**7
+_LONGEST = 100
+"""Characters of an amount, and powers of ten: 2^96 wei are 29 digits, so nothing that can exist is near it."""
+_TOO_FINE = "it is finer than one wei, a 10^-18th"
+# No group of thousands begins with a zero: `0,001` is somebody's thousandth, and must not be read as one.
+_NUMBER = re.compile(
+    r"(?=\.?[0-9])(?P<whole>[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?:_[0-9]{3})+|[0-9]*)"
+    r"(?:\.(?P<decimals>[0-9]*))?(?:[eE](?P<exponent>[+-]?[0-9]{1,12}))?"
+)
 
 
 def mintable(collected: int, fee: int = FEE) -> Credits:
@@ -82,9 +90,9 @@ def exact_credits(amount: int) -> str:
 
 
 def parse_credits(text: str) -> Credits:
-    """`1.5`, `1,000 HMC`, `20 nHMC`, `12 wei`.
+    """`1.5`, `1,000 HMC`, `20 nHMC`, `12 wei`. A comma stands between thousands alone, never before decimals.
 
-    Raises BadInput for anything negative, finer than a wei or above 2^96-1 wei.
+    Raises BadInput for anything else, and for what is negative, finer than a wei or above 2^96-1 wei.
     """
     return Credits(_wei(text, "credits", UNITS))
 
@@ -95,28 +103,51 @@ def parse_coins(text: str) -> int:
 
 
 def _wei(text: str, of: str, units: Mapping[str, int]) -> int:
-    plain = text.strip().lower()
-    # The longest name first: `mhmc` ends with `hmc` too.
-    named = next((name for name in sorted(units, key=len, reverse=True) if plain.endswith(name.lower())), "")
-    unit = units.get(named, ONE_CREDIT)
-    number = plain.removesuffix(named.lower()).strip().replace(",", "").replace("_", "")
-    try:
-        value = Decimal(number)
-    except InvalidOperation:
-        raise _bad(text, of, "it is not a number") from None
-    if not value.is_finite() or value.is_signed():
+    plain = text.strip()
+    if len(plain) > _LONGEST:
+        raise _bad(text, of, f"it is longer than {_LONGEST} characters")
+    number, named = _split(text, plain, of, units)
+    if number.startswith("-") or number.lower() in ("nan", "inf", "infinity"):
         raise _bad(text, of, "an amount is finite and not negative")
-    if value.adjusted() > 30:  # 2^96 wei are 29 digits; also keeps a 1e999999 from being written out
-        raise _bad(text, of, "it is more than can exist")
-    _, digits, exponent = value.as_tuple()
-    wei, rest = divmod(int("".join(map(str, digits))) * unit, 10 ** max(0, -int(exponent)))
-    wei *= 10 ** max(0, int(exponent))
+    match = _NUMBER.fullmatch(number)
+    if match is None and (meant := _with_point(number)):
+        why = "a comma stands between thousands, and a point before decimals"
+        raise _bad(text, of, why, f"write {meant}" + (f" {named}" if named else ""))
+    if match is None:
+        raise _bad(text, of, "it is not a number")
+    whole, decimals = (match["whole"] or "").replace(",", "").replace("_", ""), (match["decimals"] or "").rstrip("0")
+    digits, exponent = int(f"{whole}{decimals}" or "0"), int(match["exponent"] or 0) - len(decimals)
+    if not digits:
+        return 0
+    if abs(exponent) > _LONGEST:  # before any power of ten is taken
+        raise _bad(text, of, "it is more than can exist" if exponent > 0 else _TOO_FINE)
+    wei, rest = divmod(digits * units.get(named, ONE_CREDIT) * 10 ** max(0, exponent), 10 ** max(0, -exponent))
     if rest:
-        raise _bad(text, of, "it is finer than one wei, a 10^-18th")
+        raise _bad(text, of, _TOO_FINE)
     if wei >= 2**96:
         raise _bad(text, of, "it is more than can exist")
     return int(wei)
 
 
-def _bad(text: str, of: str, why: str) -> BadInput:
-    return BadInput(f"{text!r} is not an amount of {of}", why=why, next_step="write e.g. 2.5, or 10 wei")
+def _split(text: str, plain: str, of: str, units: Mapping[str, int]) -> tuple[str, str]:
+    """Number and unit; "" for none. The letter before HMC counts as it is written: a million is no thousandth."""
+    lower = plain.lower() if plain.isascii() else ""
+    # The longest name first: `mhmc` ends with `hmc` too.
+    named = next((name for name in sorted(units, key=len, reverse=True) if lower.endswith(name.lower())), "")
+    number, written = (plain[: -len(named)].strip(), plain[-len(named) :]) if named else (plain, "")
+    if named.endswith(SYMBOL) and named != SYMBOL and written[0] != named[0]:
+        raise _bad(text, of, f"{written} is no unit", f"write the unit as one of {', '.join(units)}")
+    return number, named
+
+
+def _with_point(number: str) -> str:
+    """What a number with a decimal comma means in our way of writing; "" where that cannot be told."""
+    whole, comma, decimals = number.rpartition(",")
+    if not comma or not re.fullmatch(r"[0-9]*([.,][0-9]{3})*", whole) or not re.fullmatch(r"[0-9]+", decimals):
+        return ""
+    return f"{whole.replace('.', '').replace(',', '') or '0'}.{decimals}"
+
+
+def _bad(text: str, of: str, why: str, next_step: str = "write e.g. 2.5, or 10 wei") -> BadInput:
+    short = text if len(text) <= _LONGEST else text[:20] + "..."
+    return BadInput(f"{short!r} is not an amount of {of}", why=why, next_step=next_step)

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hivemint.cli.wallet.purchase import POSITIONS, answers
+from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import BadInput, SwarmError
 from hivemint.protocol.home import Home
-from hivemint.protocol.ids import Address, Credits
+from hivemint.protocol.ids import Address, Credits, PeerId
 from hivemint.protocol.network import Network
 
 if TYPE_CHECKING:
     from hivemint.client.sessions.shortfall import NodeFunds
     from hivemint.contracts.bindings import Bindings
+    from hivemint.contracts.bindings.registry import NodeInfo
     from hivemint.swarm.host import Host
     from hivemint.swarm.records import CheckedRecord, NodeRecord
+
+_AT_ONCE = 128
+"""Nodes that the registry is asked for in one call."""
 
 
 @dataclass(slots=True)
@@ -33,6 +38,24 @@ class Candidates:
     def leave_out(self, node: Address, why: str) -> None:
         self.left_out[node] = why
         self.nodes = [one for one in self.nodes if one != node]
+
+    def leave_out_dear(self) -> None:
+        """Who asks more than this client's own ceiling, by the rule of its routes: it would never be paid."""
+        from hivemint.client.sessions.ceiling import too_dear
+        from hivemint.client.sessions.route import Wish
+        from hivemint.client.settings import Bid, ClientSettings
+
+        settings = ClientSettings.load()
+        bid = settings.bid if settings.bid.paid else Bid("times")
+        dear: dict[Address, str] = {}
+        usual: set[Address] = set()
+        for model, records in self.records.items():
+            wish = Wish(self.blocks[model], POSITIONS, bid, settings.max_price, times_median=settings.max_times_median)
+            reasons = too_dear(records, wish)
+            dear |= reasons
+            usual |= {one.record.operator for one in records if one.record.operator not in reasons}
+        for node in [node for node in self.nodes if node in dear and node not in usual]:
+            self.leave_out(node, dear[node])
 
     def spans(self, node: Address) -> str:
         found = [one.record for records in self.records.values() for one in records if one.record.operator == node]
@@ -91,19 +114,24 @@ async def candidates(
     named: Sequence[Address],
     model: str | None,
     dial: bool,
+    *,
+    within_ceiling: bool,
 ) -> Candidates:
-    """`named`, else all that serve (`model` alone), without those that do not answer and those whose account thaws.
+    """`named`, else all that serve (`model` alone), without those that do not answer and those whose account thaws;
+    `within_ceiling`: without those that ask more than this client pays.
 
-    Raises BadInput for a node that nobody registered: it could never be paid. Raises SwarmError if nobody is left.
+    Raises BadInput for a node that nobody registered: it could never be paid. Raises SwarmError if nobody is left,
+    ChainError if the chain does not tell who is registered.
     """
     found = Candidates()
     await _check_registered(contracts, named)
     if network.bootstrap and network.models:
-        await _look(network, contracts, found, named, model, dial)
+        await _look(network, contracts, found, named, model, dial, within_ceiling)
     elif not named:
         raise SwarmError("Nobody serves this network's models now", next_step="name the nodes with --node")
     else:
         found.nodes = list(dict.fromkeys(named))
+        await _leave_out_unregistered(contracts, found)
     found.funds = await account_funds(network, contracts, client, [*found.nodes])
     for node, funds in found.funds.items():
         if funds.thaw_end:
@@ -146,6 +174,30 @@ async def _check_registered(contracts: "Bindings", named: Sequence[Address]) -> 
             )
 
 
+async def _leave_out_unregistered(contracts: "Bindings", found: Candidates) -> None:
+    """The contract's own word on every node: a swarm that was looked at while the chain stumbled ranks nobody."""
+    served = {one.record.operator for records in found.records.values() for one in records}
+    asked, known = sorted({*found.nodes, *served}), dict[Address, "NodeInfo | None"]()
+    for at in range(0, len(asked), _AT_ONCE):
+        some = asked[at : at + _AT_ONCE]
+        known |= dict(zip(some, await contracts.registry.nodes(some), strict=True))
+
+    def counts(one: "CheckedRecord") -> bool:
+        info = known[one.record.operator]
+        return info is not None and not info.retired and info.peer_id_hash == peer_id_hash(PeerId(one.record.peer))
+
+    found.records = {model: [one for one in records if counts(one)] for model, records in found.records.items()}
+    counted = {one.record.operator for records in found.records.values() for one in records}
+    for node in list(found.nodes):
+        info = known[node]
+        if info is None:
+            found.leave_out(node, "it is not registered: credits there would serve nobody until a thaw is over")
+        elif info.retired:
+            found.leave_out(node, "it is retired: it was convicted, and no route takes it any more")
+        elif node in served and node not in counted:
+            found.leave_out(node, "it shows a peer id that is not the registered one, so no route takes it")
+
+
 async def _look(
     network: Network,
     contracts: "Bindings",
@@ -153,8 +205,9 @@ async def _look(
     named: Sequence[Address],
     model: str | None,
     dial: bool,
+    within_ceiling: bool,
 ) -> None:
-    """Who is in the swarm and registered; with `dial`, only who answers."""
+    """Who is in the swarm and registered; with `dial`, only who answers. The dear are not even asked."""
     from hivemint.cli.swarm import block_counts, visiting
 
     chosen, counts = [network.model(model)] if model else list(network.models), block_counts(network)
@@ -165,6 +218,9 @@ async def _look(
             found.records[one.name], found.blocks[one.name] = kept, counts[one.model_id]
         serving = {one.record.operator: one.record for records in found.records.values() for one in records}
         found.nodes = list(dict.fromkeys(named or sorted(serving)))
+        await _leave_out_unregistered(contracts, found)
+        if within_ceiling:
+            found.leave_out_dear()
         if not dial:
             return
         for node in [node for node in found.nodes if node not in serving]:

@@ -1,6 +1,7 @@
 """`hivemint account fund`: what is deposited where, and what it buys, before anything is paid."""
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from hivemint.cli.console import (
     shown,
 )
 from hivemint.cli.node_argument import operator_of
+from hivemint.cli.terminal.screen import Terminal
 from hivemint.cli.transact import (
     HoursOption,
     NonceOption,
@@ -96,8 +98,9 @@ def fund(
 ) -> None:
     """Deposit credits, so that these nodes take your bids. Fund more nodes than one route needs.
 
-    Nodes are dialled first: who does not answer or goes down gets nothing. Nodes, sum and what it buys are shown; at a
-    terminal it asks before it pays. In a script, the amount or the budget on the command line is the consent.
+    Nodes are dialled first: who does not answer or goes down gets nothing; nor does who asks more than your price
+    ceiling, unless you name it with --node and without --auto. Nodes, sum and what it buys are shown; at a terminal it
+    asks before it pays. In a script, the amount or the budget on the command line is the consent.
     """
     place, payee = load_network(network), check_address(client) if client else None
     _check(auto, amount, keep, budget, payee, bool(sign_only))
@@ -151,9 +154,10 @@ def _sign(asked: Deposit, wallet: str | None, password_file: Any, signing: SignO
 
         async with await Bindings.connect(asked.network) as contracts:
             deposits, found = await _planned(asked, contracts, ready.client)
-            if not as_json and str(signing.file) != "-":
-                _preview(deposits, found, await contracts.token.balance(ready.client))
-            _consent(ask)
+            view = err if str(signing.file) == "-" else out  # the order alone goes to stdout, and so into a file
+            if not as_json:
+                _preview(deposits, found, await contracts.token.balance(ready.client), view=view)
+            _consent(ask, view)
         amounts = tuple(Credits(wei) for wei in deposits.values())
         return Fund(ready.client, tuple(deposits), amounts, ready.nonce, ready.deadline)
 
@@ -203,41 +207,54 @@ async def _deposit(
 async def _planned(
     asked: Deposit, contracts: "Bindings", client: Address, days: DailyDeposits | None = None
 ) -> tuple[dict[Address, int], Candidates]:
-    found = await candidates(asked.network, contracts, client, asked.named, asked.model, asked.dial)
+    by_hand = bool(asked.named) and days is None  # a node that is named in so many words may ask what it likes
+    found = await candidates(
+        asked.network, contracts, client, asked.named, asked.model, asked.dial, within_ceiling=not by_hand
+    )
     if days is None:
         return dict.fromkeys(found.nodes, asked.each), found
     left = {node: found.funds[node].left for node in found.nodes}
-    chosen = top_ups(left, asked.keep, max(0, asked.budget - days.today))
+    asks = {node: ask for node in found.nodes if (ask := found.ask(node)) is not None}
+    chosen = top_ups(left, asked.keep, max(0, asked.budget - days.today), asks)
     return chosen, found
 
 
-def _preview(deposits: dict[Address, int], found: Candidates, has: int, days: DailyDeposits | None = None) -> None:
+def _preview(
+    deposits: dict[Address, int],
+    found: Candidates,
+    has: int,
+    days: DailyDeposits | None = None,
+    view: Terminal = out,
+) -> None:
     """Nodes, sum, and what it buys."""
     for node, why in found.left_out.items():
         err.print(f"left out  {named(node)}: {shown(why)}", highlight=False, soft_wrap=True)
     if days is not None and not deposits:
-        out.print(f"nothing to top up; {format_credits(days.today)} of today's budget is used", highlight=False)
+        view.print(f"nothing to top up; {format_credits(days.today)} of today's budget is used", highlight=False)
         return
     for node, wei in deposits.items():
         ask = found.ask(node)
         asks = "" if ask is None else f"asks {format_credits(ask, 9)} a token and block"
         asks = asks and f" (blocks {found.spans(node)}, {asks})"
-        out.print(
+        view.print(
             f"the account at {named(node)}\n  gets {format_credits(wei, 9)}{asks}", highlight=False, soft_wrap=True
         )
     total = sum(deposits.values())
-    out.print(f"in all  {format_credits(total, 9)} of the wallet's {format_credits(has, 9)}", highlight=False)
+    view.print(f"in all  {format_credits(total, 9)} of the wallet's {format_credits(has, 9)}", highlight=False)
     costs = found.costs()
     for model, count in found.buys(deposits).items():
         buys = f"about {count:,} answers of {POSITIONS} tokens each" if count else "not one paid answer yet"
         cost = f"; one costs {format_credits(costs[model], 9)} over all nodes" if model in costs else ""
         line = f"buys    {buys} from {shown(model)}, with what is in the accounts already{cost}"
-        out.print(line, highlight=False, soft_wrap=True)
+        view.print(line, highlight=False, soft_wrap=True)
 
 
-def _consent(ask: bool) -> None:
+def _consent(ask: bool, view: Terminal = out) -> None:
     """Raises BadInput for a no: nothing was done."""
-    if ask and not typer.confirm("Deposit?", default=False):
+    # A question of typer's leaves a blank on stdout even with `err=True`.
+    with redirect_stdout(sys.stderr) if view is err else nullcontext():
+        consents = not ask or typer.confirm("Deposit?", default=False)
+    if not consents:
         raise HivemintError("Nothing was deposited", why="you said no")
 
 

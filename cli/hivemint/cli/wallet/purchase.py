@@ -1,5 +1,6 @@
 """What a deposit buys, and how a budget is shared out: sums alone, no chain."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -19,10 +20,15 @@ def answers(prices: Mapping[Node, int], deposits: Mapping[Node, int], tokens: in
     return min(counts, default=None)
 
 
-def top_ups(left: Mapping[Node, int], keep: int, budget: int) -> dict[Node, int]:
-    """What raises each account to `keep`, never more than `budget` in all; the emptiest account first."""
+def top_ups(
+    left: Mapping[Node, int], keep: int, budget: int, asks: Mapping[Node, int] | None = None
+) -> dict[Node, int]:
+    """What raises each account to `keep`, never more than `budget` in all. The lowest of the `asks` first, as routes
+    go there; then, and where they are the same, the emptiest account. Who asks nothing needs nothing, and is last.
+    """
+    prices = asks or {}
     chosen: dict[Node, int] = {}
-    for node in sorted(left, key=lambda one: (left[one], one)):
+    for node in sorted(left, key=lambda one: (prices.get(one) or math.inf, left[one], one)):
         more = min(max(0, keep - left[node]), budget - sum(chosen.values()))
         if more > 0:
             chosen[node] = more

@@ -1,6 +1,7 @@
 """`hivemint wallet send`: credits or coin to a wallet of one's own or to an address."""
 
 import sys
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,7 +78,7 @@ async def _send(
 async def _check(network: Network, contracts: "Bindings", signer: Signer, payee: Address, wei: int, coin: bool) -> None:
     """Raises BadInput for a receiver that keeps nothing, and for a wallet that has too little or no gas."""
     chain = contracts.chain
-    if payee in (signer.address, contracts.token.address, contracts.settlement.address):
+    if payee == signer.address or payee in astuple(network.contracts):
         whose = "the sender's own" if payee == signer.address else "a contract's that gives nothing back"
         raise BadInput("That would reach nobody", why=f"{payee} is {whose}", next_step="check the address")
     has_coin = await chain.balance(signer.address)

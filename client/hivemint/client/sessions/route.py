@@ -169,12 +169,11 @@ def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[Check
 
     Raises SwarmError where blocks are served by dearer ones alone: these blocks are not missing.
     """
-    asks = [one.record.ask for one in records if one.record.ask]
-    if wish.times_median is None or wish.ceiling is not None or wish.bid.kind in ("free", "amount") or not asks:
+    if not _compares(records, wish):
         return records, ()
-    if len({one.record.operator for one in records}) == 1:
+    most = highest_usual(records, wish)
+    if most is None:
         return records, ("no price ceiling: there is one node alone to compare with",)
-    most = Credits(statistics.median_low(asks) * round(wish.times_median * 1000) // 1000)
     note = f"price ceiling {format_credits(most, 18)} a token and block, {wish.times_median:g}x the median ask"
     usual = [one for one in records if one.record.ask <= most]
     served = {block for one in usual for block in one.record.blocks}
@@ -186,6 +185,19 @@ def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[Check
             next_step="name a ceiling of your own (--max-price), or use the donated lane (--bid free)",
         )
     return usual, (note,)
+
+
+def highest_usual(records: Sequence[CheckedRecord], wish: Wish) -> Credits | None:
+    """The most that a node may ask for a token and block; None where no other node's ask bounds it."""
+    if wish.times_median is None or not _compares(records, wish) or len({one.record.operator for one in records}) == 1:
+        return None
+    asks = [one.record.ask for one in records if one.record.ask]
+    return Credits(statistics.median_low(asks) * round(wish.times_median * 1000) // 1000)
+
+
+def _compares(records: Sequence[CheckedRecord], wish: Wish) -> bool:
+    own_word = wish.times_median is None or wish.ceiling is not None or wish.bid.kind in ("free", "amount")
+    return not own_word and any(one.record.ask for one in records)
 
 
 def _within_ceiling(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds) -> Route:
