@@ -173,6 +173,40 @@ def test_an_invitation_brings_the_whole_network(
     runner.invoke(swarm, ["join", str(file)], catch_exceptions=False)  # once more is no harm
 
 
+def test_an_invitation_replaces_no_file(network: Network, tmp_path: Path) -> None:
+    """`invite network.toml` is easily typed."""
+    assert network.path is not None
+    before = network.path.read_bytes()
+    refused = CliRunner().invoke(swarm, ["invite", str(network.path), "--network", str(network.path)])
+    assert isinstance(refused.exception, BadInput)
+    assert "exists already" in refused.exception.what
+    assert network.path.read_bytes() == before
+    assert Network.load(network.path) == network
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        ("https://user:secret@rpc.example", True),
+        ("https://rpc.example/v2/secret", True),
+        ("https://rpc.example?apikey=secret", True),
+        ("https://rpc.example", False),
+        ("https://rpc.example:8545/", False),
+    ],
+)
+def test_a_key_in_an_rpc_address_is_not_handed_on_without_a_word(
+    url: str, warns: bool, network: Network, tmp_path: Path
+) -> None:
+    assert network.path is not None
+    replace(network, other_rpc_urls=(url,)).save(network.path)
+    words = ["invite", str(tmp_path / "friends.invite"), "--network", str(network.path), "--json"]
+    done = CliRunner().invoke(swarm, words, catch_exceptions=False)
+    assert ("rpc.example may hold a key" in done.stderr) is warns
+    assert "secret" not in done.output
+    assert "10.77.0.1" not in done.stderr
+    json.loads(done.stdout)
+
+
 def refuse(name: str, lines: Sequence[str]) -> None:
     raise BadInput(f"{name} changes", why="; ".join(lines))
 

@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
 
-from hivemint.cli.console import JsonFlag, NetworkOption, emit, need, out, shown
+from hivemint.cli.console import JsonFlag, NetworkOption, emit, err, need, out, shown
 from hivemint.protocol.errors import BadInput, ConfigError, HivemintError
 from hivemint.protocol.home import Home, check_name, private_folder, read_small, write_private
 from hivemint.protocol.network import Model, Network
@@ -55,9 +56,22 @@ def invite(
     manifests = {one.manifest: base64.b64encode(place.manifest(one)).decode() for one in place.models}
     text = need(place.path, "No network file", "").read_text(encoding="utf-8")
     try:
-        write_private(file, msgspec.json.encode(Invitation(1, text, manifests)), replace=True)
+        write_private(file, msgspec.json.encode(Invitation(1, text, manifests)))
+    except FileExistsError:
+        raise BadInput(
+            f"{file} exists already",
+            why="an invitation replaces no file",
+            next_step="the word after `invite` is the file to write: name a new one, e.g. friends.invite",
+        ) from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written", why=error.strerror or str(error)) from None
+    for url in filter(_may_hold_a_key, place.rpc_urls):
+        err.print(
+            f"[yellow]warning[/] the RPC address at {shown(urlsplit(url).hostname or '?')} may hold a key or a "
+            "password, and the invitation hands it on: remove the file if it is yours alone",
+            highlight=False,
+            soft_wrap=True,
+        )
     if as_json:
         emit({"file": file, "network": place.name, "members_only": place.swarm_key is not None})
         return
@@ -67,6 +81,12 @@ def invite(
     out.print(
         f"[dim]next[/]  there: hivemint swarm join {shown(shlex.quote(file.name))}", highlight=False, soft_wrap=True
     )
+
+
+def _may_hold_a_key(url: str) -> bool:
+    """Whether it has more than scheme, host and port: providers put keys into the path, the query, or before an @."""
+    parts = urlsplit(url)
+    return "@" in parts.netloc or bool(parts.query or parts.fragment) or parts.path not in ("", "/")
 
 
 def join(
