@@ -1,5 +1,7 @@
 """Shell completion: what a shell is told, by the shells' own way of asking."""
 
+import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -63,6 +65,51 @@ def test_networks(home: Path) -> None:
     (home / "testnet").mkdir()
     (home / "testnet" / "network.toml").write_text("")
     assert str(home / "testnet" / "network.toml") in offered(home, "hivemint swarm status --network ")
+
+
+HOSTILE = (
+    "\\$(touch P)",
+    "$(touch P)",
+    "`touch P`",
+    "smol;touch P;#",
+    "a b",
+    "a'b",
+    'a"b',
+    "a|b",
+    "--yes",
+    "a\\b",
+    "x\ny",
+)
+"""Names that a shell reads as more than a word."""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_what_a_shell_would_run_is_not_offered(shell: str, home: Path) -> None:
+    listed = "".join(f"[[models]]\nname = {json.dumps(name)}\n" for name in (*HOSTILE, "Fine-1.5B"))
+    (home.parent / "nowhere.toml").write_text(listed)
+    inside = home.parent / "inside"
+    for name in (*HOSTILE, "fine"):
+        (inside / name).mkdir(parents=True)
+        (home / "models" / name).mkdir()
+        (home / "keystores" / f"{name}.json").write_text("{}")
+    lines = {
+        "hivemint chat --network nowhere.toml --model ": {"Fine-1.5B", "SmolLM2", "fine"},
+        "hivemint swarm status --network inside/": {"inside/fine/", "inside/--yes/"},
+        "hivemint model info inside/": {"inside/fine/", "inside/--yes/"},
+        "hivemint account list --wallet ": {"bob", "barbara", "fine"},
+    }
+    for line, expected in lines.items():
+        bash = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        others = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        asked = {"_HIVEMINT_COMPLETE": f"complete_{shell}"} | (bash if shell == "bash" else others)
+        told = run(home, variables=asked, cwd=home.parent).stdout.rstrip("\n")
+        told = told.removeprefix("_arguments '*: :((").removesuffix("))'").replace('"', "") if shell == "zsh" else told
+        assert set(told.split("\n")) == expected
+
+
+def test_a_pipe_for_a_network_file_holds_no_shell(home: Path) -> None:
+    os.mkfifo(home.parent / "pipe.toml")
+    assert offered(home, "hivemint chat --network pipe.toml --model ") == ["SmolLM2"]
 
 
 def test_an_unusable_home_is_no_noise(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from hivemint.contracts import compile as compiling
 from hivemint.contracts import deploy as deployment
 from hivemint.contracts.artifacts import NAMES, load
 from hivemint.contracts.bindings import Bindings, Setting
-from hivemint.protocol.errors import ChainError, ConfigError, WalletError
+from hivemint.protocol.errors import BadInput, ChainError, ConfigError, WalletError
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.protocol.network import Network
 from support.chain import NUMBERS, TEST_MODEL, TestChain
+from support.tiny import tiny_model
 
 RUNNER = CliRunner()
 DEPLOYER = 18  # of the funded accounts: nobody else sends from it
@@ -66,6 +67,46 @@ def test_deployed_verified_and_shown(testchain: TestChain, wallet: list[str], tm
     assert params["owner"] == testchain.signers[DEPLOYER].address == params["auditors"][0]
     shown = RUNNER.invoke(app, ["params", "--network", str(file)]).stdout
     assert all(word in shown for word in ("5 %", "3 days", "10,000 HMC", "0.00000005 HMC", "4 in 20"))
+
+
+@pytest.mark.parametrize("name", ["my model (v2)", "m" * 60])
+def test_a_model_that_no_network_file_can_name_is_refused_before_anything_is_deployed(
+    name: str, testchain: TestChain, wallet: list[str], tmp_path: Path
+) -> None:
+    folder = tiny_model(tmp_path / name)
+    result = deploying(testchain, wallet, tmp_path / "network.toml", "--model", str(folder))
+    assert isinstance(result.exception, BadInput)
+    assert name in result.exception.what
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_two_models_of_one_name_are_refused_before_anything_is_deployed(
+    testchain: TestChain, wallet: list[str], tmp_path: Path
+) -> None:
+    both = [word for part in ("a", "b") for word in ("--model", str(tiny_model(tmp_path / part / "tiny")))]
+    result = deploying(testchain, wallet, tmp_path / "network.toml", *both)
+    assert isinstance(result.exception, BadInput)
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_a_network_that_is_here_does_not_become_members_only_by_a_word(
+    testchain: TestChain, wallet: list[str], tmp_path: Path
+) -> None:
+    file, model = tmp_path / "network.toml", tiny_model(tmp_path / "tiny")
+    told(deploying(testchain, wallet, file, "--json", "--model", str(model)))
+    network = Network.load(file)
+    assert network.manifest(network.models[0])
+    refused = deploying(testchain, wallet, file, "--members-only", "--model", str(model))
+    assert isinstance(refused.exception, BadInput)
+    assert "no swarm key" in refused.exception.what
+    assert Network.load(file) == network
+    assert "stays as it is" in deploying(testchain, wallet, file, "--model", str(model)).stdout
+    closed = tmp_path / "closed.toml"
+    told(deploying(testchain, wallet, closed, "--json", "--members-only"))
+    key = Network.load(closed).swarm_key
+    told(deploying(testchain, wallet, closed, "--json", "--members-only"))
+    assert key is not None
+    assert Network.load(closed).swarm_key == key
 
 
 async def schedule(testchain: TestChain, auditor: str) -> None:

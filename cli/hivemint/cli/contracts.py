@@ -24,7 +24,7 @@ from hivemint.cli.console import (
 from hivemint.cli.terminal.failures import fail_with
 from hivemint.cli.transact import load_network, unlocked
 from hivemint.protocol.credits import exact_credits, format_credits
-from hivemint.protocol.errors import ChainError, ConfigError
+from hivemint.protocol.errors import BadInput, ChainError, ConfigError
 from hivemint.protocol.ids import ONE_CREDIT, Address
 from hivemint.protocol.network import Model, Network
 from hivemint.testnet.checkout import from_checkout
@@ -131,10 +131,11 @@ def deploy(
     check_name(name, "network")
     chosen = deployment.load_numbers(_numbers_file(numbers, chain_id))
     models = [local_models.resolve(one) for one in model or []]
+    manifests = _manifest_names(models)
     rates = {one.model_id: mega_flop(one) for one in models}
     chosen = replace(chosen, rates=rates | dict(chosen.rates))
     record = network.with_name(f"{network.stem}.deployed.toml")
-    _check_free(network, record)
+    _check_free(network, record, members_only)
     signer = unlocked(wallet, password_file)
 
     def tell(contract: str, address: Address) -> None:
@@ -142,12 +143,14 @@ def deploy(
             out.print(f"  {contract:<13} {address}", highlight=False)
 
     done: Deployment = run_async(deployment.deploy(url, signer, chosen, record, chain_id=chain_id, progress=tell))
-    _write_network(network, name, url, done, chosen, models, members_only)
+    kept = network.exists()
+    _write_network(network, name, url, done, chosen, list(zip(models, manifests, strict=True)), members_only)
     if as_json:
         emit(_deployed(done, network, record))
         return
     out.print(f"[green]deployed[/] on chain {done.chain_id}, first block {done.block}", highlight=False)
-    out.print(f"  network file  {shown(str(network))}", highlight=False, soft_wrap=True)
+    as_it_was = "  (it was here already, and stays as it is)" if kept else ""
+    out.print(f"  network file  {shown(str(network))}{as_it_was}", highlight=False, soft_wrap=True)
     out.print(f"  record        {shown(str(record))}", highlight=False, soft_wrap=True)
     words = shlex.join(("hivemint", "contracts", "verify", "--network", str(network)))
     out.print(f"  [dim]next[/]  {shown(words)}", highlight=False, soft_wrap=True)
@@ -200,8 +203,37 @@ def _numbers_file(numbers: Path | None, chain_id: int) -> Path:
     return from_checkout() / "contracts" / "networks" / "dev.toml"
 
 
-def _check_free(network: Path, record: Path) -> None:
-    """A network file that no record of ours explains is somebody's own."""
+def _manifest_names(models: "Sequence[LocalModel]") -> list[str]:
+    """What the manifests beside the network file are called. Raises BadInput for a name that it could not have."""
+    from hivemint.protocol.home import check_name
+
+    names = [f"{one.name}.manifest" for one in models]
+    for one, name in zip(models, names, strict=True):
+        try:
+            check_name(name, "manifest file")
+        except ConfigError as error:
+            raise BadInput(
+                f"The model {one.name!r} cannot stand in a network file",
+                why=f"its manifest would be called {name!r}: {error.why}",
+                next_step="give its folder another name and pass that folder with --model",
+            ) from None
+    if len({name.lower() for name in names}) < len(names):
+        raise BadInput(
+            "Two models have the same name",
+            why=", ".join(one.name for one in models),
+            next_step="name each once, or give one folder another name",
+        )
+    return names
+
+
+def _check_free(network: Path, record: Path, members_only: bool) -> None:
+    """A network file that no record of ours explains is somebody's own; one that is here gets no swarm key."""
+    if network.exists() and record.exists() and members_only and Network.load(network).swarm_key is None:
+        raise BadInput(
+            f"{network} is here already, and has no swarm key",
+            why="--members-only counts when the file is first written: who has this one is let in as it is",
+            next_step="name another --network, or leave --members-only out",
+        )
     if network.exists() and not record.exists():
         raise ConfigError(
             f"{network} exists already", why=f"there is no {record.name} beside it", next_step="name another --network"
@@ -214,9 +246,10 @@ def _write_network(
     url: str,
     done: "Deployment",
     numbers: "Numbers",
-    models: "Sequence[LocalModel]",
+    models: "Sequence[tuple[LocalModel, str]]",
     members_only: bool,
 ) -> None:
+    """`models`: each with the name of its manifest's file."""
     if path.exists():
         if Network.load(path).contracts != done.contracts:
             raise ConfigError(
@@ -233,12 +266,12 @@ def _write_network(
         deployed_block=done.block,
         confirmations=numbers.confirmations,
         models=tuple(
-            Model(one.name, one.model_id, f"{one.name}.manifest", companions.digests(one.folder)) for one in models
+            Model(one.name, one.model_id, manifest, companions.digests(one.folder)) for one, manifest in models
         ),
         swarm_key=secrets.token_bytes(32) if members_only else None,
     )
-    for served, one in zip(new.models, models, strict=True):
-        path.with_name(served.manifest).write_bytes(one.manifest.to_bytes())
+    for one, manifest in models:
+        path.with_name(manifest).write_bytes(one.manifest.to_bytes())
     new.save(path)
 
 

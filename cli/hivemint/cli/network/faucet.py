@@ -1,6 +1,6 @@
 """`hivemint testnet faucet`: coin and credits of the local testnet for a wallet or an address."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,10 @@ from hivemint.protocol.credits import exact_credits, parse_coins, parse_credits
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
+from hivemint.protocol.text import shown_url
+
+if TYPE_CHECKING:
+    from hivemint.testnet.localnet import State
 
 
 def faucet(
@@ -29,18 +33,24 @@ def faucet(
     from hivemint.cli.testnet import default_folder, running
     from hivemint.testnet.first_credits import drip
 
+    wei, wanted = parse_coins(coin), None if credits is None else int(parse_credits(credits))
+    if wanted == 0:
+        raise BadInput(
+            "There are no credits to send",
+            why="--credits is zero",
+            next_step="say how many, or leave it out: then it is a part of what the owners hold",
+        )
     folder = default_folder()
     place = Network.load(network) if network is not None else None
     state = running(folder)
     own = Network.load(folder / "network.toml")
-    if place is not None and (place.chain_id, place.contracts) != (own.chain_id, own.contracts):
+    if place is not None and (why := _another(place, own, state)):
         raise BadInput(
             "The faucet is of the local testnet alone",
-            why=f"{place.name} (chain {place.chain_id}) is another network",
+            why=f"{place.name} (chain {place.chain_id}) is another network: {why}",
             next_step="leave --network and HIVEMINT_NETWORK out",
         )
     address = check_address(to) if to.startswith("0x") else Keystores().find(to).address
-    wei, wanted = parse_coins(coin), None if credits is None else int(parse_credits(credits))
     given, sent = run_async(drip(own, state.nodes, address, wei, wanted))
     if as_json:
         emit({"to": address, "coin_wei": given, "credits_wei": sent})
@@ -56,3 +66,15 @@ def faucet(
             soft_wrap=True,
             highlight=False,
         )
+
+
+def _another(place: Network, own: Network, state: "State") -> str:
+    """What tells `place` from the testnet that runs; nothing if it is that one.
+
+    Chain id and contracts don't say: every development chain has that id, and the first deployment on each these
+    addresses.
+    """
+    if (place.chain_id, place.contracts) != (own.chain_id, own.contracts):
+        return "it has another chain id or other contracts"
+    strange = [url for url in place.rpc_urls if url.rstrip("/") != state.chain_url.rstrip("/")]
+    return f"its chain is at {shown_url(strange[0])}, the testnet's at {state.chain_url}" if strange else ""

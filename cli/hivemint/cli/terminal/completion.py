@@ -4,6 +4,7 @@ It runs at every press of a key: folders are listed and one small file is read, 
 """
 
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,10 @@ from hivemint.protocol.home import Home
 
 _INSTRUCTION = "_HIVEMINT_COMPLETE"
 _MAX_BYTES = 1 << 20
+_HARMLESS = re.compile(r"[A-Za-z0-9._/@+~=:][A-Za-z0-9._/@+~=:-]*")
+"""What is offered goes unquoted onto a command line, and in zsh through an `eval`: names come from files and folders of
+others. Whatever a shell could read as more than a word, or a verb as an option, is left out.
+"""
 
 
 def words() -> list[str]:
@@ -86,7 +91,7 @@ def attach(command: Any, path: str = "") -> None:
 
 def _completer(values: Values) -> Any:
     def complete(context: Any, _param: Any, begun: str) -> list[str]:
-        return list(values(context, begun))
+        return [value for value in values(context, begun) if _HARMLESS.fullmatch(value)]
 
     return complete
 
@@ -112,11 +117,17 @@ def _below(begun: str) -> Iterator[Path]:
 
 def _of_network(context: Any) -> list[str]:
     """Names in the network file that the line or the environment names. A damaged one has none."""
-    path = context.params.get("network") or os.environ.get("HIVEMINT_NETWORK")
+    path = Path(context.params.get("network") or os.environ.get("HIVEMINT_NETWORK") or os.devnull)
     try:
-        with Path(path or os.devnull).open("rb") as file:
+        if not path.is_file():  # a pipe would hold the shell until somebody writes into it
+            return []
+        with path.open("rb") as file:
             table = tomllib.loads(file.read(_MAX_BYTES).decode())
     except (OSError, ValueError, RecursionError):
         return []
     listed = table.get("models", [])
-    return [str(one["name"]) for one in listed if isinstance(one, dict) and "name" in one] if listed else []
+    return (
+        [str(one["name"]) for one in listed if isinstance(one, dict) and "name" in one]
+        if isinstance(listed, list)
+        else []
+    )
