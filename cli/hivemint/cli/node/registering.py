@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hivemint.protocol.errors import BadInput, ConfigError
@@ -41,7 +42,8 @@ class Difference:
 
 
 def difference(known: "NodeInfo | None", wanted: Wanted, minimum: int, holder: Address) -> Difference:
-    """Raises BadInput for less stake than is bonded and for another owner's node, ConfigError for a retired key."""
+    """Raises BadInput for less stake than is bonded and for another owner's node, ConfigError for a retired key and
+    where a stake is still leaving."""
     if wanted.stake is not None and wanted.add is not None:
         raise BadInput("--stake and --add exclude each other", why="one is a target, the other comes on top")
     if known is None:
@@ -54,6 +56,8 @@ def difference(known: "NodeInfo | None", wanted: Wanted, minimum: int, holder: A
             next_step="register a new operator key",
         )
     bond = _bond(known, wanted)
+    if bond and known.unbonding:
+        raise leaving(known)
     payout = wanted.payout if wanted.payout and wanted.payout != known.payout else None
     peer, lines = known.peer_id_hash != wanted.peer_hash, []
     if peer:
@@ -69,6 +73,16 @@ def difference(known: "NodeInfo | None", wanted: Wanted, minimum: int, holder: A
             next_step="pass --owner NAME, the owner's wallet",
         )
     return Difference(peer=peer, payout=payout, bond=bond, lines=lines)
+
+
+def leaving(known: "NodeInfo") -> ConfigError:
+    """Why nothing is bonded or unbonded now, and what comes first."""
+    end = f"{datetime.fromtimestamp(known.unbond_end, UTC):%Y-%m-%d %H:%M} UTC"
+    return ConfigError(
+        f"The stake of this node is leaving: {coins(known.unbonding)}",
+        why=f"no other stake can be bonded before that one is out, which can be after {end}",
+        next_step="then `hivemint node withdraw`, and `hivemint node register --stake AMOUNT` bonds anew",
+    )
 
 
 def _bond(known: "NodeInfo", wanted: Wanted) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, run_async
+from hivemint.cli.node.leaving import agree_to_leave, what_leaves
 from hivemint.cli.node.operators import (
     NameOption,
     OwnerOption,
@@ -134,17 +135,25 @@ def unbond(
     owner: OwnerOption = None,
     network: NetworkOption = None,
     password_file: PasswordFileOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree to it; without a terminal nothing is done else.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Begin to leave: the stake carries no donated work from now on, and can be withdrawn when UNBOND is over."""
-    _as_owner(
-        wallet,
-        owner,
-        network,
-        password_file,
-        as_json,
-        lambda registry, holder, operator: registry.unbond(holder, operator),
-    )
+    """Begin to leave: the stake carries no donated work from now on, and can be withdrawn when UNBOND is over.
+
+    It says first what that means, and asks; nothing takes it back.
+    """
+    operator, holder = operator_and_owner(Home.open(), operator_wallet(wallet), owner, password_file)
+
+    async def look(contracts: "Bindings") -> dict[str, Any]:
+        return {"leave": await what_leaves(contracts, operator, holder.address)}
+
+    agree_to_leave(run_async(with_contracts(network, look))["leave"], yes=yes, quiet=as_json)
+
+    async def work(contracts: "Bindings") -> dict[str, Any]:
+        await contracts.registry.unbond(holder, operator)
+        return await standing(contracts, operator)
+
+    report(run_async(with_contracts(network, work)), as_json)
 
 
 def withdraw(
