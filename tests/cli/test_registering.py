@@ -2,7 +2,7 @@
 
 import pytest
 
-from hivemint.cli.node import leaving, verbs
+from hivemint.cli.node import leaving, registering, verbs
 from hivemint.cli.node.registering import Wanted, difference
 from hivemint.contracts.bindings.registry import NodeInfo
 from hivemint.protocol.errors import BadInput, ConfigError
@@ -81,6 +81,31 @@ def test_unbonding_says_what_it_means_and_wants_a_yes(testchain: TestChain, monk
         again = error_of(verbs.app, *verb, *mine)
         assert "is leaving: 2 coins" in again.what
         assert "hivemint node withdraw" in again.next_step
+
+
+def test_the_first_registration_asks_at_a_terminal(testchain: TestChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = testchain.signers[15]
+    Keystores().add("op", operator, "correct horse", n=CHEAP_SCRYPT_N)
+    mine = ["--network", str(testchain.network.path), "--wallet", "op"]
+    monkeypatch.setattr(registering, "sys", AtATerminal)
+    no = RUNNER.invoke(verbs.app, ["register", *mine], input="n\n")
+    for part in ("Register, bond?", "stake: 1 coin", node_name(operator.address), f"owner: {operator.address}"):
+        assert part in no.stdout
+    assert not told(verbs.app, "status", *mine)["registered"], "nothing was sent"
+    yes = RUNNER.invoke(verbs.app, ["register", *mine], input="\n")
+    assert yes.exit_code == 0
+    assert told(verbs.app, "status", *mine)["bonded_wei"] == COIN
+
+
+def test_stake_and_coin_are_looked_at_before_anything_is_sent(testchain: TestChain) -> None:
+    Keystores().add("op", testchain.signers[16], "correct horse", n=CHEAP_SCRYPT_N)
+    mine = ["--network", str(testchain.network.path), "--wallet", "op"]
+    dear = error_of(verbs.app, "register", *mine, "--stake", "1000000")
+    assert "1,000,000 coins is more than this wallet can pay" in dear.what
+    assert "holds 10,000 coins" in dear.why
+    small = error_of(verbs.app, "register", *mine, "--stake", "0.5")
+    assert ("0.5 coins is too small" in small.what, "1 coin at least" in small.why) == (True, True)
+    assert not told(verbs.app, "status", *mine)["registered"]
 
 
 def test_a_retired_key_is_not_registered_again() -> None:
