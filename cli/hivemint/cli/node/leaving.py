@@ -20,7 +20,7 @@ _DAY, _HOUR = 86_400, 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class StakeLeaving:
     """The stake that would leave, in wei of coin; how long that takes, in seconds; when it would be over."""
 
     operator: Address
@@ -40,7 +40,7 @@ class Leave:
         ]
 
 
-async def what_leaves(contracts: "Bindings", operator: Address, holder: Address) -> Leave:
+async def what_leaves(contracts: "Bindings", operator: Address, holder: Address) -> StakeLeaving:
     """Raises ConfigError where nothing can leave, BadInput for another owner's node."""
     known = await contracts.registry.node(operator)
     if known is None:
@@ -60,10 +60,10 @@ async def what_leaves(contracts: "Bindings", operator: Address, holder: Address)
             f"{named(operator)} has no stake", next_step="`hivemint node register --stake AMOUNT` bonds some"
         )
     lasts = (await contracts.parameters.fixed()).unbond
-    return Leave(operator, known.bonded, lasts, await contracts.chain.time() + lasts)
+    return StakeLeaving(operator, known.bonded, lasts, await contracts.chain.time() + lasts)
 
 
-def agree_to_leave(what: Leave, *, yes: bool, quiet: bool) -> None:
+def agree_to_leave(what: StakeLeaving, *, yes: bool, quiet: bool) -> None:
     """`quiet`: nobody is there to be asked. Raises BadInput without an agreement, ConfigError for a no."""
     if yes:
         return
