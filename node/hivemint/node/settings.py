@@ -3,12 +3,13 @@
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from hivemint.protocol.credits import parse_credits
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import ONE_CREDIT, Credits
 from hivemint.protocol.settings import Settings
+from hivemint.swarm.addresses import trouble_of
 
 if TYPE_CHECKING:
     from hivemint.contracts.fees import FeeCeiling
@@ -119,6 +120,15 @@ class NodeSettings(Settings):
     def _auto(cls, given: Any) -> Any:
         if isinstance(given, dict) and str(given.get("ask", "")).strip().lower() == "auto":
             return {name: value for name, value in given.items() if name != "ask"} | {"ask_auto": True}
+        return given
+
+    @field_validator("listen", "announce", "bootstrap")
+    @classmethod
+    def _addresses(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Before a process is started that would say it in its own words."""
+        for address in given:
+            if trouble := trouble_of(address, with_peer=info.field_name == "bootstrap"):
+                raise ValueError(trouble)
         return given
 
     @model_validator(mode="after")
