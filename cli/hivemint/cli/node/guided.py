@@ -24,6 +24,7 @@ from hivemint.protocol.errors import ConfigError, HivemintError, WalletError
 from hivemint.protocol.home import Home
 from hivemint.protocol.keystore import PASSWORD_VARIABLE, Keystores, read_password
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -281,7 +282,9 @@ def _tell(plan: "ServePlan", chain: OnChain, why: str) -> None:
     from hivemint.node.reach import best_fix, reaches
 
     settings = plan.settings
-    rows = [("serves", f"{plan.model.name} blocks {plan.first}:{plan.end}" + (f" ({why})" if why else ""))]
+    rows = [("name", f"{node_name(plan.signer.address)}, as others see this node")]
+    rows.append(("operator", plan.signer.address))
+    rows += [("serves", f"{plan.model.name} blocks {plan.first}:{plan.end}" + (f" ({why})" if why else ""))]
     price = "as the other nodes of these blocks ask" if settings.ask_auto else credits_in_words(settings.ask)
     rows.append(("ask", f"{price} a token and block" if not settings.ask_auto else price))
     rows += [("change", line) for line in chain.change.lines]
