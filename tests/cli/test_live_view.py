@@ -14,6 +14,7 @@ from hivemint.ledger.books.flow import CreditFlow
 from hivemint.ledger.settlement.outlook import Outlook
 from hivemint.node.reach import best_fix, reaches
 from hivemint.node.status import Snapshot, reasons
+from hivemint.protocol.node_name import node_name
 
 OPERATOR = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 PEER = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
@@ -133,3 +134,10 @@ def test_of_a_low_terminal_the_earnings_stay_on_the_screen() -> None:
     lines = drawn(view(snapshot(flow)), 80)
     last = max(at for at, line in enumerate(lines) if "your ask is" in line)
     assert last <= 22, "the title and 23 rows are all that 24 rows show"
+
+
+def test_view_and_last_panel_say_the_name_that_others_see() -> None:
+    for panel in (view, over):
+        lines = drawn(panel(snapshot(NOTHING)), 100)
+        assert any(f"name {node_name(OPERATOR)}" in line for line in lines)
+        assert any(f"operator {OPERATOR}" in line for line in lines)

@@ -20,6 +20,7 @@ from hivemint.protocol.errors import BadInput, ConfigError
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import CHEAP_SCRYPT_N, Keystores
 from hivemint.protocol.network import Contracts, Network
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
 from support.verbs import RUNNER, told
 
@@ -167,9 +168,10 @@ def test_it_works_with_the_chain_away(away: tuple[Network, Address], home: Path)
     (folder / "status.json").write_text(json.dumps(SEEN | {"pid": os.getpid(), "stopped": NOW, "flow": {"earned": 5}}))
     found = told(verbs.app, *words)
     assert found["registered"] is None
-    assert found["operator"] == operator
+    assert (found["name"], found["operator"]) == (node_name(operator), operator)
     assert found["last_seen"]["flow"]["earned"] == 5
     shown = " ".join(RUNNER.invoke(verbs.app, list(words), catch_exceptions=False).stdout.split())
+    assert node_name(operator) in shown
     assert "stopped since 2027-01-15 08:00:00 UTC" in shown
     assert "does not answer" in shown
     assert "earned in all 5" in shown

@@ -76,6 +76,10 @@ def test_a_testnet_goes_up_and_down(home: Path) -> None:
     network = {"HIVEMINT_NETWORK": up["network"]}
     (model,) = json.loads(ask(home, network, "swarm", "status", "--json"))
     assert (model["missing"], len(model["nodes"])) == ([], 2)
+    names = {node["operator"]: node["name"] for node in model["nodes"]}
+    assert {node["operator"]: node["name"] for node in up["nodes"]} == names
+    shown = run(home, "testnet", "status").stdout
+    assert all(name in shown for name in names.values())
     assert httpx.get(up["ledger_url"], trust_env=False).status_code == 200
     assert "ledger" in run(home, "testnet", "status").stdout
     inside = home / "testnet" / "home"  # where the lines that `up` prints point HIVEMINT_HOME at

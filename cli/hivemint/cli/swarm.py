@@ -16,7 +16,7 @@ import typer
 from hivemint.cli.console import JsonFlag, NetworkOption, emit, log_to, need, run_async, table
 from hivemint.cli.network.invitation import invite, join
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import ChainError, SwarmError
+from hivemint.protocol.errors import BadInput, ChainError, SwarmError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import ModelId, PeerId
 from hivemint.protocol.network import Network
@@ -81,6 +81,11 @@ def bootstrap(
     announce: Annotated[list[str] | None, typer.Option(help="Multiaddress to tell others instead.")] = None,
 ) -> None:
     """A peer without a model, from which others find the swarm. Prints one ready line, runs until Ctrl-C."""
+    from hivemint.swarm.addresses import trouble_of
+
+    for flag, address in (("--listen", listen), *(("--announce", one) for one in announce or ())):
+        if trouble := trouble_of(address):
+            raise BadInput(f"The address of {flag} cannot be used", why=trouble, next_step=f"change {flag}")
     place = None
     if name is None or add:
         place = Network.load(need(network, "No network file", "pass --network FILE, or --name for a peer without one"))

@@ -21,6 +21,7 @@ from hivemint.protocol.errors import ConfigError, HivemintError
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Credits
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import named, node_name
 from hivemint.testnet.checkout import from_checkout
 from hivemint.testnet.devchain import CHAIN_ID, dev_signers
 from hivemint.testnet.localnet import PEOPLE, Layout, LocalNet, State, read_state, stop
@@ -124,6 +125,7 @@ def status(as_json: JsonFlag = False) -> None:
         (one.name, "up" if one.alive else Text("down", style="red"), str(one.pid), one.log) for one in state.children
     ]
     table("testnet", "process", "state", ">pid", "log", rows=rows)
+    table("nodes", "node", "", rows=node_rows(state))
     where = {"network": folder / "network.toml", "chain": state.chain_url, "ledger": state.ledger_url}
     for name, text in where.items():
         out.print(f"{name:<8} {shown(str(text))}", highlight=False, soft_wrap=True)
@@ -209,7 +211,22 @@ def describe(folder: Path, state: State) -> dict[str, object]:
         "processes": [
             {"name": child.name, "pid": child.pid, "alive": child.alive, "log": child.log} for child in state.children
         ],
+        "nodes": [
+            {
+                "name": node_name(plan.address),
+                "operator": plan.address,
+                "wallet": plan.operator,
+                "owner": plan.owner,
+                "blocks": plan.blocks,
+            }
+            for plan in state.nodes
+        ],
     }
+
+
+def node_rows(state: State) -> list[tuple[str, ...]]:
+    """Each node's wallet, then the name and the operator that all other views show."""
+    return [(plan.operator, f"{named(plan.address)}, blocks {plan.blocks}, owner {plan.owner}") for plan in state.nodes]
 
 
 def show(folder: Path, state: State, model: str = local_models.DEMO) -> None:
@@ -225,7 +242,7 @@ def show(folder: Path, state: State, model: str = local_models.DEMO) -> None:
     contracts = Network.load(folder / "network.toml").contracts
     rows = [("chain", f"{state.chain_url}  (id {CHAIN_ID})"), ("ledger", state.ledger_url)]
     rows += [(name, getattr(contracts, name)) for name in contracts.__dataclass_fields__]
-    rows += [(plan.operator, f"blocks {plan.blocks}, owner {plan.owner}") for plan in state.nodes]
+    rows += node_rows(state)
     rows += [("network file", str(folder / "network.toml")), ("password file", str(folder / "password"))]
     table("Testnet", "what", "where", rows=rows)
     words = shlex.join(

@@ -3,13 +3,14 @@
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from hivemint.protocol.credits import parse_credits
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import ONE_CREDIT, Credits
 from hivemint.protocol.settings import Settings
+from hivemint.swarm.addresses import trouble_of
 
 if TYPE_CHECKING:
     from hivemint.contracts.fees import FeeCeiling
@@ -128,6 +129,15 @@ class NodeSettings(Settings):
     def _no_amount(cls, given: Any) -> Any:
         if isinstance(given, dict) and _is_auto(given.get("ask")):
             return {name: value for name, value in given.items() if name != "ask"}
+        return given
+
+    @field_validator("listen", "announce", "bootstrap")
+    @classmethod
+    def _addresses(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Before a process is started that would say it in its own words."""
+        for address in given:
+            if trouble := trouble_of(address, with_peer=info.field_name == "bootstrap"):
+                raise ValueError(trouble)
         return given
 
     @model_validator(mode="after")

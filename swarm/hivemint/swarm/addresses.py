@@ -30,6 +30,49 @@ def host_of(address: str) -> IPv4Address | IPv6Address | None:
     return None
 
 
+def trouble_of(address: str, *, with_peer: bool = False) -> str:
+    """Why `address` can't be listened at, told or dialled, and how it is written; "" if it can, as far as it shows.
+
+    Protocols that are not known here are left to libp2p. `with_peer`: it has to name its peer, too.
+    """
+    first, *parts = address.split("/")
+    kind, host, *rest = [*parts, "", ""]
+    if first or not kind:
+        return f"{address!r} is no libp2p address: write {_as_multiaddress(address)}"
+    if kind in ("ip4", "ip6"):
+        try:
+            usable = ip_address(host).version == int(kind[-1])
+        except ValueError:
+            usable = False
+        if not usable:
+            return f"{address!r}: {host!r} is no address of {kind}: write /{kind}/{_EXAMPLES[kind]}/tcp/4001"
+    if kind in ("ip4", "ip6", "dns", "dns4", "dns6"):
+        transport, port, *_ = [*rest, "", ""]
+        if transport in ("", "tcp", "udp") and not (transport and port.isdecimal() and int(port) < 1 << 16):
+            return f"{address!r} names no port from 0 to 65535: write /{kind}/{host}/tcp/4001"
+    if with_peer and "/p2p/" not in address:
+        return f"{address!r} names no peer: write {address.rstrip('/')}/p2p/12D3Koo..., with the id of that peer"
+    return ""
+
+
+_EXAMPLES = {"ip4": "192.0.2.1", "ip6": "2001:db8::1"}
+
+
+def _as_multiaddress(text: str) -> str:
+    """What was meant by `127.0.0.1:4001`, `[::1]:4001`, `localhost:4001`, `127.0.0.1`, `4001`."""
+    host, colon, port = text.strip().removeprefix("tcp://").rpartition(":")
+    if not colon:
+        host, port = ("127.0.0.1", text.strip()) if text.strip().isdecimal() else (text.strip(), "4001")
+    if not port.isdecimal() or int(port) >= 1 << 16 or not host or any(one in host for one in " /"):
+        return "one such as /ip4/127.0.0.1/tcp/4001"
+    bare = host.strip("[]")
+    try:
+        kind = f"ip{ip_address(bare).version}"
+    except ValueError:
+        kind = "dns"
+    return f"/{kind}/{bare}/tcp/{port}"
+
+
 def is_relayed(address: str) -> bool:
     """Through another peer: the IP address is the relay's."""
     return "/p2p-circuit" in address

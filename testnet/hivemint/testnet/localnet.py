@@ -19,7 +19,7 @@ from hivemint.model import companions
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import ConfigError, HivemintError
 from hivemint.protocol.home import Home, private_folder, write_private
-from hivemint.protocol.ids import BlockIndex
+from hivemint.protocol.ids import Address, BlockIndex
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Model, Network
 from hivemint.protocol.signing import Signer
@@ -69,6 +69,11 @@ class NodePlan(msgspec.Struct, frozen=True):
     def operator(self) -> str:
         """Its keystore, its folder and its process are called so."""
         return f"{self.owner}-node"
+
+    @property
+    def address(self) -> Address:
+        """Of its operator."""
+        return dev_signers()[PEOPLE.index(self.owner) * 2 + 2].address
 
     @property
     def blocks(self) -> str:

@@ -17,13 +17,14 @@ import typer
 from hivemint.cli.console import out, run_async, show_error, shown
 from hivemint.cli.node.operators import unlock, with_contracts
 from hivemint.cli.node.placing import in_words, room, served_by, weakest
-from hivemint.cli.node.registering import Difference, Wanted, carry_out, coins, difference
+from hivemint.cli.node.registering import GAS, Difference, Wanted, carry_out, coins, difference, question
 from hivemint.cli.transact import load_network
 from hivemint.protocol.credits import in_words as credits_in_words
 from hivemint.protocol.errors import ConfigError, HivemintError, WalletError
 from hivemint.protocol.home import Home
 from hivemint.protocol.keystore import PASSWORD_VARIABLE, Keystores, read_password
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from hivemint.node.settings import NodeSettings
 
 TRIES = 3
-GAS, SPARE, ROUND = 400_000, 2, 10**14
-"""More gas than a registration with its bond takes (benchmarks/gas.py). So many times its cost is asked for, as prices
-move and claims cost some too, in whole ten-thousandths of a coin: what is shown is what must come."""
+SPARE, ROUND = 2, 10**14
+"""So many times the cost of GAS is asked for, as prices move and claims cost some too, in whole ten-thousandths of a
+coin: what is shown is what must come."""
 LOOK_EVERY = 2.0
 
 
@@ -131,20 +132,11 @@ def from_nothing(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
         (first, end), why = _place(plan)
         plan = replace(plan, first=first, end=end)
     _tell(plan, chain, why)
-    asked = " and ".join(filter(None, (_what(chain.change), "" if wish.blocks else "serve these blocks")))
+    asked = " and ".join(filter(None, (question(chain.change), "" if wish.blocks else "serve these blocks")))
     if asked and not wish.yes and not typer.confirm(f"{asked[0].upper()}{asked[1:]}?", default=True):
         raise ConfigError("Nothing was done", next_step="--blocks FIRST:END names other blocks")
     _register(plan, chain)
     return plan
-
-
-def _what(change: Difference) -> str:
-    """The part of the question that is about the registry."""
-    if change.register:
-        return "register, bond" if change.bond else "register"
-    return " and ".join(
-        text for text, wanted in (("change the registration", change.peer), ("bond", change.bond)) if wanted
-    )
 
 
 def _network(path: Path | None) -> Network:
@@ -290,7 +282,9 @@ def _tell(plan: "ServePlan", chain: OnChain, why: str) -> None:
     from hivemint.node.reach import best_fix, reaches
 
     settings = plan.settings
-    rows = [("serves", f"{plan.model.name} blocks {plan.first}:{plan.end}" + (f" ({why})" if why else ""))]
+    rows = [("name", f"{node_name(plan.signer.address)}, as others see this node")]
+    rows.append(("operator", plan.signer.address))
+    rows += [("serves", f"{plan.model.name} blocks {plan.first}:{plan.end}" + (f" ({why})" if why else ""))]
     price = "as the other nodes of these blocks ask" if settings.ask_auto else credits_in_words(settings.ask)
     rows.append(("ask", f"{price} a token and block" if not settings.ask_auto else price))
     rows += [("change", line) for line in chain.change.lines]

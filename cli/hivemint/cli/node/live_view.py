@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hivemint.cli.node.amounts import in_unit, in_words, unit_of
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.text import plain
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def view(snapshot: "Snapshot") -> "RenderableType":
     parts += [
         *_reachable(snapshot),
         _dim(f"network {snapshot.network}  K/V {snapshot.kv_free:,} of {snapshot.kv_total:,} tokens free"),
-        _dim(f"operator {snapshot.operator}"),
+        *_who(snapshot),
         _dim(f"peer {snapshot.peer}"),
     ]
     return Panel(Group(*parts), title="hivemint node", title_align="left", border_style="dim")
@@ -54,6 +55,7 @@ def over(snapshot: "Snapshot") -> "RenderableType":
     parts: list[Any] = [
         Text.assemble((plain(snapshot.model), "bold"), f" blocks {snapshot.blocks} are not served any more"),
         _dim(f"served {tokens:,} tokens in {_time(seconds)}; sessions are closed, the record is taken back"),
+        *_who(snapshot),
         "",
         flow_table(snapshot.flow, snapshot.reasons),
         "",
@@ -61,6 +63,11 @@ def over(snapshot: "Snapshot") -> "RenderableType":
         *_trouble(snapshot),
     ]
     return Panel(Group(*parts), title="hivemint node: over", title_align="left", border_style="dim")
+
+
+def _who(snapshot: "Snapshot") -> list[Text]:
+    """The name that others see, and the address that it stands for."""
+    return [_dim(f"name {node_name(snapshot.operator)}"), _dim(f"operator {snapshot.operator}")]
 
 
 def next_steps(flow: dict[str, int]) -> list[str]:

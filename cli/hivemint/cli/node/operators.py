@@ -14,6 +14,7 @@ from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores, read_password
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ async def standing(contracts: "Bindings", operator: Address) -> dict[str, Any]:
     """The registry's record and the shares of the last epochs."""
     known = await contracts.registry.node(operator)
     if known is None:
-        return {"operator": operator, "registered": False}
+        return {"name": node_name(operator), "operator": operator, "registered": False}
     offered = await contracts.registry.offered_to(operator)
     now = await contracts.emission.current_epoch()
     shares = {}
@@ -69,6 +70,7 @@ async def standing(contracts: "Bindings", operator: Address) -> dict[str, Any]:
         pending = await contracts.emission.pending(operator, epoch)
         shares[str(epoch)] = {"wei": int(pending.amount), "status": pending.status.name.lower()}
     return {
+        "name": node_name(operator),
         "operator": operator,
         "registered": True,
         "owner": known.owner,

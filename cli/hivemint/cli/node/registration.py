@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption, run_async
+from hivemint.cli.node.leaving import agree_to_leave, what_leaves
 from hivemint.cli.node.operators import (
     NameOption,
     OwnerOption,
@@ -20,7 +21,7 @@ from hivemint.cli.node.operators import (
     with_contracts,
 )
 from hivemint.cli.node.options import YesFlag
-from hivemint.cli.node.registering import Difference, Wanted, agree, carry_out, difference
+from hivemint.cli.node.registering import Difference, Wanted, agree, carry_out, check_coin, coins, difference
 from hivemint.cli.node_argument import operator_of
 from hivemint.cli.transact import NodeArgument, check_address, load_network
 from hivemint.protocol.credits import parse_coins
@@ -51,7 +52,10 @@ def register(
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Register the operator key with its peer id, and bond a stake. Later: names what would change, and asks."""
+    """Register the operator key with its peer id, and bond a stake. Later: names what would change, and asks.
+
+    At a terminal the first registration is asked about, too; without one the command itself is the agreement to it.
+    """
     from hivemint.protocol.eip712 import peer_id_hash
     from hivemint.swarm.identity import PeerKey
 
@@ -67,10 +71,17 @@ def register(
     async def compare(contracts: "Bindings") -> dict[str, Any]:
         known = await contracts.registry.node(operator.address)
         minimum = await contracts.registry.minimum_stake()
-        return {"change": difference(known, wanted, minimum, holder.address)}
+        change = difference(known, wanted, minimum, holder.address)
+        return {"change": change, "balance": await check_coin(contracts, holder.address, change)}
 
-    change: Difference = run_async(with_contracts(network, compare))["change"]
-    agreed = agree(change, yes=yes, quiet=as_json)
+    found = run_async(with_contracts(network, compare))
+    change: Difference = found["change"]
+    node = (
+        f"node: {named(operator.address)}",
+        f"owner: {holder.address}, who holds {coins(found['balance'])}",
+        f"payout: {paid_to or holder.address}",
+    )
+    agreed = agree(change, yes=yes, quiet=as_json, node=node)
 
     async def work(contracts: "Bindings") -> dict[str, Any]:
         if agreed:
@@ -134,17 +145,25 @@ def unbond(
     owner: OwnerOption = None,
     network: NetworkOption = None,
     password_file: PasswordFileOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree to it; without a terminal nothing is done else.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Begin to leave: the stake carries no donated work from now on, and can be withdrawn when UNBOND is over."""
-    _as_owner(
-        wallet,
-        owner,
-        network,
-        password_file,
-        as_json,
-        lambda registry, holder, operator: registry.unbond(holder, operator),
-    )
+    """Begin to leave: the stake carries no donated work from now on, and can be withdrawn when UNBOND is over.
+
+    It says first what that means, and asks; nothing takes it back.
+    """
+    operator, holder = operator_and_owner(Home.open(), operator_wallet(wallet), owner, password_file)
+
+    async def look(contracts: "Bindings") -> dict[str, Any]:
+        return {"leave": await what_leaves(contracts, operator, holder.address)}
+
+    agree_to_leave(run_async(with_contracts(network, look))["leave"], yes=yes, quiet=as_json)
+
+    async def work(contracts: "Bindings") -> dict[str, Any]:
+        await contracts.registry.unbond(holder, operator)
+        return await standing(contracts, operator)
+
+    report(run_async(with_contracts(network, work)), as_json)
 
 
 def withdraw(

@@ -45,6 +45,7 @@ from hivemint.cli.node.options import (
     YesFlag,
 )
 from hivemint.cli.terminal.failures import exit_code
+from hivemint.protocol.node_name import node_name
 
 if TYPE_CHECKING:
     from hivemint.node.running import Running, ServePlan
@@ -225,6 +226,7 @@ async def _tell(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> None:
         "event": "ready",
         "peer": now.peer,
         "addresses": now.addresses,
+        "name": node_name(now.operator),
         "operator": now.operator,
         "model": now.model,
         "blocks": now.blocks,

@@ -21,6 +21,7 @@ from hivemint.protocol.home import Home, read_small
 from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
+from hivemint.protocol.node_name import node_name
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -61,7 +62,7 @@ async def _on_chain(path: Path | None, network: Network, operator: Address) -> d
     try:
         return await with_contracts(path, work)
     except ChainError as error:
-        return {"operator": operator, "registered": None, "chain": str(error)}
+        return {"name": node_name(operator), "operator": operator, "registered": None, "chain": str(error)}
 
 
 Time = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]
@@ -164,7 +165,7 @@ def by_books(folder: Path, network: Network, operator: Address) -> dict[str, Any
 def show(told: dict[str, Any]) -> None:
     """State first, then what it earned, then the chain."""
     seen: LastSeen | None = told.get("last_seen")
-    rows: list[tuple[str, ...]] = [("state", told["state"]), ("operator", told["operator"])]
+    rows: list[tuple[str, ...]] = [(name, told[name]) for name in ("state", "name", "operator")]
     if seen is not None:
         rows.append(("blocks", f"{seen.model} {seen.blocks}"))
         rows += [("at", f"{address}: {text}") for address, text in seen.reach[:4]]
