@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.cli.node import verbs
-from hivemint.protocol.errors import ConfigError
+from hivemint.cli.node import guided, verbs
+from hivemint.cli.wallet import wallets
+from hivemint.protocol import keystore
+from hivemint.protocol.errors import ConfigError, WalletError
+from hivemint.protocol.home import Home
+from hivemint.protocol.signing import Signer
 from support.verbs import error_of
 
 pytest_plugins = ["support.verbs"]
@@ -24,3 +28,40 @@ def test_all_that_is_missing_is_named_at_once(home: Path, monkeypatch: pytest.Mo
 def test_only_what_is_missing_is_named(home: Path) -> None:
     refused = error_of(verbs.app, "start", "a-model", "--wallet", "op", "--blocks", "0:1")
     assert refused.what == "`node start` lacks --network FILE (or HIVEMINT_NETWORK)"
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, answers: list[str], passwords: list[str]) -> None:
+    """What somebody at a terminal would type, in this order."""
+    monkeypatch.delenv("HIVEMINT_PASSWORD")
+    monkeypatch.setattr(guided.typer, "prompt", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr(keystore.os, "isatty", lambda _: True)
+    monkeypatch.setattr(keystore.getpass, "getpass", lambda _: passwords.pop(0))
+
+
+WISH = guided.StartWish("a-model", None, None, None, None, None, new_books=False, yes=False)
+
+
+def test_slips_with_a_new_wallet_are_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, passwords = ["my node", "../x", "mine"], ["one", "another", "", "", "a word", "a word"]
+    typed(monkeypatch, answers, passwords)
+    name, signer = guided._wallet(Home.open(), WISH)
+    assert (name, answers, passwords) == ("mine", [], [])
+    assert keystore.Keystores().unlock("mine", "a word").address == signer.address
+
+
+def test_a_slip_with_a_wallet_of_several_is_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, byte in (("dave", b"\x01"), ("erin", b"\x02")):
+        keystore.Keystores().add(name, Signer(byte * 32), "a word", n=keystore.CHEAP_SCRYPT_N)
+    typed(monkeypatch, ["Erin", "erin"], ["a wrd", "a word"])
+    assert guided._wallet(Home.open(), WISH)[0] == "erin"
+    typed_out = ["Dave", "Dave", "Dave", "dave"]
+    monkeypatch.setattr(guided.typer, "prompt", lambda *_, **__: typed_out.pop(0))
+    with pytest.raises(WalletError, match="no wallet 'Dave'"):
+        guided._wallet(Home.open(), WISH)
+    assert typed_out == ["dave"], "three tries"
+
+
+def test_a_wallet_s_name_is_looked_at_before_its_password(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HIVEMINT_PASSWORD")
+    assert "cannot be the name" in error_of(wallets.app, "create", "../x").what, "no password was asked for"
+    assert "cannot be the name" in error_of(wallets.app, "import", "../x").what

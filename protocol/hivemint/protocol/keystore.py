@@ -53,18 +53,14 @@ class Keystores:
 
     def add(self, name: str, signer: Signer, password: str, *, n: int = SCRYPT_N) -> Wallet:
         """Encrypt a key that exists. Raises WalletError if the name is taken or the password empty."""
-        path = self._path(name)
+        path = self.vacant(name)
         if not password:
             raise WalletError("The password is empty", next_step="choose one that others can't guess")
         document = create_keyfile_json(signer.secret(), password.encode(), kdf="scrypt", iterations=n)
         try:
             write_private(path, json.dumps(document).encode())
         except FileExistsError:
-            raise WalletError(
-                f"A wallet {name!r} exists already",
-                why=f"{path} is never overwritten",
-                next_step="choose another name",
-            ) from None
+            raise _taken(name, path) from None
         except OSError as error:
             raise WalletError(f"{path} cannot be written", why=error.strerror or str(error)) from None
         return Wallet(name, signer.address, path)
@@ -96,6 +92,16 @@ class Keystores:
                 next_step=did_you_mean(name, names, f"make it with `hivemint wallet create {name}`"),
             )
         return Wallet(name, _address(path, _document(path)), path)
+
+    def vacant(self, name: str) -> Path:
+        """Where a wallet of that name would lie: to be asked before a password is.
+
+        Raises ConfigError for what can't be a name, WalletError if it is taken.
+        """
+        path = self._path(name)
+        if path.exists():
+            raise _taken(name, path)
+        return path
 
     def unlock(self, name: str, password: str) -> Signer:
         """Decrypt. Raises WalletError for a wrong password or a damaged file."""
@@ -189,6 +195,12 @@ def _check_cost(path: Path, document: dict[str, Any]) -> None:
     n, r, p, c = cost
     if 128 * n * r > _MAX_SCRYPT_BYTES or p > 16 or c > _MAX_PBKDF2:
         raise _damaged(path, "its key derivation asks for too much memory or time")
+
+
+def _taken(name: str, path: Path) -> WalletError:
+    return WalletError(
+        f"A wallet {name!r} exists already", why=f"{path} is never overwritten", next_step="choose another name"
+    )
 
 
 def _damaged(path: Path, why: str) -> WalletError:

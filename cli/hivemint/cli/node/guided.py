@@ -8,9 +8,10 @@ Nothing costs anything before that one question. Without a terminal nothing is a
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -22,7 +23,7 @@ from hivemint.cli.transact import load_network
 from hivemint.protocol.credits import in_words as credits_in_words
 from hivemint.protocol.errors import ConfigError, HivemintError, WalletError
 from hivemint.protocol.home import Home
-from hivemint.protocol.keystore import PASSWORD_VARIABLE, Keystores, read_password
+from hivemint.protocol.keystore import PASSWORD_VARIABLE, Keystores, Wallet, read_password
 from hivemint.protocol.network import Network
 from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hivemint.node.running import ServePlan
     from hivemint.node.settings import NodeSettings
 
+T = TypeVar("T")
 TRIES = 3
 SPARE, ROUND = 2, 10**14
 """So many times the cost of GAS is asked for, as prices move and claims cost some too, in whole ten-thousandths of a
@@ -150,16 +152,22 @@ def _network(path: Path | None) -> Network:
         "Which network? Its file is made by who began it; there is no public network yet. "
         "`hivemint testnet up` makes one on this machine."
     )
-    left = TRIES
-    while True:
-        left -= 1
+
+    def asked() -> Network:
         told = typer.prompt("Network file", default=str(mine) if mine.is_file() else None)
+        return Network.load(Path(told).expanduser())
+
+    return _again(asked)
+
+
+def _again(ask: Callable[[], T]) -> T:
+    """An answer that can't be used is no reason to begin from the start: it is asked for again, TRIES times in all."""
+    for _ in range(TRIES - 1):
         try:
-            return Network.load(Path(told).expanduser())
+            return ask()
         except HivemintError as error:
-            if not left:
-                raise
             show_error(error)
+    return ask()
 
 
 def _model(network: Network, name: str, home: Home) -> "LocalModel":
@@ -183,17 +191,14 @@ def _wallet(home: Home, wish: StartWish) -> tuple[str, Signer]:
         there = [wallet.name for wallet in keystores.list()]
         if not there:
             out.print("There is no wallet yet: a new one is made for this node.")
-            name = typer.prompt("Its name", default="node")
-            password = read_password(str(name), file=wish.password_file, confirm=True)
-            made = keystores.create(str(name), password)
-            out.print(f"[dim]wallet[/]    {made.name} {made.address}", highlight=False, soft_wrap=True)
-            out.print(f"  {shown(str(made.path))}", highlight=False, soft_wrap=True)
-            out.print("  [dim]Keep this file and its password: nobody can restore either.[/]")
-            return made.name, keystores.unlock(made.name, password)
-        name = there[0] if len(there) == 1 else typer.prompt(f"Which wallet ({', '.join(there)})?", default=there[0])
+            return _new_wallet(keystores, wish)
+        name = there[0]
+        if len(there) > 1:
+            choice = f"Which wallet ({', '.join(there)})?"
+            name = _again(lambda: keystores.find(str(typer.prompt(choice, default=there[0])))).name
     wallet = keystores.find(str(name))
     out.print(f"[dim]wallet[/]    {wallet.name} {wallet.address}", highlight=False, soft_wrap=True)
-    left = TRIES if wish.password_file is None and os.environ.get(PASSWORD_VARIABLE) is None else 1
+    left = TRIES if _asks(wish) else 1
     while True:
         left -= 1
         try:
@@ -202,6 +207,32 @@ def _wallet(home: Home, wish: StartWish) -> tuple[str, Signer]:
             if not left or "password" not in error.what:
                 raise
             show_error(error)
+
+
+def _new_wallet(keystores: Keystores, wish: StartWish) -> tuple[str, Signer]:
+    """Its name is looked at before a password is asked for."""
+
+    def named() -> str:
+        told = str(typer.prompt("Its name", default="node"))
+        keystores.vacant(told)
+        return told
+
+    name = _again(named)
+
+    def make() -> tuple[Wallet, Signer]:
+        password = read_password(name, file=wish.password_file, confirm=True)
+        return keystores.create(name, password), keystores.unlock(name, password)
+
+    made, signer = _again(make) if _asks(wish) else make()
+    out.print(f"[dim]wallet[/]    {made.name} {made.address}", highlight=False, soft_wrap=True)
+    out.print(f"  {shown(str(made.path))}", highlight=False, soft_wrap=True)
+    out.print("  [dim]Keep this file and its password: nobody can restore either.[/]")
+    return made.name, signer
+
+
+def _asks(wish: StartWish) -> bool:
+    """Whether a password comes from the keyboard."""
+    return wish.password_file is None and os.environ.get(PASSWORD_VARIABLE) is None
 
 
 async def _look(plan: "ServePlan") -> OnChain:

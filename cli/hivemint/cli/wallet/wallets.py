@@ -27,6 +27,7 @@ def create(
 ) -> None:
     """A new random key, encrypted with a password."""
     keystores = Keystores()
+    keystores.vacant(name)
     password = read_password(name, file=password_file, confirm=True)
     _created(keystores.create(name, password, n=_cost(weak)), as_json)
 
@@ -44,6 +45,7 @@ def import_wallet(
     if keystore is not None and key_file is not None:
         raise BadInput("--keystore and --key-file exclude each other", next_step="name one of them")
     keystores = Keystores()
+    keystores.vacant(name)
     if keystore is not None:
         password = read_password(name, file=password_file)
         return _created(keystores.import_file(name, keystore, password, n=_cost(weak)), as_json)
