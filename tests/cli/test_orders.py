@@ -188,7 +188,7 @@ def test_an_order_for_stdout_comes_alone_though_it_is_asked_for_at_a_terminal(
     ours, theirs = pty.openpty()
     try:
         os.write(ours, b"y\n")
-        command = [Path(sys.executable).parent / "hivemint", "account", *words, *place]
+        command = [str(Path(sys.executable).parent / "hivemint"), "account", *map(str, words), *map(str, place)]
         done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=120, check=False)
     finally:
         os.close(ours)

@@ -240,7 +240,7 @@ def show(folder: Path, state: State, model: str = local_models.DEMO) -> None:
         Panel("These keys are known to everybody. Whatever is sent to them on a public chain is lost.", style="yellow")
     )
     contracts = Network.load(folder / "network.toml").contracts
-    rows = [("chain", f"{state.chain_url}  (id {CHAIN_ID})"), ("ledger", state.ledger_url)]
+    rows: list[tuple[str, ...]] = [("chain", f"{state.chain_url}  (id {CHAIN_ID})"), ("ledger", state.ledger_url)]
     rows += [(name, getattr(contracts, name)) for name in contracts.__dataclass_fields__]
     rows += node_rows(state)
     rows += [("network file", str(folder / "network.toml")), ("password file", str(folder / "password"))]

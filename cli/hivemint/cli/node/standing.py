@@ -165,7 +165,11 @@ def by_books(folder: Path, network: Network, operator: Address) -> dict[str, Any
 def show(told: dict[str, Any]) -> None:
     """State first, then what it earned, then the chain."""
     seen: LastSeen | None = told.get("last_seen")
-    rows: list[tuple[str, ...]] = [(name, told[name]) for name in ("state", "name", "operator")]
+    rows: list[tuple[str, ...]] = [
+        ("state", told["state"]),
+        ("name", node_name(told["operator"])),
+        ("operator", told["operator"]),
+    ]
     if seen is not None:
         rows.append(("blocks", f"{seen.model} {seen.blocks}"))
         rows += [("at", f"{address}: {text}") for address, text in seen.reach[:4]]
