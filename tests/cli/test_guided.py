@@ -1,8 +1,11 @@
 """`hivemint node start` without a terminal: everything that is missing is named at once, before anything is done."""
 
+import getpass
+import os
 from pathlib import Path
 
 import pytest
+import typer
 
 from hivemint.cli.node import guided, verbs
 from hivemint.cli.wallet import wallets
@@ -33,9 +36,9 @@ def test_only_what_is_missing_is_named(home: Path) -> None:
 def typed(monkeypatch: pytest.MonkeyPatch, answers: list[str], passwords: list[str]) -> None:
     """What somebody at a terminal would type, in this order."""
     monkeypatch.delenv("HIVEMINT_PASSWORD")
-    monkeypatch.setattr(guided.typer, "prompt", lambda *_, **__: answers.pop(0))
-    monkeypatch.setattr(keystore.os, "isatty", lambda _: True)
-    monkeypatch.setattr(keystore.getpass, "getpass", lambda _: passwords.pop(0))
+    monkeypatch.setattr(typer, "prompt", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.setattr(getpass, "getpass", lambda _: passwords.pop(0))
 
 
 WISH = guided.StartWish("a-model", None, None, None, None, None, new_books=False, yes=False)
@@ -55,7 +58,7 @@ def test_a_slip_with_a_wallet_of_several_is_asked_again(home: Path, monkeypatch:
     typed(monkeypatch, ["Erin", "erin"], ["a wrd", "a word"])
     assert guided._wallet(Home.open(), WISH)[0] == "erin"
     typed_out = ["Dave", "Dave", "Dave", "dave"]
-    monkeypatch.setattr(guided.typer, "prompt", lambda *_, **__: typed_out.pop(0))
+    monkeypatch.setattr(typer, "prompt", lambda *_, **__: typed_out.pop(0))
     with pytest.raises(WalletError, match="no wallet 'Dave'"):
         guided._wallet(Home.open(), WISH)
     assert typed_out == ["dave"], "three tries"
