@@ -46,7 +46,7 @@ def test_credits_and_coin_arrive_and_too_much_is_refused_first(testchain: TestCh
     assert asyncio.run(_holds(testchain, poor.address))[1] == 2 * COIN
 
     before = asyncio.run(_holds(testchain, rich.address))
-    refused = {
+    refused: dict[tuple[str, ...], str] = {
         ("poor", "98"): "too few credits",
         ("poor", "60", "--coin"): "too little coin",
         ("rich", "1"): "reach nobody",
