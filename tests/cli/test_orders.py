@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from hivemint.protocol.orders import Close
 from hivemint.protocol.receipt import Countersigned, sign_voucher
 from hivemint.protocol.signing import Signer
 from support.chain import TestChain
+from support.command import HIVEMINT
 from support.credits import credits_for
 from support.promises import Work
 from support.verbs import error_of, told
@@ -188,7 +188,7 @@ def test_an_order_for_stdout_comes_alone_though_it_is_asked_for_at_a_terminal(
     ours, theirs = pty.openpty()
     try:
         os.write(ours, b"y\n")
-        command = [str(Path(sys.executable).parent / "hivemint"), "account", *map(str, words), *map(str, place)]
+        command = [HIVEMINT, "account", *words, *place]
         done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=120, check=False)
     finally:
         os.close(ours)
