@@ -81,7 +81,7 @@ def test_an_address_that_libp2p_would_not_take_is_refused_with_how_it_is_written
     setting: str, given: str, written: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"The setting {setting}") as refused:
-        NodeSettings.load(**{setting: (given,)})
+        NodeSettings.load(None, **{setting: (given,)})
     assert f"write {written}" in refused.value.why or f"one such as {written}" in refused.value.why
     assert f"--{setting}" in refused.value.next_step
 
