@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hivemint.cli import swarm
 from hivemint.node.server import numerics
 from hivemint.node.settings import NodeSettings
 from hivemint.node.span.precision import COMPUTE, Precision
 from hivemint.node.span.span import Span
 from hivemint.protocol.errors import ConfigError, ModelError
 from hivemint.protocol.ids import BlockIndex
-from support.verbs import error_of
 
 pytest_plugins = ["support.tiny"]
 
@@ -96,10 +94,3 @@ def test_addresses_of_every_kind_pass() -> None:
         assert NodeSettings.load(listen=(address,)).listen == (address,)
     relayed = "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW/p2p-circuit"
     assert NodeSettings.load(announce=(relayed,), bootstrap=(relayed,)).announce == (relayed,)
-
-
-@pytest.mark.parametrize("flag", ["--listen", "--announce"])
-def test_a_bootstrap_peer_refuses_such_addresses_too(flag: str) -> None:
-    refused = error_of(swarm.app, "bootstrap", "--name", "a-network", flag, "127.0.0.1:4001")
-    assert flag in refused.what
-    assert "write /ip4/127.0.0.1/tcp/4001" in refused.why
