@@ -1,14 +1,16 @@
 """`hivemint node start` without a terminal: everything that is missing is named at once, before anything is done."""
 
-import getpass
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-import typer
 
 from hivemint.cli.node import guided, verbs
+from hivemint.cli.node.placing import Around
 from hivemint.cli.wallet import wallets
+from hivemint.node.market import Rival
+from hivemint.node.running import ServePlan
+from hivemint.node.settings import NodeSettings
 from hivemint.protocol import keystore
 from hivemint.protocol.errors import ConfigError, WalletError
 from hivemint.protocol.home import Home
@@ -36,9 +38,9 @@ def test_only_what_is_missing_is_named(home: Path) -> None:
 def typed(monkeypatch: pytest.MonkeyPatch, answers: list[str], passwords: list[str]) -> None:
     """What somebody at a terminal would type, in this order."""
     monkeypatch.delenv("HIVEMINT_PASSWORD")
-    monkeypatch.setattr(typer, "prompt", lambda *_, **__: answers.pop(0))
-    monkeypatch.setattr(os, "isatty", lambda _: True)
-    monkeypatch.setattr(getpass, "getpass", lambda _: passwords.pop(0))
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr("os.isatty", lambda _: True)
+    monkeypatch.setattr("getpass.getpass", lambda _: passwords.pop(0))
 
 
 WISH = guided.StartWish("a-model", None, None, None, None, None, new_books=False, yes=False)
@@ -58,7 +60,7 @@ def test_a_slip_with_a_wallet_of_several_is_asked_again(home: Path, monkeypatch:
     typed(monkeypatch, ["Erin", "erin"], ["a wrd", "a word"])
     assert guided._wallet(Home.open(), WISH)[0] == "erin"
     typed_out = ["Dave", "Dave", "Dave", "dave"]
-    monkeypatch.setattr(typer, "prompt", lambda *_, **__: typed_out.pop(0))
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: typed_out.pop(0))
     with pytest.raises(WalletError, match="no wallet 'Dave'"):
         guided._wallet(Home.open(), WISH)
     assert typed_out == ["dave"], "three tries"
@@ -68,3 +70,20 @@ def test_a_wallet_s_name_is_looked_at_before_its_password(home: Path, monkeypatc
     monkeypatch.delenv("HIVEMINT_PASSWORD")
     assert "cannot be the name" in error_of(wallets.app, "create", "../x").what, "no password was asked for"
     assert "cannot be the name" in error_of(wallets.app, "import", "../x").what
+
+
+@pytest.mark.parametrize(("answer", "follows"), [(True, True), (False, False)])
+def test_a_dear_default_ask_is_said_before_it_serves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: bool, follows: bool
+) -> None:
+    operator = Signer(b"\x03" * 32).address
+    settings = NodeSettings.load()
+    plan = ServePlan(Any, Any, 0, 10, "op", Any, settings, Any, False)  # type: ignore[arg-type]
+    rival = Rival(operator, settings.ask // 5, 10**18)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: answer)
+    priced = guided._price(plan, Around([1] * 20, [(range(5, 20), rival)]), WISH)
+    assert priced.settings.ask_auto is follows
+    assert "your ask is 5 times the cheapest" in " ".join(capsys.readouterr().out.split())
+    elsewhere = guided._price(plan, Around([1] * 20, [(range(10, 20), rival)]), WISH)
+    assert not elsewhere.settings.ask_auto, "these are other blocks"
+    assert capsys.readouterr().out == ""

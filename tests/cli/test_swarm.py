@@ -1,4 +1,4 @@
-"""Verbs about the swarm: addresses of a bootstrap peer."""
+"""`hivemint swarm bootstrap`: what it refuses before a peer is started."""
 
 import pytest
 

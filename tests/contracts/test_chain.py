@@ -1,7 +1,9 @@
 """Connecting, sending, and errors that people can read; on a real Hardhat node."""
 
 import asyncio
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from web3.types import TxParams
@@ -9,12 +11,14 @@ from web3.types import TxParams
 from hivemint.contracts.artifacts import custom_errors, explain_revert
 from hivemint.contracts.bindings import Bindings
 from hivemint.contracts.chain import Buildable, Chain, Reverted, Transfer
+from hivemint.contracts.refusals import MEANINGS
 from hivemint.protocol.errors import ChainError
 from hivemint.protocol.signing import Signer
 from hivemint.testnet.devchain import DevChain, dev_signers
 from support.chain import TestChain
 
 COIN = 10**18
+PAGE = Path(__file__).resolve().parents[2] / "docs/command-line.md"
 
 
 async def test_an_unreachable_chain() -> None:
@@ -198,3 +202,23 @@ async def test_two_connections_send_from_one_key(testchain: TestChain, contracts
             *(chain.send(sender, Transfer(chain, to), doing="Paying", value=value) for chain, value in pays)
         )
     assert await contracts.chain.balance(to) == 1 + 2 + 3 + 4 + 5 + 6
+
+
+def test_a_refusal_that_is_known_has_words_and_a_next_step() -> None:
+    """Each is an error of the contracts, and each verb that it names is one."""
+    names = {error.name for error in custom_errors().values()}
+    assert set(MEANINGS) <= names
+    verbs = set(re.findall(r"^##+ (hivemint [a-z -]+)$", PAGE.read_text(), re.MULTILINE))
+    for name, meaning in MEANINGS.items():
+        refused = Reverted("Doing it", name, {}, "as it says itself")
+        assert meaning.words in refused.why
+        assert "as it says itself" in refused.why
+        assert refused.next_step == meaning.next_step
+        assert refused.next_step
+        for verb in re.findall(r"`(hivemint [a-z]+ [a-z-]+)", refused.next_step):
+            assert verb in verbs
+    assert "its own address" in Reverted("Authorizing", "BadKey", {}, "bad key").why
+    assert "account thaw" in Reverted("Withdrawing", "NotThawing", {}, "not thawing").next_step
+    assert "nobody has registered it" in Reverted("Unbonding", "NotOwner", {}, "not owner").why
+    unknown = Reverted("Doing it", "Unheard", {}, "unheard")
+    assert (unknown.why, unknown.next_step) == ("unheard", "")

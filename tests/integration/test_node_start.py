@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hivemint.model.local_models import LocalModel
+from hivemint.protocol.node_name import node_name
 from hivemint.testnet.devchain import DevChain
 from hivemint.testnet.localnet import Layout, LocalNet
 from hivemint.testnet.processes import hivemint
@@ -81,9 +82,13 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
         (address,) = set(re.findall(r"0x[0-9a-fA-F]{40}", asked))
         DevChain(net.network.rpc_url).rpc("hardhat_setBalance", address, hex(2 * COIN))
 
+        dear = terminal.expect("Follow the other nodes instead (--ask auto)? [Y/n]", 120)
+        assert "your ask is 5 times the cheapest" in dear, "before it serves"
+        terminal.press("\n")
         question = terminal.expect("[Y/n]", 120)
         for part in (
             "blocks 0:30 (1 other node serves them",
+            "as the other nodes of these blocks ask",
             "stake: 1 coin",
             "unpaid: the stake counts from the next epoch",
             "this machine alone",
@@ -93,12 +98,16 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
             assert part in question
         terminal.press("\n")
         terminal.expect("registered, 1 coin bonded")
-        terminal.expect("your ask is 5 times the cheapest", 180)
+        name = node_name(address)
+        assert name in question
+        terminal.expect("a token and block", 180)
+        terminal.expect(f"name {name}")
         assert address in operators(environment, net)
         running = told(environment, net, "node", "status", "--wallet", "node")
         assert (running["running"], running["bonded_wei"]) == (True, COIN)
         terminal.press("\x03")
         last = terminal.expect("nothing is left to collect")
+        assert name in last
         assert "are not served any more" in last
         assert address not in operators(environment, net), "its record was taken back"
         assert terminal.ended() == 0

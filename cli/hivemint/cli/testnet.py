@@ -224,7 +224,7 @@ def describe(folder: Path, state: State) -> dict[str, object]:
     }
 
 
-def node_rows(state: State) -> list[tuple[str, ...]]:
+def node_rows(state: State) -> list[tuple[str, str]]:
     """Each node's wallet, then the name and the operator that all other views show."""
     return [(plan.operator, f"{named(plan.address)}, blocks {plan.blocks}, owner {plan.owner}") for plan in state.nodes]
 

@@ -8,6 +8,7 @@ from eth_utils.address import to_checksum_address
 from web3.exceptions import ContractLogicError, Web3RPCError
 from web3.types import TxParams, TxReceipt
 
+from hivemint.contracts.refusals import MEANINGS, Meaning
 from hivemint.protocol.errors import ChainError
 from hivemint.protocol.ids import Address
 
@@ -22,10 +23,15 @@ _NONCE_TROUBLE = (
 
 
 class Reverted(ChainError):
-    """A contract refused. `error` is the name of its custom error ("" if it named none), `values` its arguments."""
+    """A contract refused. `error` is the name of its custom error ("" if it named none), `values` its arguments.
+
+    What that means, and what to do then, is said where it is known (`refusals.py`).
+    """
 
     def __init__(self, doing: str, error: str, values: dict[str, Any], why: str) -> None:
-        super().__init__(f"{doing} was refused by the contract", why=why)
+        words, next_step = MEANINGS.get(error, Meaning("", ""))
+        told = f"{words}; the contract says: {why}" if words else why
+        super().__init__(f"{doing} was refused by the contract", why=told, next_step=next_step)
         self.error, self.values = error, values
 
 

@@ -118,16 +118,18 @@ class Market:
     @property
     def note(self) -> str:
         """Where the ask stands beside the others; empty if there is nothing to say."""
-        asks = [rival.ask for rival in self.rivals]
-        if not asks:
-            return ""
-        ask, cheapest = self._ask(), min(asks)
-        if ask < DEAR * max(1, cheapest):
-            return ""
-        what = f"{ask / cheapest:,.0f} times" if cheapest and ask >= 2 * cheapest else "more than"
-        if cheapest and DEAR * cheapest <= ask < 2 * cheapest:
-            what = f"{ask / cheapest:.1f} times"
-        return f"your ask is {what} the cheapest for these blocks ({in_words(cheapest)} a token and block)"
+        return beside(self._ask(), self.rivals)
+
+
+def beside(ask: int, rivals: Iterable[Rival]) -> str:
+    """Where an ask stands beside the others', if it is DEAR; "" otherwise."""
+    cheapest = min((rival.ask for rival in rivals), default=None)
+    if cheapest is None or ask < DEAR * max(1, cheapest):
+        return ""
+    what = f"{ask / cheapest:,.0f} times" if cheapest and ask >= 2 * cheapest else "more than"
+    if cheapest and DEAR * cheapest <= ask < 2 * cheapest:
+        what = f"{ask / cheapest:.1f} times"
+    return f"your ask is {what} the cheapest for these blocks ({in_words(cheapest)} a token and block)"
 
 
 def others(found: Iterable[CheckedRecord], stake_of: Callable[[CheckedRecord], int], own: Address) -> list[Rival]:

@@ -17,7 +17,7 @@ import typer
 
 from hivemint.cli.console import out, run_async, show_error, shown
 from hivemint.cli.node.operators import unlock, with_contracts
-from hivemint.cli.node.placing import in_words, room, served_by, weakest
+from hivemint.cli.node.placing import Around, in_words, look_around, room, weakest
 from hivemint.cli.node.registering import GAS, Difference, Wanted, carry_out, coins, difference, question
 from hivemint.cli.transact import load_network
 from hivemint.protocol.credits import in_words as credits_in_words
@@ -129,10 +129,15 @@ def from_nothing(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
     chain = run_async(_look(plan))
     if not chain.enough:
         chain = _wait_for_coin(plan, wallet, chain)
-    why = ""
-    if not wish.blocks:
-        (first, end), why = _place(plan)
-        plan = replace(plan, first=first, end=end)
+    why, priced = "", settings.ask_auto or "ask" in settings.model_fields_set
+    if not wish.blocks or (chain.change and not priced):
+        with out.status("looking at who serves what ..."):
+            around = run_async(look_around(plan.network, plan.model, plan.signer.address))
+        if not wish.blocks:
+            (first, end), why = _place(plan, around)
+            plan = replace(plan, first=first, end=end)
+        if not priced:
+            plan = _price(plan, around, wish)
     _tell(plan, chain, why)
     asked = " and ".join(filter(None, (question(chain.change), "" if wish.blocks else "serve these blocks")))
     if asked and not wish.yes and not typer.confirm(f"{asked[0].upper()}{asked[1:]}?", default=True):
@@ -299,13 +304,27 @@ def is_testnet(network: Network) -> bool:
     return (network.chain_id, network.name) == (CHAIN_ID, NETWORK_NAME)
 
 
-def _place(plan: "ServePlan") -> tuple[tuple[int, int], str]:
-    with out.status("looking at who serves what ..."):
+def _place(plan: "ServePlan", around: Around) -> tuple[tuple[int, int], str]:
+    with out.status("looking what fits ..."):
         fits = room(plan.model, plan.settings)
-        served = run_async(served_by(plan.network, plan.model, plan.signer.address))
-    first, end = weakest(served, fits.blocks)
+    first, end = weakest(around.served, fits.blocks)
     took = (end - first) * fits.block_bytes / 1e9
-    return (first, end), f"{in_words(served, first, end)}; {took:.1f} GB of {fits.free / 1e9:.1f} GB free"
+    return (first, end), f"{in_words(around.served, first, end)}; {took:.1f} GB of {fits.free / 1e9:.1f} GB free"
+
+
+def _price(plan: "ServePlan", around: Around, wish: StartWish) -> "ServePlan":
+    """An ask that nobody has named is no reason to be dearer than all others: it is said, and `auto` is proposed."""
+    from hivemint.node.market import beside
+
+    settings = plan.settings
+    note = beside(settings.ask, around.asking(plan.first, plan.end))
+    if not note:
+        return plan
+    usual = credits_in_words(settings.ask)
+    out.print(f"[yellow]{shown(note)}[/]: {usual}, as no --ask is named", highlight=False, soft_wrap=True)
+    if wish.yes or not typer.confirm("Follow the other nodes instead (--ask auto)?", default=True):
+        return plan
+    return replace(plan, settings=settings.model_copy(update={"ask_auto": True}))
 
 
 def _tell(plan: "ServePlan", chain: OnChain, why: str) -> None:

@@ -11,6 +11,7 @@ from hivemint.protocol.ids import Address
 from hivemint.protocol.network import Network
 
 if TYPE_CHECKING:
+    from hivemint.node.market import Rival
     from hivemint.node.settings import NodeSettings
 
 SESSION = 1024
@@ -61,20 +62,35 @@ def weakest(served: Sequence[int], most: int) -> tuple[int, int]:
     return best, best + length
 
 
-async def served_by(network: Network, model: LocalModel, own: Address) -> list[int]:
-    """How many registered operators other than `own` serve each block. Raises SwarmError."""
+@dataclass(frozen=True, slots=True)
+class Around:
+    """The other operators of a model: how many serve each block, and whose asks count for which blocks."""
+
+    served: list[int]
+    rivals: "list[tuple[range, Rival]]"
+
+    def asking(self, first: int, end: int) -> "list[Rival]":
+        """Those of the blocks from `first` to before `end`."""
+        return [rival for blocks, rival in self.rivals if max(first, blocks.start) < min(end, blocks.stop)]
+
+
+async def look_around(network: Network, model: LocalModel, own: Address) -> Around:
+    """Without `own`; who isn't registered serves nothing. Raises SwarmError."""
     from hivemint.cli.swarm import visiting
+    from hivemint.node.market import others
 
     blocks = model.anatomy.num_blocks
     operators: list[set[str]] = [set() for _ in range(blocks)]
+    rivals: list[tuple[range, Rival]] = []
     if network.bootstrap:
         async with visiting(network) as host:
             for one in await host.find(model.model_id, range(blocks)):
                 if one.record.operator == own or (host.ranks and not host.is_registered(one)):
                     continue
+                rivals += [(one.record.blocks, rival) for rival in others([one], host.stake_of, own)]
                 for block in set(one.record.blocks) & set(range(blocks)):
                     operators[block].add(one.record.operator)
-    return [len(found) for found in operators]
+    return Around([len(found) for found in operators], rivals)
 
 
 def in_words(served: Sequence[int], first: int, end: int) -> str:
