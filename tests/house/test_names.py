@@ -1,13 +1,14 @@
 """Names and sizes: one class for one name, rooms, classes and functions that can be looked over."""
 
 import ast
-import gc
 import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from support.source import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("protocol", "contracts", "model", "swarm", "ledger", "node", "client", "testnet", "cli")
@@ -27,10 +28,9 @@ BY_HAND = {"node/hivemint/node/span/kernels.py", "tests/mutants/faults.py"}
 @cache
 def sources() -> dict[str, ast.Module]:
     """The code of all rooms, without what moves old databases on."""
-    gc.collect()  # what other tests left must not be collected while CPython 3.11 parses: it would raise SystemError
     found = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
     return {
-        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+        path.relative_to(ROOT).as_posix(): parsed(path.read_text())
         for path in found
         if not {"migrations", "__pycache__"} & set(path.parts)
     }

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support.source import parsed
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("protocol", "contracts", "model", "swarm", "ledger", "node", "client", "testnet", "cli")
 CODE = (*ROOMS, "tests", "benchmarks", "examples", "hardhat/test", "hardhat/proofs", "hardhat/mutants")
@@ -56,7 +58,7 @@ def prose(path: Path) -> str:
 
 
 def _docstrings(text: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.value.value
 
@@ -72,7 +74,7 @@ def names_in(path: Path) -> frozenset[str]:
     """What a file defines: functions, classes, their members (`Class::member`), constants; in Solidity likewise."""
     text = path.read_text()
     if path.suffix == ".py":
-        return frozenset(_defined(ast.parse(text).body, ""))
+        return frozenset(_defined(parsed(text).body, ""))
     kinds = "function|contract|library|interface|struct|enum|event|error|modifier|const"
     return frozenset(re.findall(rf"\b(?:{kinds})\s+(\w+)", text))
 
