@@ -233,6 +233,12 @@ async def test_the_page_shows_it_all_and_runs_nothing_foreign(served: Served) ->
         assert (await served.client.get(f"/static/{name}")).status_code == 200
 
 
+async def test_the_page_says_how_to_get_credits(served: Served) -> None:
+    page = (await served.client.get("/")).text
+    assert "How to get credits" in page
+    assert "hivemint node start" in page
+
+
 async def test_who_and_what_can_be_copied_whole_and_followed(served: Served) -> None:
     page = (await served.client.get("/")).text
     mined = (await served.json("/api/settlements"))["items"][0]["transaction"]
