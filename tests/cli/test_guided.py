@@ -1,5 +1,8 @@
 """`hivemint node start` without a terminal: everything that is missing is named at once, before anything is done."""
 
+import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,26 @@ def test_a_dear_default_ask_is_said_before_it_serves(
     elsewhere = guided._price(plan, Around([1] * 20, [(range(10, 20), rival)]), WISH)
     assert not elsewhere.settings.ask_auto, "these are other blocks"
     assert capsys.readouterr().out == ""
+
+
+def test_a_wallet_that_a_node_serves_with_is_not_offered_and_a_new_one_can_be_had(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, byte in (("alice", b"\x01"), ("dave", b"\x02"), ("erin", b"\x03")):
+        keystore.Keystores().add(name, Signer(byte * 32), "a word", n=keystore.CHEAP_SCRYPT_N)
+    status = Home.open().node("alice") / "status.json"
+    told = {"model": "m", "blocks": "0:1", "credits": {}, "reasons": {}, "pid": os.getpid(), "at": time.time()}
+    status.write_text(json.dumps(told))
+    asked: list[str] = []
+    typed(monkeypatch, [], ["a word", "a word"])
+    answers = ["new", "mine"]
+
+    def prompt(text: str, **_: object) -> str:
+        asked.append(text)
+        return answers.pop(0)
+
+    monkeypatch.setattr("typer.prompt", prompt)
+    assert guided._wallet(Home.open(), WISH)[0] == "mine"
+    assert asked[0] == "Which wallet (dave, erin, or new)?"
+    status.write_text(json.dumps(told | {"stopped": time.time()}))
+    assert not guided._serves(Home.open(), "alice"), "it has stopped since"

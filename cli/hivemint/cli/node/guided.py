@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from hivemint.cli.console import out, run_async, show_error, shown
 from hivemint.cli.node.operators import unlock, with_contracts
 from hivemint.cli.node.placing import Around, in_words, look_around, room, weakest
 from hivemint.cli.node.registering import GAS, Difference, Wanted, carry_out, coins, difference, question
+from hivemint.cli.node.standing import last_seen, running
 from hivemint.cli.transact import load_network
 from hivemint.protocol.credits import in_words as credits_in_words
 from hivemint.protocol.errors import ConfigError, HivemintError, WalletError
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TRIES = 3
+NEW = "new"
+"""What is answered for a wallet that is not there yet."""
 SPARE, ROUND = 2, 10**14
 """So many times the cost of GAS is asked for, as prices move and claims cost some too, in whole ten-thousandths of a
 coin: what is shown is what must come."""
@@ -190,17 +194,27 @@ def _model(network: Network, name: str, home: Home) -> "LocalModel":
 
 
 def _wallet(home: Home, wish: StartWish) -> tuple[str, Signer]:
-    """The operator's key: the one that was named, the only one, one of several, or a new one."""
+    """The operator's key: the one that was named, the only one, one of several, or a new one.
+
+    Those that nodes on this machine serve with now are not offered: two nodes of one key would end each other.
+    """
     keystores, name = Keystores(home.keystores), wish.wallet
     if name is None:
-        there = [wallet.name for wallet in keystores.list()]
+        there = [wallet.name for wallet in keystores.list() if not _serves(home, wallet.name)]
         if not there:
-            out.print("There is no wallet yet: a new one is made for this node.")
+            out.print("There is no wallet without a node yet: a new one is made for this node.")
             return _new_wallet(keystores, wish)
         name = there[0]
         if len(there) > 1:
-            choice = f"Which wallet ({', '.join(there)})?"
-            name = _again(lambda: keystores.find(str(typer.prompt(choice, default=there[0])))).name
+            choice = f"Which wallet ({', '.join(there)}, or {NEW})?"
+
+            def chosen() -> str:
+                told = str(typer.prompt(choice, default=there[0]))
+                return NEW if told == NEW and NEW not in there else keystores.find(told).name
+
+            name = _again(chosen)
+            if name == NEW and NEW not in there:
+                return _new_wallet(keystores, wish)
     wallet = keystores.find(str(name))
     out.print(f"[dim]wallet[/]    {wallet.name} {wallet.address}", highlight=False, soft_wrap=True)
     left = TRIES if _asks(wish) else 1
@@ -212,6 +226,13 @@ def _wallet(home: Home, wish: StartWish) -> tuple[str, Signer]:
             if not left or "password" not in error.what:
                 raise
             show_error(error)
+
+
+def _serves(home: Home, name: str) -> bool:
+    """Whether a node of this wallet runs here, by what it wrote of itself."""
+    with suppress(HivemintError):  # a damaged file is looked at where the node's key is locked
+        return bool(running(last_seen(home.root / "nodes" / name / "status.json"))["running"])
+    return False
 
 
 def _new_wallet(keystores: Keystores, wish: StartWish) -> tuple[str, Signer]:
