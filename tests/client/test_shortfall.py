@@ -22,7 +22,7 @@ def test_an_account_lacks_exactly_what_is_not_left(funded: int, owed: int, reser
     assert (account.lacks("A", needed) == "") == (needed <= account.left)
 
 
-@given(AMOUNT, st.integers(1, 2**40), st.integers(1, 2**96 - 1))
+@given(AMOUNT, st.integers(1, 2**256 - 1), st.integers(1, 2**96 - 1))
 def test_a_thawing_account_is_never_told_to_be_funded(owed: int, end: int, needed: int) -> None:
     told = NodeFunds(funded=0, owed=owed, thaw_end=end).lacks("A", needed)
     assert told.startswith("the escrow at A thaws until ")

@@ -1,9 +1,10 @@
 """When donated work is paid, in the chain's terms and against the real contracts."""
 
 from hivemint.contracts.bindings import Bindings
-from hivemint.ledger.settlement.outlook import Outlook, PayOutlook, day
+from hivemint.ledger.settlement.outlook import Outlook, PayOutlook
 from hivemint.protocol.ids import PeerId
 from hivemint.protocol.signing import Signer
+from hivemint.protocol.text import utc
 from support.chain import EPOCH, TEST_MODEL, TestChain
 
 pytest_plugins = ["support.chain"]
@@ -17,7 +18,7 @@ def test_each_state_says_its_reason_and_its_time() -> None:
     fresh = Outlook(now, EPOCH, registered=True, bonded=COIN)
     assert not fresh.pays
     assert fresh.first_credits_at == 103 * EPOCH
-    assert f"first credits about {day(103 * EPOCH)}" in fresh.text()
+    assert f"first credits about {utc(103 * EPOCH, to_the_minute=True)}" in fresh.text()
     assert "from the next epoch, in 12 h" in fresh.text()
     counting = Outlook(now, EPOCH, registered=True, bonded=COIN, counting=COIN)
     assert counting.pays

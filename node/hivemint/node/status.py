@@ -125,6 +125,7 @@ def reasons(flow: CreditFlow, told: dict[str, str], outlook: "Outlook | None") -
     found = {stage: text for stage, text in told.items() if stage not in ("minted", "claimed")}
     if not flow.signed:
         found["signed"] = "no paid session has had a step yet"
+        found["countersigned"] = "nothing that a voucher could bind is signed yet"
     elif not flow.bound:
         found["countersigned"] = "the clients have not yet signed a voucher for a receipt"
     if not flow.settled:

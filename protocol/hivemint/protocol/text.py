@@ -1,5 +1,6 @@
 """Texts made fit to be shown: of strangers (the wire, records, a model), URLs, which may hold keys; words mistyped."""
 
+import time
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,6 +8,8 @@ from urllib.parse import urlsplit
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that a terminal obeys instead of showing: control, direction, surrogates, separators."""
+_FAR_AHEAD = 2**36
+"""Seconds since 1970, in the year 4147: a time that no clock of a system refuses."""
 _JOINERS = frozenset("\u200c\u200d")
 """Format characters that scripts and emoji are written with."""
 
@@ -44,3 +47,9 @@ def shown_url(url: str) -> str:
     except ValueError:
         return "an address that cannot be read"
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}" + (f":{port}" if port else "")
+
+
+def utc(seconds: float, *, to_the_minute: bool = False) -> str:
+    """A time in seconds since 1970 for people, whatever a chain or a file says: far ahead all are the same."""
+    form = "%Y-%m-%d %H:%M UTC" if to_the_minute else "%Y-%m-%d %H:%M:%S UTC"
+    return time.strftime(form, time.gmtime(min(max(0, seconds), _FAR_AHEAD)))

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,6 +11,7 @@ from hivemint.cli.node.registering import coins, leaving
 from hivemint.protocol.errors import BadInput, ConfigError
 from hivemint.protocol.ids import Address
 from hivemint.protocol.node_name import named
+from hivemint.protocol.text import utc
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -30,7 +30,7 @@ class StakeLeaving:
 
     @property
     def lines(self) -> list[str]:
-        when = f"{datetime.fromtimestamp(self.end, UTC):%Y-%m-%d %H:%M} UTC"
+        when = utc(self.end, to_the_minute=True)
         return [
             f"node: {named(self.operator)}",
             f"stake: all of it, {coins(self.stake)}; `hivemint node withdraw` takes it out after {when}, "

@@ -1,6 +1,5 @@
 """What the verbs of an operator share: its wallet and owner, its standing on the chain, and how that is told."""
 
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from hivemint.protocol.keystore import Keystores, read_password
 from hivemint.protocol.network import Network
 from hivemint.protocol.node_name import node_name
 from hivemint.protocol.signing import Signer
+from hivemint.protocol.text import utc
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -108,7 +108,7 @@ def report(told: dict[str, Any], as_json: bool) -> None:
         elif key in ("bonded_wei", "unbonding_wei"):
             rows.append((key.removesuffix("_wei"), f"{value / ONE_COIN:,.4f} coins"))
         elif key == "unbond_end":
-            rows.append(("unbonded", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value)) if value else "-"))
+            rows.append(("unbonded", utc(value) if value else "-"))
         elif key.endswith("_wei"):
             rows.append((key.removesuffix("_wei").replace("_", " "), format_credits(value)))
         elif isinstance(value, list):

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hivemint.protocol.errors import BadInput, ConfigError
 from hivemint.protocol.ids import Address, PeerId
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
+from hivemint.protocol.text import utc
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -110,7 +110,7 @@ async def check_coin(contracts: "Bindings", holder: Address, what: Difference) -
 
 def leaving(known: "NodeInfo") -> ConfigError:
     """Why nothing is bonded or unbonded now, and what comes first."""
-    end = f"{datetime.fromtimestamp(known.unbond_end, UTC):%Y-%m-%d %H:%M} UTC"
+    end = utc(known.unbond_end, to_the_minute=True)
     return ConfigError(
         f"The stake of this node is leaving: {coins(known.unbonding)}",
         why=f"no other stake can be bonded before that one is out, which can be after {end}",

@@ -22,6 +22,7 @@ from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
 from hivemint.protocol.node_name import node_name
+from hivemint.protocol.text import utc
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -126,11 +127,11 @@ def running(seen: LastSeen | None, now: float | None = None) -> dict[str, Any]:
     if seen is None:
         return {"running": False, "since": None, "state": "never started from this folder"}
     if seen.stopped:
-        return {"running": False, "since": seen.stopped, "state": f"stopped since {_when(seen.stopped)}"}
+        return {"running": False, "since": seen.stopped, "state": f"stopped since {utc(seen.stopped)}"}
     if _alive(seen.pid) and now - seen.at < FRESH:
         since = seen.started or seen.at
-        return {"running": True, "since": since, "state": f"running since {_when(since)}"}
-    ended = f"not running: it ended without a word, last seen {_when(seen.at)}"
+        return {"running": True, "since": since, "state": f"running since {utc(since)}"}
+    ended = f"not running: it ended without a word, last seen {utc(seen.at)}"
     return {"running": False, "since": seen.at, "state": ended}
 
 
@@ -204,7 +205,7 @@ def _chain_rows(told: dict[str, Any]) -> list[tuple[str, ...]]:
         ("epoch", str(told["epoch"])),
     ]
     if told["unbonding_wei"]:
-        rows.append(("unbonding", f"{coins(told['unbonding_wei'])} until {_when(told['unbond_end'])}"))
+        rows.append(("unbonding", f"{coins(told['unbonding_wei'])} until {utc(told['unbond_end'])}"))
     if "offered_to" in told:
         rows.append(("offered to", told["offered_to"]))
     shares = ", ".join(f"{epoch}: {format_credits(s['wei'])} {s['status']}" for epoch, s in told["shares"].items())
@@ -221,7 +222,3 @@ def _alive(pid: int) -> bool:
     except OSError:  # another user's: it lives
         return True
     return True
-
-
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -13,6 +13,7 @@ from hivemint.protocol.ids import Address
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
 from hivemint.protocol.node_name import named, node_name
+from hivemint.protocol.text import utc
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,6 @@ class Listed:
         return max(0, counted - max(self.collected, self.promised))
 
     def state(self, now: int, confirmations: int) -> str:
-        from hivemint.client.sessions.shortfall import utc
-
         if self.thaw_end:
             return (
                 f"thaws until {utc(self.thaw_end)}" if self.thaw_end >= now else "thawed: `hivemint account withdraw`"

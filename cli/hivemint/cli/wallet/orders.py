@@ -1,6 +1,5 @@
 """Orders that a wallet has signed, checked before somebody pays for sending them."""
 
-import time
 from typing import TYPE_CHECKING
 
 from hivemint.contracts.bindings.token import NO_PERMIT
@@ -11,6 +10,7 @@ from hivemint.protocol.errors import BadInput, ProofError
 from hivemint.protocol.network import Network
 from hivemint.protocol.orders import Close, Fund
 from hivemint.protocol.signing import Signer
+from hivemint.protocol.text import utc
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -41,7 +41,7 @@ async def check(contracts: "Bindings", signed: SignedOrder) -> None:
     if end < now:
         raise BadInput(
             "The order is over",
-            why=f"it was good until {_utc(end)}, the chain's newest block is of {_utc(now)}",
+            why=f"it was good until {utc(end)}, the chain's newest block is of {utc(now)}",
             next_step="have it signed again",
         )
     if not isinstance(signed.order, Delegation):
@@ -95,7 +95,3 @@ def _check_nonce(its: int, expected: int) -> None:
             "An earlier order of this wallet has to go first",
             why=f"this one has number {its}, the next one is {expected}",
         )
-
-
-def _utc(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(seconds, 2**36)))

@@ -71,9 +71,7 @@ class SessionDecoding(_Mixin):  # type: ignore[misc]
         hidden = sequences.advance(ids, mask)
         with largest_only() if sequences.greedy else nullcontext():
             logits = self._ends.logits(hidden)
-        if not bool(
-            torch.isfinite(logits.amax(-1)).all()
-        ):  # the hidden states are: that was checked where they came in
+        if not bool(torch.isfinite(logits.amax(-1)).all()):  # the hidden states are: that was seen where they came in
             raise ModelError(
                 "The head of this model makes no numbers of the last hidden states",
                 why="its largest logit is NaN or infinite, though all nodes have sent finite states",

@@ -1,6 +1,5 @@
 """Why nobody is paid, node by node: what each escrow account still admits, and what keeps it from admitting more."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import OverLimit, SwarmError
 from hivemint.protocol.ids import Address
 from hivemint.protocol.node_name import node_name
+from hivemint.protocol.text import utc
 from hivemint.swarm.records import CheckedRecord
 
 
@@ -42,11 +42,6 @@ class NodeFunds:
         open_sessions = f" ({format_credits(self.reserved, 9)} reserved by open sessions)" if self.reserved else ""
         covers = format_credits(self.left, 9, symbol=False)
         return f"the escrow at {node} covers {covers} of {format_credits(needed, 9)}{open_sessions}"
-
-
-def utc(seconds: int) -> str:
-    """A time of the chain, for people."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + " UTC"
 
 
 def shortfall(

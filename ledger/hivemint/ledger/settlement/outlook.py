@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hivemint.ledger.settlement.worth import span
 from hivemint.protocol.errors import ChainError
 from hivemint.protocol.ids import Address, ModelId
+from hivemint.protocol.text import utc
 
 if TYPE_CHECKING:
     from hivemint.contracts.bindings import Bindings
@@ -72,7 +73,7 @@ class Outlook:
         if not self.bonded and not self.counting:
             return "unpaid: no stake is bonded; run `hivemint node register --stake AMOUNT`"
         wait = span(self.to_go(clock))
-        first = day(self.first_credits_at or 0)
+        first = utc(self.first_credits_at or 0, to_the_minute=True)
         if not self.counting:
             return f"unpaid: the stake counts from the next epoch, in {wait}; first credits about {first}"
         return f"work of this epoch, {wait} more, is claimed then; its credits come about {first}"
@@ -110,8 +111,3 @@ class PayOutlook:
             with suppress(ChainError):
                 await self.look()
             await asyncio.sleep(LOOK_EVERY)
-
-
-def day(at: float) -> str:
-    """For people, in UTC as epochs are."""
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
