@@ -310,7 +310,8 @@ async def test_a_donated_step_waits_for_its_share_however_much_others_ask(tiny_f
         for session in crowd:
             await session.send(session.request(16, start=0), torch.randn(16, 32))
         scheduler = served.node.engine.scheduler
-        await served.until(lambda: scheduler.waiting(Lane.DONATED) == 6 * 16 - 20)
+        # The span took 16 to 20 of the 96 rows before it was shut; with one request still on its way, 64 wait at most.
+        await served.until(lambda: scheduler.waiting(Lane.DONATED) >= 6 * 16 - 20)
         late = await served.open(signer(50), by=other)
         await late.send(late.request(1, start=0), torch.randn(1, 32))
         await served.until(lambda: len(scheduler._flows[Lane.DONATED]) == 2)
