@@ -181,3 +181,34 @@ def test_every_route_is_whole_and_none_of_one_leg_is_cheaper(
     if not ceiling:
         whole = [one for one in made if one[1].record.blocks == range(6)]  # type: ignore[attr-defined]
         assert all(route.seconds <= plan(one, blocks=6).seconds + 1e-6 for one in whole)
+
+
+def test_a_way_through_a_part_of_the_model() -> None:
+    """What lies outside is not asked for, and nobody need serve it."""
+    early, late = node(0, 12), node(12, 25)
+    assert spans(plan(early, late, first=5, end=20)) == [(5, 12), (12, 20)]
+    assert spans(plan(late, first=12, end=13)) == [(12, 13)]
+    with pytest.raises(SwarmError, match="25:26"):
+        plan(early, late, first=5, end=26)
+
+
+def test_a_part_keeps_ceiling_and_bid() -> None:
+    """The ceiling counts what the part costs, the funds what its sessions reserve."""
+    cheap, dear = node(0, 30, tokens_per_s=1.0), node(0, 30, ask=4 * ASK, tokens_per_s=1000.0)
+    route = plan(cheap, dear, first=10, end=20, ceiling=Credits(10 * ASK))
+    assert [leg.peer for leg in route.legs] == [cheap[0].peer]
+    assert route.price == 10 * ASK
+    enough = {cheap[0].operator.address: session_amount(10 * ASK, 100, 1.25)}
+    assert plan(cheap, first=10, end=20, funds=enough).price == 10 * ASK
+    with pytest.raises(SwarmError):
+        plan(cheap, first=10, end=21, funds=enough)
+
+
+def test_a_wire_form_that_the_neighbours_speak() -> None:
+    """What is left of a pipeline speaks one form: a replacement speaks it too, though another node is faster."""
+    fast, fitting = node(0, 30, numerics=("int8/bf16/fp16",), tokens_per_s=1000.0), node(0, 30, tokens_per_s=1.0)
+    assert plan(fast, fitting).legs[0].peer == fast[0].peer
+    assert plan(fast, fitting, wire="fp32").legs[0].peer == fitting[0].peer
+    with pytest.raises(SwarmError, match="cannot be chained") as caught:
+        plan(fast, wire="fp32")
+    assert "fp32" in caught.value.why

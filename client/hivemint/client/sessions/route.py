@@ -86,7 +86,7 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Legs from block 0 to the last. `seconds` is the cost in time of one token, as far as it can be known."""
+    """Legs from the first block that was wished to the last. `seconds`: what one token takes, as far as is known."""
 
     legs: tuple[Leg, ...]
     notes: tuple[str, ...] = ()
@@ -132,7 +132,9 @@ class Wish:
 
     `work`: positions that they compute in all, where that is more (training); 0: as many. `funds`: wei that the account
     at each operator still admits; None: don't ask. `ceiling`: wei per token through all blocks. Without one, nodes that
-    ask more than `times_median` times the median of all asks are left out; None: no node is.
+    ask more than `times_median` times the median of all asks are left out; None: no node is. `first` and `end` (None:
+    the model's) name a part of the model to find a way through; `wire`: the wire form that its neighbours speak (None:
+    any).
     """
 
     blocks: int
@@ -144,6 +146,14 @@ class Wish:
     funds: Mapping[Address, int] | None = field(default=None, repr=False)
     work: int = 0
     times_median: float | None = None
+    first: int = 0
+    end: int | None = None
+    wire: str | None = None
+
+    @property
+    def part(self) -> range:
+        """The blocks that the route leads through."""
+        return range(self.first, self.blocks if self.end is None else self.end)
 
 
 def session_amount(price: int, tokens: int, margin: float) -> Credits:
@@ -159,7 +169,7 @@ def wire_of(numerics: str) -> str:
 
 def plan_route(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds) -> Route:
     """The cheapest route that the ceiling and the funds allow. Raises SwarmError that says what is missing."""
-    _check_covered(records, wish.blocks)
+    _check_covered(records, wish.part, wish.blocks)
     usual, notes = _usual(records, wish)
     return replace(_within_ceiling(usual, wish, speeds), notes=notes)
 
@@ -177,7 +187,7 @@ def _usual(records: Sequence[CheckedRecord], wish: Wish) -> tuple[Sequence[Check
     note = f"price ceiling {format_credits(most, 18)} a token and block, {wish.times_median:g}x the median ask"
     usual = [one for one in records if one.record.ask <= most]
     served = {block for one in usual for block in one.record.blocks}
-    if dear := [block for block in range(wish.blocks) if block not in served]:
+    if dear := [block for block in wish.part if block not in served]:
         lowest = min(one.record.ask for one in records if not set(dear).isdisjoint(one.record.blocks))
         raise OverLimit(
             f"Blocks {_spans(dear)} cost more than the default price ceiling",
@@ -227,8 +237,8 @@ def _within_ceiling(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds
 
 
 def _cheapest(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds, weight: float) -> Route | None:
-    """Over all wire forms: neighbours must speak the same one."""
-    routes = [_by_wire(records, wish, speeds, weight, wire) for wire in WIRES]
+    """Over all wire forms that are wished: neighbours must speak the same one."""
+    routes = [_by_wire(records, wish, speeds, weight, wire) for wire in WIRES if wish.wire in (None, wire)]
     found = [route for route in routes if route is not None]
     return min(found, key=lambda route: _cost(route.seconds, route.price, weight), default=None)
 
@@ -240,9 +250,10 @@ def _by_wire(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds, weigh
         for one in records
         if (label := next((name for name in one.record.numerics if wire_of(name) == wire), None)) is not None
     ]
-    edges = {0, wish.blocks} | {edge for one, _ in offers for edge in (one.first_block, one.end_block)}
-    stops = sorted(edge for edge in edges if edge <= wish.blocks)
-    best: dict[int, tuple[float, tuple[Leg, ...]]] = {0: (0.0, ())}
+    start, last = wish.part.start, wish.part.stop
+    edges = {start, last} | {edge for one, _ in offers for edge in (one.first_block, one.end_block)}
+    stops = sorted(edge for edge in edges if start <= edge <= last)
+    best: dict[int, tuple[float, tuple[Leg, ...]]] = {start: (0.0, ())}
     for first in stops:
         if first not in best:
             continue
@@ -255,7 +266,7 @@ def _by_wire(records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds, weigh
                 total = cost + _cost(leg.seconds, leg.price, weight)
                 if end not in best or total < best[end][0]:
                     best[end] = (total, (*legs, leg))
-    return Route(best[wish.blocks][1]) if wish.blocks in best else None
+    return Route(best[last][1]) if last in best else None
 
 
 def _leg(record: NodeRecord, first: int, end: int, label: str, wish: Wish, speeds: Speeds) -> Leg | None:
@@ -292,9 +303,9 @@ def _cost(seconds: float, price: int, weight: float) -> float:
     return seconds + weight * price / ONE_CREDIT
 
 
-def _check_covered(records: Iterable[CheckedRecord], blocks: int) -> None:
+def _check_covered(records: Iterable[CheckedRecord], part: range, blocks: int) -> None:
     served = {block for one in records for block in one.record.blocks if block < blocks}
-    missing = [block for block in range(blocks) if block not in served]
+    missing = [block for block in part if block not in served]
     if missing:
         spans = _spans(missing)
         raise MissingBlocks(
@@ -335,6 +346,8 @@ def _nobody(records: Sequence[CheckedRecord], wish: Wish) -> SwarmError:
         )
     return SwarmError(
         "The nodes of this swarm cannot be chained",
-        why="no wire form is spoken by nodes for all blocks",
+        why=f"no node for all of its blocks speaks the wire form {wish.wire}"
+        if wish.wire
+        else "no wire form is spoken by nodes for all blocks",
         next_step="look at `hivemint swarm status`, and try again later",
     )

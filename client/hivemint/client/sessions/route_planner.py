@@ -28,12 +28,25 @@ class RoutePlanner:
         self._nodes, self._target, self._payer, self._reserved = nodes, target, payer, reserved
 
     async def route(
-        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, unpaid: str = "", work: int = 0
+        self,
+        tokens: int,
+        settings: ClientSettings,
+        speeds: Speeds,
+        *,
+        unpaid: str = "",
+        work: int = 0,
+        blocks: range | None = None,
+        wire: str | None = None,
     ) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. `unpaid`: why donated work alone is asked for.
 
-        Raises SwarmError: what is missing.
+        `blocks`: the part of the model that it leads through (None: all of it), over nodes that speak the wire form
+        `wire` (None: any, the same for all). `settings.max_price` then bounds that part's price.
+        Raises SwarmError: what is missing; ValueError for blocks that the model has not.
         """
+        part = range(self._target.blocks) if blocks is None else blocks
+        if part.step != 1 or not 0 <= part.start < part.stop <= self._target.blocks:
+            raise ValueError(f"{part} is no part of blocks 0:{self._target.blocks}")
         records = await self._nodes.usable()
         bid = Bid("free") if unpaid else settings.bid
         wish = Wish(
@@ -45,6 +58,9 @@ class RoutePlanner:
             margin=settings.margin,
             work=work,
             times_median=settings.max_times_median,
+            first=part.start,
+            end=part.stop,
+            wire=wire,
         )
         if not bid.paid:
             return replace(plan_route(records, wish, speeds), unpaid=unpaid)
