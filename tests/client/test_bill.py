@@ -34,6 +34,8 @@ def test_a_paid_answer_names_nodes_tokens_and_what_was_spent() -> None:
         "tokens": 40,
         "spent_wei": 10**15,
         "seconds": 8.123,
+        "replayed": 0,
+        "paid_again": 0,
     }
     assert [(one["name"], one["operator"], one["first"], one["end"], one["price_wei"]) for one in told["nodes"]] == [
         (node_name(FIRST), FIRST, 0, 15, 10),
@@ -57,6 +59,13 @@ def test_what_was_paid_before_the_lane_changed_is_shown_too() -> None:
 def test_nothing_but_tokens_where_no_way_was_found() -> None:
     assert str(Bill()) == "0 tokens"
     assert (Bill().lane, Bill().nodes, Bill().price, Bill().why) == (None, [], 0, "")
+
+
+def test_what_was_computed_again_is_said() -> None:
+    bill = Bill(0, [plan()], 3, 4, replayed=148, paid_again=296)
+    assert str(bill).endswith(", 148 positions computed again")
+    bill.add(Bill(replayed=2, paid_again=3))
+    assert (bill.document()["replayed"], bill.document()["paid_again"]) == (150, 299)
 
 
 def test_bills_add_up_and_name_each_node_once() -> None:

@@ -20,6 +20,9 @@ class Bill:
     prompts and of the answers, of all rows, without padding; what a conversation has computed before is in
     `prompt_tokens` too, and costs nothing again. `seconds`: from the call to its end. A call that fails or is
     interrupted adds what it has had until then.
+
+    `replayed`: positions whose keys and values were lost with a node, or given to others, and were computed again: once
+    for each span that was lost. `paid_again`: positions that were paid a second time, at each span that was.
     """
 
     spent: int = 0
@@ -27,6 +30,8 @@ class Bill:
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    replayed: int = 0
+    paid_again: int = 0
 
     @property
     def plan(self) -> Plan | None:
@@ -62,6 +67,8 @@ class Bill:
         self.prompt_tokens += other.prompt_tokens
         self.tokens += other.tokens
         self.seconds += other.seconds
+        self.replayed += other.replayed
+        self.paid_again += other.paid_again
 
     def document(self) -> dict[str, Any]:
         """For JSON. Amounts in wei."""
@@ -75,6 +82,8 @@ class Bill:
             "tokens": self.tokens,
             "spent_wei": self.spent,
             "seconds": round(self.seconds, 3),
+            "replayed": self.replayed,
+            "paid_again": self.paid_again,
         }
 
     def __str__(self) -> str:
@@ -86,6 +95,8 @@ class Bill:
             parts.append(format_credits(self.spent))
         if self.lane == "donated":
             parts.append("donated lane" + (f": {self.why}" if self.why else ""))
+        if self.replayed:
+            parts.append(f"{self.replayed} positions computed again")
         return ", ".join(parts)
 
 
