@@ -20,7 +20,7 @@ from hivemint.client.sessions.swarm_client import SwarmClient
 from hivemint.client.sessions.wallet import Identity
 from hivemint.protocol import evidence
 from hivemint.protocol.errors import HivemintError, SwarmError
-from hivemint.protocol.ids import Credits, Step
+from hivemint.protocol.ids import Credits
 from hivemint.protocol.receipt import SignedVoucher, sign_voucher
 from hivemint.swarm.messages import Closed, Code, Refused, StepRequest
 from support.client_world import ASK, FUNDS, WALLET, World, decode, rows
@@ -234,9 +234,9 @@ async def test_a_sessions_amount_bounds_what_was_signed(world: World) -> None:
     session.raised = room - PRICE + 1  # the rest was refused, say
     with pytest.raises(SessionLimit, match="amount"):
         session.admit(1, 2)
-    await pipeline._source.put_back()
+    await pipeline._circuit.source.put_back()
     with pytest.raises(SessionLimit, match="amount"):
-        await pipeline._source.take(Step(2), 1)
+        await pipeline._circuit.source.take(1)
     assert isinstance(await ends(pipeline), SessionLimit)
     assert node.signed == [PRICE]
 

@@ -41,10 +41,10 @@ async def test_a_step_before_others_in_flight_is_not_signed_anew(world: World) -
     """Their vouchers would be too low for what the node then owes them; the session ends as if its room were lost."""
     await decode(pipeline := await world.client.open(60), 4)
     (session,) = pipeline.sessions
-    await pipeline._source.put_back()
+    await pipeline._circuit.source.put_back()
     for number in (5, 6):
-        (paid,) = await pipeline._source.take(Step(number), 1)
-        session.prepare(Step(number), number - 1, 1, paid, first=True, last=True, rows="last")
+        (paid,) = await pipeline._circuit.source.take(1)
+        session.prepare(number - 1, 1, paid, rows="last")
     said = Refused(Code.VOUCHER, "no", step=Step(5), owed=Credits(4 * PRICE - 1))
     assert isinstance(await session.refused(said), RoomLost)
     await pipeline.close()
@@ -57,7 +57,7 @@ async def test_a_voucher_drawn_ahead_is_no_debt_that_a_node_could_speak_of(world
     node.delay = 30
     running = asyncio.ensure_future(pipeline.forward(rows(1)))
     async with asyncio.timeout(20):
-        while len(node.signed) < 3 or (drawn := pipeline._source._next) is None:  # noqa: ASYNC110
+        while len(node.signed) < 3 or (drawn := pipeline._circuit.source._next) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         await asyncio.shield(drawn)
     assert world.client.payer.book.standing(node.operator.address).incurred == 4 * PRICE
@@ -73,9 +73,10 @@ async def test_a_voucher_drawn_ahead_is_no_debt_that_a_node_could_speak_of(world
 async def test_a_voucher_that_was_drawn_and_never_left_is_struck_out(world: World) -> None:
     (node,) = world.nodes
     await decode(pipeline := await world.client.open(60), 2)
-    await pipeline._source.put_back()
-    pipeline._source.draw_ahead(3)
-    drawing = pipeline._source._next
+    source = pipeline._circuit.source
+    await source.put_back()
+    source.draw_ahead(3)
+    drawing = source._next
     assert drawing is not None
     await asyncio.shield(drawing)
     book = world.client.payer.book

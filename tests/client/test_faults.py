@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hivemint.client.generation.sequences import REPLACED, Sequence
+from hivemint.client.generation.sequences import Sequence
 from hivemint.client.sessions.errors import NodeGone, NodeRefusal
 from hivemint.client.sessions.pipelines import faults
 from hivemint.client.sessions.speeds import Allowance, Speeds
@@ -19,7 +19,7 @@ from support.fake_swarm import HIDDEN, FakeNode
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """Three nodes of ten blocks, and one more for each span."""
+    """Three nodes of ten blocks, and one more for each span. A pipeline ends with the first fault."""
     made = World(tmp_path, *(FakeNode(at, at + 10, ask=ASK + extra) for extra in (0, 1) for at in (0, 10, 20)))
     yield made
     await made.client.close()
@@ -107,7 +107,8 @@ class Ends:
 
 
 async def text(world: World, tokens: int) -> Sequence:
-    """A text whose every output is right."""
+    """A text whose every output is right, whoever fails on its way."""
+    world.client.settings = world.client.settings.model_copy(update={"repairs": 4})
     sequence = Sequence(world.client, Ends(), 60)  # type: ignore[arg-type]
     for length in range(1, tokens + 1):
         output = await sequence.advance(torch.arange(length))
@@ -129,18 +130,17 @@ async def test_a_text_that_fails_everywhere_ends_with_what_went_wrong(world: Wor
         node.faults["die"] = 1
     with pytest.raises(NodeGone):
         await text(world, 3)
-    assert sum(len(node.sessions) for node in world.nodes) <= 3 * (REPLACED + 1)
+    assert sum(len(node.sessions) for node in world.nodes) <= 2 * (3 + 4)
 
 
 async def test_going_on_costs_no_more_than_the_plan_allows(world: World) -> None:
     """Each node fails late in the text: what was computed is paid again, up to the cap."""
-    world.client.settings = world.client.settings.model_copy(update={"replay_margin": 1.2})
+    world.client.settings = world.client.settings.model_copy(update={"replay_margin": 1.0})
     world.nodes[2].faults["die"] = 40
-    with pytest.raises(SwarmError, match="times its plan") as caught:
-        await text(world, 50)
-    assert isinstance(caught.value.__cause__, NodeGone)
+    with pytest.raises(SwarmError, match="times its plan"):
+        await text(world, 58)
     total = sum(world.client.payer.book.totals()[node.operator.address][0] for node in world.nodes if node.signed)
-    assert total <= 1.2 * 60 * 30 * ASK
+    assert total <= 60 * 30 * ASK
 
 
 async def test_no_room_after_each_token_costs_no_more_than_the_plan_allows(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from hivemint.protocol.errors import ProofError, SwarmError
 class Lying:
     """A pipeline that finds at its end that the last receipts do not hold, as `LivePipeline.close` does."""
 
-    position = price = spent = signed = 0
-    slow = plan = None
+    position = price = spent = signed = replayed = paid_again = 0
+    plan = None
 
     def __init__(self, lies: bool) -> None:
         self.lies, self.closed = lies, False

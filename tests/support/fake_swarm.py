@@ -103,6 +103,8 @@ class FakeSession:
     known: dict[bytes, CheckedReceipt] = field(default_factory=dict)
     bound: list[tuple[int, int]] = field(default_factory=list)  # (step of the request, step that its voucher binds)
     inputs: dict[int, "asyncio.Future[bytes]"] = field(default_factory=dict)
+    outputs: bytearray = field(default_factory=bytearray)
+    waiting: m.StepRequest | None = None
     requests: "asyncio.Queue[m.StepRequest]" = field(default_factory=asyncio.Queue)
     taken: int = 0
     spent: int = 0
@@ -114,6 +116,14 @@ class FakeSession:
     def may_be_in_flight(self) -> int:
         """What a voucher may be ahead for this session's sake, if its node keeps to its terms."""
         return 0 if self.link.closed or self.signed_off else max(0, self.session.max_amount - self.spent)
+
+    def keep(self, start: int, output: bytes) -> None:
+        self.outputs[start * row_bytes(HIDDEN, "fp32") :] = output
+
+    def kept(self, start: int, count: int) -> bytes:
+        width = row_bytes(HIDDEN, "fp32")
+        assert (start + count) * width <= len(self.outputs), "asked for outputs that are not there"
+        return bytes(self.outputs[start * width : (start + count) * width])
 
     def input(self, step: int) -> "asyncio.Future[bytes]":
         return self.inputs.setdefault(step, asyncio.get_running_loop().create_future())
@@ -253,10 +263,23 @@ class FakeNode:
                     if state.input(message.head.step).done():  # of a request that was refused before it came
                         del state.inputs[message.head.step]
                     state.input(message.head.step).set_result(bytes(message.data))
+                case m.Neighbours():
+                    state.route = message
+                    state.inputs.clear()
+                    await link.send(m.Routed())
+                case m.Resend():
+                    assert state.route is not None
+                    assert state.route.next is not None
+                    data = state.kept(message.start, message.count)
+                    await self.swarm.push(self, state, message.step, data, state.route.next.peer, None)
                 case m.Cancel():
                     pending = [r for r in state.requests._queue if r.step >= message.from_step]  # type: ignore[attr-defined]
+                    if (late := state.waiting) is not None and late.step >= message.from_step:
+                        state.inputs.pop(_source(late)).cancel()
+                        pending.append(late)
                     for request in pending:
-                        state.requests._queue.remove(request)  # type: ignore[attr-defined]
+                        if request is not late:
+                            state.requests._queue.remove(request)  # type: ignore[attr-defined]
                         books.owed -= request.count * session.price
                         state.spent -= request.count * session.price
                         state.taken -= 1
@@ -336,12 +359,20 @@ class FakeNode:
         await state.link.send(m.Refused(code, what, step=request.step, owed=Credits(books.owed)))
 
     async def _step(self, state: FakeSession, request: m.StepRequest) -> None:
+        state.waiting = request
+        given = state.input(_source(request))
         try:
             async with asyncio.timeout(self.input_limit):
-                data = await state.input(request.step)
+                data = await given
+        except asyncio.CancelledError:
+            if given.cancelled():  # by its client
+                return
+            raise
         except TimeoutError:
             await self._undo(state, request, m.Code.MISSING, "The step's input did not come")
             return
+        finally:
+            state.waiting = None
         if not torch.frombuffer(bytearray(data), dtype=torch.float32).isfinite().all():
             await self._undo(state, request, m.Code.INPUT, "The input is not finite")
             return
@@ -355,6 +386,7 @@ class FakeNode:
         width = row_bytes(HIDDEN, "fp32")
         tensor = from_wire(data, request.count, HIDDEN, "fp32", torch.float32)
         output = to_wire(tensor + (torch.nan if self.has("nan", request.step) else state.session.blocks), "fp32")
+        state.keep(request.start, output)
         rows = row_hashes(output, width)
         previous = state.receipt.body
         leaf = Leaf(
@@ -481,6 +513,11 @@ class FakeAccounts:
 
     async def close(self) -> None:
         return None
+
+
+def _source(request: m.StepRequest) -> int:
+    """The number that its input comes under."""
+    return request.step if request.source is None else request.source
 
 
 def _changed(data: bytes) -> bytes:

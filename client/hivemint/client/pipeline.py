@@ -3,7 +3,7 @@
 Generation knows nothing of nodes, routes or vouchers, and the network nothing of tokens or sampling; they meet here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -105,16 +105,25 @@ class Pipeline(Protocol):
         ...
 
     @property
-    def slow(self) -> SwarmError | None:
-        """Names a node that is far slower than it publishes. Nothing is broken: the text may go on here."""
+    def replayed(self) -> int:
+        """Positions that were lost with a node and computed again at another, once for each lost span."""
         ...
+
+    @property
+    def paid_again(self) -> int:
+        """Positions that were paid a second time, at each span that was."""
+        ...
+
+    admit: Callable[[int], None]
+    """Is asked, with an amount in wei, before positions are computed again; raises OverLimit if that is too much."""
 
     async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
         """Run the next `count` positions: fp32 `[count, hidden]` in, the same shape out, or `[1, hidden]` for `last`.
 
-        Long inputs are cut into chunks here. Raises `SessionLimit` when the session is used up, `SwarmError`,
-        `Refusal` or `ProofError` when the chain broke, `BadInput` for numbers that are not finite. Nothing but `close`
-        may follow an error.
+        Long inputs are cut into chunks here. A node that fails, or is far slower than it publishes, is replaced where
+        another can take its place, and what it had is computed again there. Raises `SessionLimit` when the session is
+        used up, `SwarmError`, `Refusal` or `ProofError` when the chain broke for good, `BadInput` for numbers that are
+        not finite. Nothing but `close` may follow an error.
         """
         ...
 
@@ -149,7 +158,7 @@ class Training(Protocol):
 
     @property
     def slow(self) -> SwarmError | None:
-        """See `Pipeline.slow`."""
+        """Names a node that is far slower than it publishes. Nothing is broken: the lane may go on here."""
         ...
 
     @property

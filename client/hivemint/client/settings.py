@@ -117,10 +117,16 @@ class ClientSettings(Settings):
     """For dialling a node and its handshake."""
     step_timeout: Annotated[float, Field(gt=0)] = 60.0
     """For one step through the whole route, all that comes of it included. Nodes wait 30 s for each other."""
+    step_times: Annotated[float, Field(ge=2)] = 30.0
+    """A step at nodes that have delivered before may take this many times what they publish, or what was measured."""
+    step_floor: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds on top of that; `step_timeout` is the most."""
     slow_times: Annotated[float, Field(ge=1)] = 10.0
     """A node whose steps take this many times what it publishes is replaced, where another can take its blocks."""
     slow_floor: Annotated[float, Field(ge=0)] = 2.0
     """Seconds that a step at a node may always take before it counts as slow."""
+    repairs: Annotated[int, Field(ge=0, le=100)] = 4
+    """Failures of nodes in a row, without an output in between, that a text gets over by others in their places."""
     patience: Annotated[float, Field(ge=0)] = 60.0
     """How long to wait for a place when all nodes are busy."""
     wait_for_blocks: Annotated[float, Field(ge=0)] = 0.0

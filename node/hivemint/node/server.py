@@ -25,6 +25,7 @@ from hivemint.node.sessions.neighbours import Inbox, NeighbourLinks, Outlets
 from hivemint.node.sessions.offer import Offer
 from hivemint.node.sessions.registry import SessionLimits, SessionRegistry
 from hivemint.node.sessions.services import Counts, Services
+from hivemint.node.sessions.steps.kept import KeptOutputs
 from hivemint.node.settings import NodeSettings
 from hivemint.node.span.backward import NOTHING, Need, measure
 from hivemint.node.span.span import Span
@@ -114,6 +115,7 @@ class Node:
             journal=kit.journal,
             inbox=self.inbox,
             outlets=self.outlets,
+            kept=KeptOutputs(settings.keep_outputs),
             counts=self.counts,
             prefix_of=kit.host.prefix_of,
         )

@@ -79,6 +79,8 @@ class NodeSettings(Settings):
     """The donated lane's sure share of compute and K/V room."""
     kv_bytes: Annotated[int, Field(ge=0)] = 0
     """Bytes for keys and values; 0 = half of the free memory."""
+    keep_outputs: Annotated[int, Field(ge=0)] = 1 << 28
+    """Bytes for outputs that are kept until their session ends, to be sent once more where the next node dies."""
     max_sessions: Count = 256
     """Seats: sessions at once, in both lanes."""
     max_sessions_a_client: Count = 64

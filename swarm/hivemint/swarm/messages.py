@@ -10,6 +10,7 @@ A **control link** carries one session: client -> node. Order of talk:
     client  Open, Neighbours       node  Opened, Routed             | Refused, and the link closes
     client  Load                   node  Loaded                     | Refused
     client  Step [Tensor] ...      node  [Tensor] StepReceipt ...   | Refused(step)
+    client  Resend                 node  nothing here, a Tensor to its next node   | Refused(step)
     client  Cancel                 node  Cancelled
     client  Close                  node  Closed
 
@@ -41,6 +42,8 @@ MAX_TENSOR = 64 * MIB
 PeerIdBytes = Annotated[bytes, msgspec.Meta(min_length=1, max_length=128)]
 ShortText = Annotated[str, msgspec.Meta(max_length=400)]
 AddressText = Annotated[str, msgspec.Meta(max_length=200)]
+FIRST_RESEND = Step(2**62)
+"""Outputs that a node sends once more are numbered from here, apart from its steps."""
 StepNumber = Annotated[Step, msgspec.Meta(ge=0, le=2**63 - 1)]
 RowMode = Literal["all", "last", "none"]
 """What of a step's output comes back to the client beside the row hashes."""
@@ -197,6 +200,7 @@ class Routed(Message, frozen=True):
 
 class StepRequest(Message, frozen=True):
     """One step. `source` is the step of the previous node's session whose output is the input; None: a Tensor follows.
+    From FIRST_RESEND on it names outputs that are sent once more, for which no receipt follows.
 
     A backward step (`kind` 1) is a whole sequence from `start` 0. Its rows are the input's state followed by the
     output's gradient, twice as wide; its output is the gradient of the input. The client relays it from node to node.
@@ -218,6 +222,19 @@ class StepRequest(Message, frozen=True):
     push: bool = False
     rows: RowMode = "none"
     parent: Bytes32 | None = None
+
+
+class Resend(Message, frozen=True):
+    """Send the outputs of positions `start .. start + count - 1` to `Neighbours.next` once more, as the input `step`.
+
+    `step` is the client's choice from FIRST_RESEND on. No receipt and no leaf go with them, and nothing is paid: the
+    client has the row hashes. What is not kept any more is refused as a gap, with `step`.
+    """
+
+    NUMBER: ClassVar[int] = 23
+    step: Annotated[Step, msgspec.Meta(ge=2**62, le=2**63 - 1)]
+    start: Uint63
+    count: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
 class StepReceipt(Message, frozen=True):
@@ -375,6 +392,7 @@ _BODIES: dict[int, type[Message]] = {
         Neighbours,
         Routed,
         StepRequest,
+        Resend,
         StepReceipt,
         HopReceipt,
         Cancel,

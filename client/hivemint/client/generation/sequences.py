@@ -23,14 +23,12 @@ from hivemint.protocol.ids import Credits
 GOODBYE = 5.0
 """Seconds that closing or cancelling may take: what a node does not hear now it learns from the ended stream."""
 
-REPLACED = 4
-"""Nodes that fail or are slow on the way of one text, each replaced by another, before it ends."""
 SHARED = 16
 """Tokens that texts must begin with alike to share them: a fork waits for a message to every node and back."""
 
 
 class Sequence:
-    """One text on its way through the swarm; where a session ends or a node fails, it goes on in a new one.
+    """One text on its way through the swarm; where its sessions are used up, it goes on in new ones.
 
     It signs no more than its plan times the swarm's `replay_margin`: the plan is the price of all its tokens at the
     first route that is paid.
@@ -43,14 +41,23 @@ class Sequence:
         """Of its newest pipeline, also when that is closed."""
         self._ids = torch.empty(0, dtype=torch.long)
         self._cap: int | None = None
-        self._spent = self._signed = self._replays = 0  # of pipelines that are closed; how many were lost
-        self._replaced = 0
+        self._spent = self._signed = self._replayed = self._paid_again = 0  # of pipelines that are closed
         self._failure: HivemintError | None = None  # what the present pipeline is the remedy for
 
     @property
     def spent(self) -> int:
         """What its own steps cost so far, in wei."""
         return self._spent + (self._pipeline.spent if self._pipeline else 0)
+
+    @property
+    def replayed(self) -> int:
+        """Positions that were lost with a node and computed again, once for each lost span."""
+        return self._replayed + (self._pipeline.replayed if self._pipeline else 0)
+
+    @property
+    def paid_again(self) -> int:
+        """Positions that were paid a second time, at each span that was."""
+        return self._paid_again + (self._pipeline.paid_again if self._pipeline else 0)
 
     @property
     def computed(self) -> torch.Tensor:
@@ -70,13 +77,13 @@ class Sequence:
 
         Only positions that are not cached yet are computed. A session at its limit is closed and the text so far
         replayed in a new one; a second limit at once is an error, and so is a text that comes to cost too much. The
-        same where a node has failed, or is far slower than it publishes, and another can take its place.
+        same where a node has failed whose place no other could take, if there is a whole other way.
         """
-        fresh = self._pipeline is None or await self._leave_slow(len(ids))
+        fresh = self._pipeline is None
         self._ids = ids
         pipeline = self._pipeline = self._pipeline or await self._open()
-        self.plan = pipeline.plan
-        self._admit(pipeline, len(ids) - pipeline.position)
+        pipeline.admit = self._admit
+        self._admit((len(ids) - pipeline.position) * pipeline.price)
         try:
             hidden = self._ends.embed(ids[pipeline.position :], pipeline.position).to("cpu", torch.float32)
             output = await pipeline.forward(hidden, rows=rows)
@@ -88,13 +95,16 @@ class Sequence:
                     next_step="shorten the text, or raise the price ceiling or the funds of the accounts",
                 ) from limit
         except (SwarmError, ProofError, Refusal) as error:
-            if self._replaced >= REPLACED or not self._swarm.another_way(error):
+            if self._failure is not None or isinstance(error, OverLimit) or not self._swarm.another_way(error):
                 raise
-            self._replaced, self._failure = self._replaced + 1, error
+            self._failure = error
         else:
             self._failure = None
             return output
-        self._replays += 1
+        finally:
+            self.plan = pipeline.plan
+        done = pipeline.position
+        self._replayed, self._paid_again = self._replayed + done, self._paid_again + done * len(pipeline.plan.hops)
         await self.close()
         return await self.advance(ids, rows)
 
@@ -105,38 +115,20 @@ class Sequence:
         except (SwarmError, Refusal) as error:
             raise self._failure or error from None
 
-    async def _leave_slow(self, count: int) -> bool:
-        """Whether a pipeline with a slow node was given up: another is open then, and all `count` positions may be
-        paid again."""
+    def _admit(self, wei: int) -> None:
+        """Raises OverLimit where so much more is more than the text may cost."""
         pipeline = self._pipeline
-        if pipeline is None or (slow := pipeline.slow) is None or self._replaced >= REPLACED:
-            return False
-        again = self._signed + pipeline.signed + count * pipeline.price
-        if (self._cap is not None and again > self._cap) or not self._swarm.another_way(slow):
-            return False
-        try:
-            other = await self._swarm.open(self._tokens)
-        except (SwarmError, Refusal):
-            return False  # slow is better than nothing
-        self._replaced, self._failure = self._replaced + 1, slow
-        self._replays += 1
-        await self.close()
-        self._pipeline = other
-        return True
-
-    def _admit(self, pipeline: Pipeline, count: int) -> None:
-        """Raises SwarmError where `count` more positions are more than the text may cost."""
-        if self._cap is None and pipeline.price:
+        if self._cap is None and pipeline is not None and pipeline.price:
             self._cap = int(pipeline.price * self._tokens * self._swarm.replay_margin)
-        signed = self._signed + pipeline.signed
-        if self._cap is not None and signed + count * pipeline.price > self._cap:
+        signed = self._signed + (pipeline.signed if pipeline else 0)
+        if self._cap is not None and signed + wei > self._cap:
             raise OverLimit(
                 f"The text stops here: going on would cost more than {self._swarm.replay_margin:g} times its plan",
                 why=f"{format_credits(Credits(signed), 18)} are signed, {format_credits(Credits(self.spent), 18)} of "
                 f"them for steps of its own, the limit is {format_credits(Credits(self._cap), 18)}; nodes have lost "
-                f"its room or failed {self._replays} times, and each time all of it was computed again",
+                f"its room or failed, and {self.replayed} positions were computed again",
                 next_step="ask again later or at other nodes; or raise replay_margin (HIVEMINT_REPLAY_MARGIN)",
-            ) from self._failure
+            )
 
     async def cancel(self) -> None:
         if self._pipeline is not None:
@@ -150,6 +142,8 @@ class Sequence:
             finally:
                 self._spent += pipeline.spent
                 self._signed += pipeline.signed
+                self._replayed += pipeline.replayed
+                self._paid_again += pipeline.paid_again
 
 
 class Turns:
@@ -299,6 +293,8 @@ class Sequences:
             self._rows = []
         failed = self._loop.run(self._end(cancel=interrupted))
         self._bill.spent += sum(row.spent for row in self._all)
+        self._bill.replayed += sum(row.replayed for row in self._all)
+        self._bill.paid_again += sum(row.paid_again for row in self._all)
         self._bill.plans += [row.plan for row in self._all if row.plan is not None]
         self._bill.seconds += time.monotonic() - self._began
         if failed is not None and error is None:

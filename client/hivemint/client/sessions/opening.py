@@ -148,14 +148,16 @@ async def expect(greeting: Greeting, message: Message, kind: type[_M], timeout: 
             return await _expect(greeting.link, greeting.leg, kind)
 
 
-def neighbours(greetings: list[Greeting], signed: list[SignedSession]) -> list[tuple[Previous | None, Peer | None]]:
-    """For each hop, whose output it takes and where its own goes."""
-    previous: list[Previous | None] = [None]
+def neighbours(
+    greetings: list[Greeting], signed: list[SignedSession], before: Previous | None, after: Peer | None
+) -> list[tuple[Previous | None, Peer | None]]:
+    """For each hop, whose output it takes and where its own goes; `before` and `after` are those of the whole."""
+    previous: list[Previous | None] = [before]
     following_: list[Peer | None] = []
     for (one, its), (other, _) in pairwise(zip(greetings, signed, strict=True)):
         previous.append(Previous(one.leg.peer, one.leg.operator, its.session_id))
         following_.append(Peer(other.leg.peer, other.leg.record.addresses))
-    return list(zip(previous, [*following_, None], strict=True))
+    return list(zip(previous, [*following_, after], strict=True))
 
 
 def check_training(greetings: Sequence[Greeting], tokens: int) -> None:

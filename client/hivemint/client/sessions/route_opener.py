@@ -1,6 +1,7 @@
 """A route becomes sessions: at all of its nodes at once, or at none."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from hivemint.client.sessions.opening import (
@@ -20,6 +21,7 @@ from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
 from hivemint.swarm.host import Host
+from hivemint.swarm.messages import Peer, Previous
 
 
 class RouteOpener:
@@ -29,11 +31,20 @@ class RouteOpener:
         self._host, self._payer, self.adapter = host, payer, adapter
 
     async def open(
-        self, route: Route, tokens: int, settings: ClientSettings, speeds: Speeds, work: int = 0
+        self,
+        route: Route,
+        tokens: int,
+        settings: ClientSettings,
+        speeds: Speeds,
+        work: int = 0,
+        *,
+        before: Previous | None = None,
+        after: Peer | None = None,
     ) -> list[RemoteSession]:
         """Dial all hops at once, sign all sessions, then shake hands with all of them at once; `speeds` learns trips.
 
-        With `work` the sessions are for training: no node knows its neighbours. Raises NodeGone, NodeRefusal, NodeLied,
+        `before` and `after`: the neighbours of a part of a route. With `work` the sessions are for training: no node
+        knows its neighbours. Raises NodeGone, NodeRefusal, NodeLied,
         NodeUnproven, ChainError, StoreError; then no link is left open.
         """
         greetings = await self._greet_all(route, settings, speeds)
@@ -46,7 +57,8 @@ class RouteOpener:
                 sign_session(one, self._payer, tokens=tokens, margin=settings.margin, expiry=expiry, work=work)
                 for one in greetings
             ]
-            sessions = await self._shake_hands(greetings, signed, settings.open_timeout, alone=bool(work))
+            places = [(None, None)] * len(signed) if work else neighbours(greetings, signed, before, after)
+            sessions = await self._shake_hands(greetings, signed, settings.open_timeout, places)
             if self.adapter is not None:
                 loads = [load_adapter(one, self.adapter, settings.step_timeout) for one in greetings]
                 for session, digest in zip(sessions, await _all(loads), strict=True):
@@ -72,10 +84,13 @@ class RouteOpener:
             raise
 
     async def _shake_hands(
-        self, greetings: list[Greeting], signed: list[SignedSession], timeout: float, *, alone: bool
+        self,
+        greetings: list[Greeting],
+        signed: list[SignedSession],
+        timeout: float,
+        places: Sequence[tuple[Previous | None, Peer | None]],
     ) -> list[RemoteSession]:
-        """The last hop first. `alone`: no node is told whose output it takes and where its own goes."""
-        places = [(None, None)] * len(signed) if alone else neighbours(greetings, signed)
+        """The last hop first. `places`: for each, whose output it takes and where its own goes."""
         firsts = await _all(
             [
                 shake_hands(one, its, self._payer, previous=previous, next_hop=after, timeout=timeout)

@@ -91,13 +91,21 @@ class RoutePlanner:
         return None if accounts is None else {node: one.left for node, one in accounts.items()}
 
     async def awaited(
-        self, tokens: int, settings: ClientSettings, speeds: Speeds, *, unpaid: str = "", work: int = 0
+        self,
+        tokens: int,
+        settings: ClientSettings,
+        speeds: Speeds,
+        *,
+        unpaid: str = "",
+        work: int = 0,
+        blocks: range | None = None,
+        wire: str | None = None,
     ) -> Route:
         """A route; where blocks are missing, wait for them as long as the settings say. Raises what `route` raises."""
         deadline = time.monotonic() + settings.wait_for_blocks
         while True:
             try:
-                return await self.route(tokens, settings, speeds, unpaid=unpaid, work=work)
+                return await self.route(tokens, settings, speeds, unpaid=unpaid, work=work, blocks=blocks, wire=wire)
             except MissingBlocks:
                 if time.monotonic() + _LOOK_AGAIN > deadline:
                     raise

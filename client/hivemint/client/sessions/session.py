@@ -17,7 +17,7 @@ from hivemint.ledger.store.database import StoreError
 from hivemint.protocol import evidence
 from hivemint.protocol.eip712 import Voucher
 from hivemint.protocol.errors import LinkClosed, ProofError, Refusal, SwarmError
-from hivemint.protocol.ids import FORK, FORWARD, Credits, Step
+from hivemint.protocol.ids import BACKWARD, FORK, FORWARD, Credits, Step
 from hivemint.protocol.receipt import (
     CheckedReceipt,
     Leaf,
@@ -36,6 +36,8 @@ from hivemint.swarm.messages import (
     Close,
     Closed,
     Code,
+    Peer,
+    Previous,
     Refused,
     RowMode,
     StepReceipt,
@@ -66,7 +68,13 @@ class RemoteSession:
         self.heard = Step(0)  # the newest step whose receipt has come, proved or not
         self.adapter = b""  # the digest of the adapter that the node has loaded, behind the input rows of every step
         self.distrusted = False
+        self.cancelling = False
+        """The node has been asked to drop what it has not begun, and has not answered yet."""
         self.parent: MatchedReceipt | None = None
+        self.length = 0
+        """Positions that the node has, by its own receipts."""
+        self.output_rows = bytearray()
+        """Row hashes of the outputs of these positions, 32 bytes each."""
         self.closed = asyncio.Event()
         self._payer = payer
         self._sent: Voucher | None = None  # the newest voucher that has left
@@ -77,6 +85,11 @@ class RemoteSession:
     def price(self) -> int:
         """Per token, in wei; 0 in the donated lane."""
         return self.session.price
+
+    @property
+    def over(self) -> bool:
+        """Nothing more comes of it: the link or the session has ended, or the node is not trusted."""
+        return self.distrusted or self.link.closed or self.closed.is_set()
 
     @property
     def unspent(self) -> int:
@@ -100,40 +113,47 @@ class RemoteSession:
         if self.signed + tokens * self.price > self.session.max_amount:
             raise SessionLimit("The session's amount is used up", why=f"at the {self.leg}")
 
+    @property
+    def as_previous(self) -> Previous:
+        """For the node that takes its outputs."""
+        return Previous(self.leg.peer, self.leg.operator, self.session_id)
+
+    @property
+    def as_next(self) -> Peer:
+        """For the node whose outputs it takes."""
+        return Peer(self.leg.peer, self.leg.record.addresses)
+
+    @property
+    def next_step(self) -> Step:
+        """The number of the next request."""
+        return Step(max(self.newest.step, *self.pending) + 1) if self.pending else Step(self.newest.step + 1)
+
     def prepare(
         self,
-        step: Step,
         start: int,
         count: int,
         paid: Paid,
         *,
-        first: bool,
-        last: bool,
-        rows: RowMode,
+        source: Step | None = None,
+        push: bool = False,
+        rows: RowMode = "all",
         kind: int = FORWARD,
     ) -> StepRequest:
-        """A request that is paid for. From now on the step is pending."""
+        """The next request, paid for; the rest as in `StepRequest`. From now on the step is pending."""
         self.spent += work(kind, count) * self.price
         self.raised += paid.rise
         self._sent = paid.voucher.body
-        request = StepRequest(
-            step=step,
-            kind=kind,
-            start=start,
-            count=count,
-            voucher=paid.voucher,
-            source=None if first else step,
-            push=not last,
-            rows=rows if last else "none",
-        )
-        self.pending[step] = request
+        step = self.next_step
+        self.pending[step] = request = StepRequest(step, kind, start, count, paid.voucher, source, push, rows)
         return request
 
-    def prepare_fork(self, step: Step, parent: MatchedReceipt, count: int) -> StepRequest:
-        """The first step, free: begin with the K/V of the session at this node whose newest receipt is `parent`."""
+    def prepare_fork(self, parent: "RemoteSession", count: int) -> StepRequest:
+        """The first step, free: begin with the K/V of `parent`, a session at this node that is at rest."""
         voucher = sign_voucher(self._payer.domain, self.bindable, Credits(0), self._payer.who.key).signed
-        self.parent = parent
-        self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.head)
+        self.parent = parent.newest
+        self.output_rows[:] = parent.output_rows[: count * HASH_SIZE]
+        step = self.next_step
+        self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.newest.head)
         return request
 
     def cost(self, request: StepRequest) -> Credits:
@@ -167,6 +187,10 @@ class RemoteSession:
             leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
         self.newest = self._derived[step] = match(message.receipt, following(previous, leaf))
         del self.pending[step]
+        if request.kind == FORWARD:
+            self.output_rows[request.start * HASH_SIZE :] = message.rows
+        if request.kind != BACKWARD:
+            self.length = request.start + request.count
         if cost := self.cost(request):
             self._payer.book.delivered(self.leg.operator, cost)
         return message.rows
@@ -174,6 +198,11 @@ class RemoteSession:
     def prove(self, step: Step) -> None:
         """All hops' receipts of this step fit together: vouchers may bind it (P17), once signatures are checked too."""
         self.proved = self._derived.pop(step)
+
+    def prove_rest(self) -> None:
+        """The nodes behind have taken all outputs up to now as their inputs, and signed for that."""
+        self.proved = self.newest
+        self._derived.clear()
 
     def check(self, proved: MatchedReceipt) -> CheckedReceipt:
         """Whether this node has signed what was proved. Raises NodeLied."""
@@ -200,7 +229,7 @@ class RemoteSession:
         request = self.pending.get(message.step)
         self.drop(message.step)
         if message.code in (Code.GAP, Code.BUSY):
-            return self._lost("The session has lost its room", message.what)
+            return self.lost_room("The session has lost its room", message.what)
         if message.code is not Code.VOUCHER or request is None or not self.cost(request):
             return NodeRefusal(self.leg, message)
         try:
@@ -212,11 +241,12 @@ class RemoteSession:
         if request.voucher.body.total == owed + self.cost(request):
             return NodeRefusal(self.leg, message)
         if self.pending or message.step == self._again:
-            return self._lost("This wallet pays the node from elsewhere too", message.what)
+            return self.lost_room("This wallet pays the node from elsewhere too", message.what)
         self._again = message.step
         return None
 
-    def _lost(self, what: str, why: str) -> RoomLost:
+    def lost_room(self, what: str, why: str) -> RoomLost:
+        """The text must be computed again here."""
         return RoomLost(what, why=f"at the {self.leg}: {why}", peers=(self.leg.peer,))
 
     def ended(self, message: Closed) -> SwarmError | Refusal:
@@ -224,7 +254,7 @@ class RemoteSession:
         for step in [step for step in self.pending if step > self.heard]:
             self.drop(step)
         if message.code in _USED_UP:
-            return self._lost(f"The session is over ({message.code})", message.reason)
+            return self.lost_room(f"The session is over ({message.code})", message.reason)
         code = message.code or Code.FAILED
         return NodeRefusal(self.leg, Refused(code=code, what="it closed the session", why=message.reason))
 
@@ -247,6 +277,7 @@ class RemoteSession:
     async def cancel(self) -> None:
         """Ask the node to drop what it has not begun; the answer comes as Cancelled."""
         if self.pending and not self.distrusted and not self.link.closed:
+            self.cancelling = True
             with contextlib.suppress(LinkClosed):
                 await self.link.send(Cancel(from_step=Step(self.newest.step + 1)))
 

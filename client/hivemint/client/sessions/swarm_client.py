@@ -6,7 +6,7 @@ import copy
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +20,12 @@ from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.client.sessions.pipelines.relay import Relay
+from hivemint.client.sessions.pipelines.repair import Hole
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.route import Route
 from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.route_planner import RoutePlanner
+from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Allowance, Speeds
 from hivemint.client.sessions.wallet import ContractPort, Identity, sign_by_key, unlock
 from hivemint.client.settings import Bid, ClientSettings
@@ -34,7 +36,7 @@ from hivemint.protocol import evidence
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError, WalletError
 from hivemint.protocol.home import Home
-from hivemint.protocol.ids import Address
+from hivemint.protocol.ids import Address, Credits
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
@@ -45,6 +47,7 @@ from hivemint.swarm.messages import Code
 log = structlog.get_logger(__name__)
 
 _P = TypeVar("_P", LivePipeline, Relay)
+_T = TypeVar("_T")
 ATTEMPTS = 4
 """Routes tried for one pipeline, each without the nodes that failed before."""
 _TRY_LATER = (Code.BUSY, Code.RATE)
@@ -125,14 +128,41 @@ class SwarmClient:
         """See `Swarm.relay`."""
         return await self._place(partial(self.relay_along, tokens=tokens, work=work), tokens, work)
 
+    async def replace(self, hole: Hole) -> list[RemoteSession]:
+        """See `Replacements.replace`. At the bid of this client; a ceiling holds for the whole route."""
+        settings = self.settings
+        if settings.max_price is not None:
+            settings = settings.model_copy(update={"max_price": Credits(max(0, settings.max_price - hole.kept))})
+        before = hole.before.as_previous if hole.before else None
+        after = hole.after.as_next if hole.after else None
+        go = partial(
+            self._opener.open, tokens=hole.tokens, settings=settings, speeds=self.speeds, before=before, after=after
+        )
+        planned = partial(self._planner.awaited, hole.tokens, settings, self.speeds, blocks=hole.blocks, wire=hole.wire)
+        return await self._try(planned, go)
+
+    def vouchers(self, sessions: Sequence[RemoteSession]) -> VoucherSource:
+        """See `Replacements.vouchers`."""
+        return VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
+
+    def plan_of(self, sessions: Sequence[RemoteSession], before: Plan) -> Plan:
+        """See `Replacements.plan_of`."""
+        route = Route(tuple(one.leg for one in sessions), unpaid=before.unpaid)
+        return route.plan(before.tokens, self.settings.margin)
+
     async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
+        pipeline = await self._try(partial(self._planner.awaited, tokens, self.settings, self.speeds, work=work), go)
+        self._keep(pipeline)
+        return pipeline
+
+    async def _try(self, planned: Callable[..., Awaitable[Route]], go: Callable[[Route], Awaitable[_T]]) -> _T:
         """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
         deadline = time.monotonic() + self.settings.patience
         failures, unpaid = 0, ""
         while True:
-            route = await self._planner.awaited(tokens, self.settings, self.speeds, unpaid=unpaid, work=work)
+            route = await planned(unpaid=unpaid)
             try:
-                pipeline = await go(route)
+                return await go(route)
             except Refusal as error:
                 if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
                     unpaid = _told(error)  # a deposit that does not count yet, or sessions elsewhere that reserve it
@@ -142,12 +172,9 @@ class SwarmClient:
                     failures = self._failed(error, failures)
             except (SwarmError, ProofError) as error:
                 failures = self._failed(error, failures)
-            else:
-                self._keep(pipeline)
-                return pipeline
 
     def another_way(self, error: HivemintError) -> bool:
-        """See `Swarm.another_way`. A refusal that is this client's own fault names nobody."""
+        """See `Replacements.another_way`. A refusal that is this client's own fault names nobody."""
         peers = () if getattr(error, "code", None) in _OUR_OWN else getattr(error, "peers", ())
         if not self.nodes.replaceable(peers):
             return False
@@ -194,9 +221,8 @@ class SwarmClient:
     async def along(self, route: Route, tokens: int) -> LivePipeline:
         """A pipeline over these nodes."""
         sessions = await self._opener.open(route, tokens, self.settings, self.speeds)
-        source = VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
         plan = route.plan(tokens, self.settings.margin)
-        return LivePipeline(sessions, plan, self._target.hidden, self.settings, self.speeds, source, self._set_aside)
+        return LivePipeline(sessions, plan, self._target.hidden, self.settings, self.speeds, self, self._set_aside)
 
     async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
         """A relay over these nodes."""

@@ -36,6 +36,7 @@ from hivemint.swarm.messages import (
     Open,
     Opened,
     Refused,
+    Resend,
     Routed,
     StepRequest,
     Tensor,
@@ -188,6 +189,8 @@ class Conversation:
                     steps.give(message)
                 case Neighbours():
                     await self._on_route(steps, message)
+                case Resend():
+                    await steps.resend(message)
                 case Load():
                     await self._on_load(steps, message)
                 case Cancel():
@@ -261,6 +264,7 @@ class Conversation:
             if steps.inputs.previous:
                 self._services.inbox.forget(SessionId(steps.inputs.previous.session))
         self._services.outlets.leave(session.session_id)
+        self._services.kept.forget(session.session_id)
         self._give_back()
         self._services.journal.close_session(session.session_id)
 

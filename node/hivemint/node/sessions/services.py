@@ -16,6 +16,7 @@ from hivemint.node.sessions.metering import Meter
 from hivemint.node.sessions.neighbours import Inbox, Outlets
 from hivemint.node.sessions.offer import Offer
 from hivemint.node.sessions.registry import SessionRegistry
+from hivemint.node.sessions.steps.kept import KeptOutputs
 from hivemint.node.span.lora import Adapters
 from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.messages import Code
@@ -51,6 +52,7 @@ class Services:
     journal: Journal
     inbox: Inbox
     outlets: Outlets
+    kept: KeptOutputs
     counts: Counts
     prefix_of: Callable[[PeerId], Hashable]
     seats: dict[SessionId, Seat] = field(default_factory=dict)

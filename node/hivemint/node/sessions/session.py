@@ -60,6 +60,8 @@ class ServedSession:
     """The digest of the adapter that its client has loaded, appended to the input rows of every step."""
     length: int = 0
     spent: int = 0
+    resent: int = 0
+    """Positions whose outputs were sent once more."""
     last: Step = START
     bound: Step = START  # the newest receipt that a voucher binds
     steps: dict[Step, TakenStep] = field(default_factory=dict)

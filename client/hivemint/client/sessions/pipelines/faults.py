@@ -68,7 +68,7 @@ class Complaints:
         if not isinstance(error, NodeRefusal) or error.code not in _ABOUT_A_NEIGHBOUR:
             self._tell(error)
             return
-        waited = self._steps.age(error.refused.step) >= _CLOCKS * INPUT_LIMIT
+        waited = self._steps.age(hop, error.refused.step) >= _CLOCKS * INPUT_LIMIT
         self._heard.setdefault(hop, _Heard(error, evidence, waited))
         if self._decision is None:
             self._decision = asyncio.get_running_loop().call_later(SECOND_HAND, self._decide)

@@ -1,39 +1,34 @@
 """The pipeline over real sessions: one per hop, in step with each other, receipts checked beside the next token.
 
-For each step every hop gets its own request; the tensor goes to the first hop, its output from
-node to node, and the last hidden state comes back. It may be used at once: the receipts of a step are compared while
-the caller samples, and their signatures checked before any voucher is signed that binds that step. In decode one step
-is in flight, in prefill as many as all nodes of the route take.
+For each step every hop gets its own request; the tensor goes to the first hop, its output from node to node, and the
+last hidden state comes back. It may be used at once: the receipts of a step are compared while the caller samples, and
+their signatures checked before any voucher is signed that binds that step. In decode one step is in flight, in prefill
+as many as all nodes of the route take.
+
+A node that fails is replaced in the middle of it: what it had is computed again at another one, and nowhere else.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from hivemint.client.pipeline import Plan, Rows
-from hivemint.client.sessions.errors import NodeGone, NodeLied
-from hivemint.client.sessions.payer import Paid
-from hivemint.client.sessions.pipelines.chunking import Chunking
+from hivemint.client.sessions.errors import NodeLied
+from hivemint.client.sessions.pipelines.circuit import Circuit, Section
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.finite import check_own
-from hivemint.client.sessions.pipelines.in_flight import StepsInFlight
-from hivemint.client.sessions.pipelines.proofs import StepProofs, StepState
-from hivemint.client.sessions.pipelines.receiver import Receiver
+from hivemint.client.sessions.pipelines.outputs import AwaitedOutputs
+from hivemint.client.sessions.pipelines.repair import Repair, Replacements
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
-from hivemint.client.sessions.session import FAREWELL, RemoteSession, check_signatures
+from hivemint.client.sessions.session import RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError, LinkClosed, ProofError
-from hivemint.protocol.ids import Step
-from hivemint.swarm.messages import RowMode, StepRequest
-from hivemint.swarm.rows import to_wire
+from hivemint.protocol.errors import HivemintError, ProofError, Refusal, SwarmError
+from hivemint.swarm.rows import row_bytes, to_wire
 
 _LAST_WORDS = 2.5
 """Seconds that a closing pipeline waits for receipts that are still due."""
-_DRAW_AFTER, _DRAW_WITHIN = 1 / 3, 0.05
-"""The part of the nodes' time for a step after which the next vouchers are drawn, and seconds at most."""
 
 
 class LivePipeline:
@@ -41,26 +36,26 @@ class LivePipeline:
 
     def __init__(
         self,
-        sessions: list[RemoteSession],
+        sessions: Sequence[RemoteSession],
         plan: Plan,
         hidden_size: int,
         settings: ClientSettings,
         speeds: Speeds,
-        source: VoucherSource,
+        swarm: Replacements,
         on_error: Callable[[HivemintError], None],
     ) -> None:
-        self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
-        self.plan, self._speeds, self._source = plan, speeds, source
+        self._hidden_size, self._settings, self._speeds, self._on_error = hidden_size, settings, speeds, on_error
+        self.plan, self._swarm = plan, swarm
         self._wire = sessions[0].leg.wire
+        self._row_bytes = row_bytes(hidden_size, self._wire)
         self._position = 0
-        self._last = Step(0)
-        self._steps = StepProofs(sessions, hidden_size, self._wire, speeds)
-        self._in_flight = StepsInFlight(sessions, self._steps, settings.step_timeout, on_error)
-        self._receiver = Receiver(sessions, self._steps, self._in_flight, source, self._send_again)
-        self._chunking = Chunking(sessions, settings, speeds)
+        self._inputs = bytearray()  # the client's own rows in wire form, for a first hop that is replaced
+        self._circuit = self._new_circuit(sessions)
         for one in sessions:
             speeds.opened(one.leg.peer)
-        self._told = False  # the caller has been told what broke it
+        self._repair = Repair(swarm, plan.tokens, settings)
+        self.admit: Callable[[int], None] = lambda wei: None
+        self._told: HivemintError | None = None  # the caller has been told what broke it
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -74,26 +69,27 @@ class LivePipeline:
     @property
     def price(self) -> int:
         """See `Pipeline.price`."""
-        return sum(one.price for one in self._sessions)
+        return sum(one.price for one in self.sessions)
 
     @property
     def spent(self) -> int:
         """See `Pipeline.spent`."""
-        return sum(one.spent for one in self._sessions)
+        return sum(one.spent for one in (*self.sessions, *self._repair.left))
 
     @property
     def signed(self) -> int:
         """See `Pipeline.signed`."""
-        return sum(one.signed for one in self._sessions)
+        return sum(one.signed for one in (*self.sessions, *self._repair.left))
 
     @property
-    def slow(self) -> NodeSlow | None:
-        """See `Pipeline.slow`."""
-        late = [hop for hop, one in enumerate(self._sessions) if self._speeds.slow(one.leg.peer)]
-        if not late:
-            return None
-        hop = max(late, key=lambda hop: self._speeds.lateness(self._sessions[hop].leg.peer))
-        return NodeSlow(self._sessions[hop].leg, *(one.leg for one in self._sessions[max(0, hop - 1) : hop]))
+    def replayed(self) -> int:
+        """See `Pipeline.replayed`."""
+        return self._repair.replayed
+
+    @property
+    def paid_again(self) -> int:
+        """See `Pipeline.paid_again`."""
+        return self._repair.paid_again
 
     @property
     def open(self) -> bool:
@@ -108,14 +104,43 @@ class LivePipeline:
     @property
     def sessions(self) -> tuple[RemoteSession, ...]:
         """Hop by hop: terms, newest checked receipt, what was spent."""
-        return tuple(self._sessions)
+        return self._circuit.sessions
+
+    @property
+    def slow(self) -> NodeSlow | None:
+        """The node that is far slower than it publishes, and the one before it. Nothing is broken."""
+        late = [hop for hop, one in enumerate(self.sessions) if self._speeds.slow(one.leg.peer)]
+        if not late:
+            return None
+        hop = max(late, key=lambda hop: self._speeds.lateness(self.sessions[hop].leg.peer))
+        return NodeSlow(self.sessions[hop].leg, *(one.leg for one in self.sessions[max(0, hop - 1) : hop]))
 
     async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
         """See `Pipeline.forward`."""
+        count, width = hidden.shape
+        if width != self._hidden_size or count < 1:
+            raise ValueError(f"expected [count, {self._hidden_size}], got {tuple(hidden.shape)}")
+        if self._closing is not None:
+            raise SwarmError("The pipeline is closed", next_step="open a new one")
+        start = self._position
+        for session in self.sessions:
+            session.admit(count, start + count)
+        check_own(hidden, data := to_wire(hidden, self._wire), self._wire)
+        self._inputs[start * self._row_bytes :] = data
+        self._position = start + count
+        wanted = AwaitedOutputs(start, self._position, rows)
         try:
-            return await self._forward(hidden, rows)
-        except HivemintError:
-            self._told = True
+            await self._leave_slow(wanted)
+            while True:
+                try:
+                    output = await self._run(wanted)
+                except (SwarmError, ProofError, Refusal) as failure:
+                    await self._mend(failure, wanted)
+                else:
+                    self._repair.held()
+                    return output
+        except HivemintError as told:
+            self._told = told
             raise
 
     def crop(self, length: int) -> None:
@@ -123,30 +148,11 @@ class LivePipeline:
         if not 0 <= length <= self._position:
             raise ValueError(f"cannot go back to {length}: {self._position} positions are cached")
         self._position = length
-
-    async def _forward(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
-        count, width = hidden.shape
-        if width != self._hidden_size or count < 1:
-            raise ValueError(f"expected [count, {self._hidden_size}], got {tuple(hidden.shape)}")
-        self._in_flight.check_usable()
-        for session in self._sessions:
-            session.admit(count, self._position + count)
-        outputs: list[asyncio.Future[torch.Tensor]] = []
-        at = 0
-        while at < count:
-            await self._in_flight.room(self._chunking.window(count))
-            size = min(count - at, self._chunking.rows(count))
-            want: RowMode = rows if rows == "all" or at + size == count else "none"
-            output = await self._send(hidden[at : at + size], want)
-            if output is not None:
-                outputs.append(output)
-            at += size
-        tensors = [await self._in_flight.output(one) for one in outputs]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        self._circuit.crop(length)
 
     async def settle(self) -> None:
         """Until no step is in flight and all receipts have been checked. Raises what broke the pipeline."""
-        await self._in_flight.room(1)
+        await self._circuit.in_flight.room(1)
 
     async def fork(self, parent: "LivePipeline", count: int) -> None:
         """Begin with the first `count` positions of a settled pipeline over the same nodes, before anything else.
@@ -154,90 +160,107 @@ class LivePipeline:
         Nothing is computed and nothing paid for them. Raises SessionLimit where a node has them no more; then, as
         after any other error, only `close` may follow.
         """
-        self._in_flight.check_usable()
-        step = self._last = Step(1)
+        self._inputs[:] = parent._inputs[: count * self._row_bytes]
         self._position = count
-        state = self._steps.add_fork(step, count)
-        for hop, (session, its) in enumerate(zip(self._sessions, parent.sessions, strict=True)):
-            await self._dispatch(hop, state, session.prepare_fork(step, its.newest, count))
-        await self.settle()
+        await self._circuit.fork(parent._circuit, count)
 
     async def cancel(self) -> None:
         """See `Pipeline.cancel`."""
-        if self._in_flight.error is None and self._closing is None:
-            with contextlib.suppress(TimeoutError):  # a node that reads nothing learns it when the stream ends
-                async with asyncio.timeout(FAREWELL):
-                    await asyncio.gather(*(session.cancel() for session in self._sessions))
+        if self._circuit.in_flight.error is None and self._closing is None:
+            await self._circuit.cancel()
 
     async def close(self) -> None:
         """See `Pipeline.close`. Raises NodeLied if the last receipts do not hold."""
         if self._closing is None:
-            self._in_flight.closing = True
+            self._circuit.in_flight.closing = True
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
-    # ---- out
+    # ---- steps
 
-    async def _send(self, hidden: torch.Tensor, rows: RowMode) -> "asyncio.Future[torch.Tensor] | None":
-        """One step: a request with its voucher to every hop, the tensor to the first."""
-        step, start, count = Step(self._last + 1), self._position, hidden.shape[0]
-        check_own(hidden, data := to_wire(hidden, self._wire), self._wire)
+    async def _run(self, wanted: AwaitedOutputs) -> torch.Tensor:
+        """All parts that some hop lacks, from those that a replaced one has to catch up with to the newest."""
+        circuit = self._circuit
+        circuit.in_flight.check_usable()
+        while (part := circuit.next_part(wanted.end)) is not None:
+            if circuit.patched and part.hops == circuit.all:
+                await circuit.prove_rest()
+            await self._send(part, wanted)
+        return await wanted.all(circuit.in_flight)
+
+    async def _send(self, part: Section, wanted: AwaitedOutputs) -> None:
+        """The next step of a part."""
+        circuit, chunking = self._circuit, self._circuit.chunking(part)
+        end = wanted.cut(part.start, part.end)
+        await circuit.in_flight.room(chunking.window(end - part.start))
+        count = min(end - part.start, chunking.rows(end - part.start))
+        reaches_client = part.hops[-1] == circuit.all[-1]
+        rows = wanted.rows(part.start, part.start + count) if reaches_client else "none"
+        own = part.hops.start == 0
+        at, size = part.start * self._row_bytes, count * self._row_bytes
+        data = bytes(memoryview(self._inputs)[at : at + size]) if own else b""
+        output = await circuit.send(part.hops, part.start, count, data, rows)
+        if output is not None:
+            wanted.expect(part.start, output)
+
+    def _new_circuit(self, sessions: Sequence[RemoteSession]) -> Circuit:
+        source: VoucherSource = self._swarm.vouchers(sessions)
+        return Circuit(sessions, self._hidden_size, self._settings, self._speeds, source, self._on_error)
+
+    # ---- a node that fails, or is slow
+
+    async def _mend(self, error: HivemintError, wanted: AwaitedOutputs) -> None:
+        """A new circuit with others in place of those that `error` names. Raises it if that can't be."""
+        repair, failure = self._repair, error
+        while repair.may(self._circuit, failure):
+            self.admit(repair.cost(self._circuit, failure))
+            try:
+                return self._replaced(await repair.replace(self._circuit, failure), wanted)
+            except (SwarmError, ProofError, Refusal) as second:
+                if not repair.concerns(self._circuit, second):
+                    raise failure from second  # what went wrong, not that no other way was left
+                failure = second
+        raise failure
+
+    async def _leave_slow(self, wanted: AwaitedOutputs) -> None:
+        """Where a node is far slower than it publishes and another can take its place, that one does."""
+        slow = self.slow
+        if slow is None or self._circuit.in_flight.error is not None or not self._swarm.another_way(slow):
+            return
         try:
-            paid = await self._source.take(step, count)
-        except NodeLied as error:
-            self._in_flight.fail(error)
-            raise
-        state = self._steps.add(step, start, count, rows, data)
-        self._last, self._position = step, start + count
-        requests = [self._prepare(hop, state, one) for hop, one in enumerate(paid)]
-        for hop, request in enumerate(requests):
-            await self._dispatch(hop, state, request)
-        if count == 1:
-            self._source.draw_ahead(self._position + 1, min(_DRAW_WITHIN, _DRAW_AFTER * self._nodes_time()))
-        return state.output
+            await self._circuit.in_flight.room(1)
+            self.admit(self._repair.cost(self._circuit, slow))
+            self._replaced(await self._repair.replace(self._circuit, slow), wanted)
+        except (SwarmError, ProofError, Refusal):
+            return  # slow is better than nothing; and what is broken is mended by the next step
 
-    def _nodes_time(self) -> float:
-        """Seconds that a step of decode takes at all nodes together, as measured here; 0 where nothing is known."""
-        known = ((self._speeds.of(one.leg.peer).step or 0.0, one.session.blocks) for one in self._sessions)
-        return sum(step * blocks for step, blocks in known)
-
-    def _prepare(self, hop: int, state: StepState, paid: Paid) -> StepRequest:
-        first, last = hop == 0, hop == len(self._sessions) - 1
-        return self._sessions[hop].prepare(
-            state.number, state.start, state.count, paid, first=first, last=last, rows=state.rows
-        )
-
-    async def _dispatch(self, hop: int, state: StepState, request: StepRequest) -> None:
-        session = self._sessions[hop]
-        try:
-            self._in_flight.check_usable()  # while the voucher was drawn, a node may have been found lying
-            async with asyncio.timeout(self._settings.step_timeout):
-                await session.send(request, (state.data or None) if hop == 0 else None)  # a fork has no rows
-        except TimeoutError:
-            why = f"it read no request for {self._settings.step_timeout:g} s"
-            self._in_flight.fail(NodeGone(session.leg, "takes nothing", why))
-            self._in_flight.check_usable()
-        except LinkClosed as error:
-            self._in_flight.fail(NodeGone(session.leg, "went away", error.why or error.what))
-            self._in_flight.check_usable()
-
-    async def _send_again(self, hop: int, state: StepState) -> None:
-        """The same step with a new voucher, to a node that has refused the first."""
-        await self._dispatch(hop, state, self._prepare(hop, state, await self._source.again(hop, state.count)))
+    def _replaced(self, sessions: Sequence[RemoteSession], wanted: AwaitedOutputs) -> None:
+        before = {one.leg.peer for one in self.sessions}
+        circuit = self._circuit = self._new_circuit(sessions)
+        circuit.crop(self._position)
+        last = min(circuit.have[-1], wanted.lacks())
+        self._repair.paid_again += circuit.have[-1] - last  # it has them, and what it sent was lost
+        circuit.have[-1] = last
+        for peer in before - {one.leg.peer for one in sessions}:
+            self._speeds.opened(peer, -1)
+        for peer in {one.leg.peer for one in sessions} - before:
+            self._speeds.opened(peer)
+        self.plan = self._swarm.plan_of(sessions, self.plan)
 
     # ---- the end
 
     async def _close(self) -> None:
-        await self._in_flight.drain(_LAST_WORDS)
-        await self._source.put_back()
+        circuit = self._circuit
+        await circuit.in_flight.drain(_LAST_WORDS)
+        await circuit.source.put_back()
         try:
-            check_signatures([(session, session.proved) for session in self._sessions])
+            check_signatures([(session, session.proved) for session in self.sessions])
         except NodeLied as error:
-            self._in_flight.fail(error)
-        await asyncio.gather(*(session.close() for session in self._sessions))
-        for session in self._sessions:
+            circuit.in_flight.fail(error)
+        await asyncio.gather(*(session.close() for session in self.sessions), self._repair.close())
+        for session in self.sessions:
             self._speeds.opened(session.leg.peer, -1)
-        await self._receiver.stop()
-        self._in_flight.discard()
-        if isinstance(self._in_flight.error, ProofError) and not self._told:
-            raise self._in_flight.error
+        await circuit.stop()
+        broken = circuit.in_flight.error
+        if isinstance(broken, ProofError) and broken is not self._told:
+            raise broken

@@ -1,4 +1,4 @@
-"""What the nodes of a route send to their pipeline: one reader a link, every message handed to whom it concerns."""
+"""What the nodes of a circuit send: one reader a link, every message handed to whom it concerns."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,11 +10,11 @@ from hivemint.client.sessions.pipelines.proofs import StepProofs, StepState
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.protocol.errors import HivemintError, LinkClosed, ProofError, ProtocolError
-from hivemint.swarm.messages import AnyMessage, Cancelled, Closed, Refused, StepReceipt, Tensor
+from hivemint.swarm.messages import FIRST_RESEND, AnyMessage, Cancelled, Closed, Refused, StepReceipt, Tensor
 
 
 class Receiver:
-    """Reads the links of one pipeline from its making to `stop`. What goes wrong ends the steps in flight."""
+    """Reads the links of one circuit from its making to `stop`. What goes wrong ends the steps in flight."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Receiver:
                 await self._hear(hop, await session.link.receive())
         except LinkClosed as error:
             session.closed.set()
+            self._in_flight.notify()
             if not self._in_flight.closing or session.pending:
                 self._in_flight.fail(NodeGone(session.leg, "went away", error.why or error.what))
         except ProtocolError as error:
@@ -61,8 +62,6 @@ class Receiver:
         session = self._sessions[hop]
         if isinstance(message, StepReceipt):
             session.heard = max(session.heard, message.receipt.step)
-        if self._in_flight.error is not None and isinstance(message, StepReceipt | Tensor):
-            return  # nothing of this step can be proved any more
         match message:
             case StepReceipt():
                 self._steps.receipt(hop, message)
@@ -72,6 +71,7 @@ class Receiver:
             case Refused():
                 await self._take_refusal(hop, message)
             case Cancelled():
+                session.cancelling = False
                 for step in [step for step in session.pending if step > message.last]:
                     session.drop(step)
                 self._in_flight.notify()
@@ -79,14 +79,19 @@ class Receiver:
                 session.closed.set()
                 if not self._in_flight.closing:
                     self._complaints.hear(hop, session.ended(message))
+                    self._in_flight.notify()
             case _:
                 raise ProtocolError(f"A node sent a {type(message).__name__} in a session")
 
     async def _take_refusal(self, hop: int, message: Refused) -> None:
-        session, state = self._sessions[hop], self._steps.open.get(message.step)
+        session, state = self._sessions[hop], self._steps.find(hop, message.step)
+        if message.step >= FIRST_RESEND:
+            return self._in_flight.fail(session.lost_room("Its outputs have to be computed again", message.what))
         await self._source.put_back()  # what has not left is no debt that a node could speak of
         error = await session.refused(message)
         if error is None and state is not None and self._in_flight.error is None:
             await self._send_again(hop, state)
         elif error is not None:
             self._complaints.hear(hop, error, message.evidence)
+            self._in_flight.notify()
+        return None

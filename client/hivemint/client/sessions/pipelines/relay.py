@@ -153,8 +153,8 @@ class Relay:
     ) -> tuple[StepReceipt, Tensor | None]:
         """The node's answer to a step, asked for a second time at most. Raises what a refusal means."""
         while True:
-            (paid,) = await self._sources[session].take(step, work(kind, count))
-            request = session.prepare(step, 0, count, paid, first=True, last=True, rows="all", kind=kind)
+            (paid,) = await self._sources[session].take(work(kind, count))
+            request = session.prepare(0, count, paid, kind=kind)
             await session.send(request, data)
             answer, tensor = await _answer(session)
             match answer:

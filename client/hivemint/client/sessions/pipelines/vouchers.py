@@ -28,10 +28,11 @@ from hivemint.protocol.receipt import CheckedReceipt, MatchedReceipt, sign_vouch
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """Vouchers that pay `count` more tokens at each hop, over the receipts of step `bound`."""
+    """Vouchers that pay `count` more tokens at some hops, over the receipts of the steps `bound`, a hop each."""
 
     count: int
-    bound: Step
+    hops: range
+    bound: list[Step]
     promises: list[Promise]
     paid: list[Paid]
 
@@ -44,26 +45,36 @@ class VoucherSource:
 
     def __init__(self, sessions: Sequence[RemoteSession], payer: Payer, alone: Callable[[], bool]) -> None:
         self._sessions, self._payer, self._alone = sessions, payer, alone
+        self._all = range(len(sessions))
         self._ahead = min(one.terms.limits.ahead for one in sessions)
         self._loop = asyncio.get_running_loop()
         self._next: asyncio.Future[_Drawn] | None = None
         self._soon: asyncio.TimerHandle | None = None
 
-    async def take(self, step: Step, count: int) -> list[Paid]:
-        """One voucher a hop for `count` positions at `step`: those that were drawn ahead, if they fit.
+    async def take(self, count: int, hops: range | None = None) -> list[Paid]:
+        """One voucher a hop for `count` positions, at each session's next step: those that were drawn ahead, if they
+        fit. `hops`: of these alone.
 
         Raises SessionLimit where an account or a session does not cover them, NodeLied, StoreError.
         """
+        hops = self._all if hops is None else hops
         if (drawing := self._drawing()) is not None:
             drawn = await self._waited(drawing)
-            if drawn.count == count and drawn.bound >= step - self._ahead:
+            if drawn.count == count and drawn.hops == hops and self._recent(drawn):
                 return drawn.paid
             self._take_back(drawn)
-        return (await self._waited(self._draw(count, self._sessions))).paid
+        return (await self._waited(self._draw(count, hops))).paid
+
+    def _recent(self, drawn: _Drawn) -> bool:
+        """Whether the nodes still take vouchers over these receipts for their next steps."""
+        return all(
+            bound >= self._sessions[hop].next_step - self._ahead
+            for hop, bound in zip(drawn.hops, drawn.bound, strict=True)
+        )
 
     async def again(self, hop: int, count: int) -> Paid:
         """A new voucher for a step that the node refused because it knew of another debt. Raises as `take` does."""
-        return (await self._waited(self._draw(count, [self._sessions[hop]]))).paid[0]
+        return (await self._waited(self._draw(count, range(hop, hop + 1)))).paid[0]
 
     def draw_ahead(self, end: int, wait: float = 0.0) -> None:
         """In `wait` seconds begin with the vouchers of a decode step at position `end - 1`, if the sessions admit one.
@@ -84,7 +95,7 @@ class VoucherSource:
         with suppress(SessionLimit):
             for session in self._sessions:
                 session.admit(1, end)
-            self._next = self._draw(1, self._sessions)
+            self._next = self._draw(1, self._all)
 
     async def put_back(self) -> None:
         """Take back what was drawn ahead and not taken."""
@@ -113,17 +124,15 @@ class VoucherSource:
         if not drawing.cancelled() and drawing.exception() is None:
             self._take_back(drawing.result())
 
-    def _draw(self, count: int, sessions: Sequence[RemoteSession]) -> "asyncio.Future[_Drawn]":
+    def _draw(self, count: int, hops: range) -> "asyncio.Future[_Drawn]":
         proved = [(one, one.proved) for one in self._sessions]
-        return self._loop.run_in_executor(None, self._sign, count, sessions, proved)
+        return self._loop.run_in_executor(None, self._sign, count, hops, proved)
 
-    def _sign(
-        self, count: int, sessions: Sequence[RemoteSession], proved: Sequence[tuple[RemoteSession, MatchedReceipt]]
-    ) -> _Drawn:
+    def _sign(self, count: int, drawn: range, proved: Sequence[tuple[RemoteSession, MatchedReceipt]]) -> _Drawn:
         """In a thread: the nodes' signatures, a transaction of the wallet's book, then the wallet's signatures."""
         payer = self._payer
         check_signatures(proved)
-        hops = [(one, one.bindable) for one in sessions]
+        hops = [(one, one.bindable) for one in (self._sessions[hop] for hop in drawn)]
         owing = [
             payer.owing(one.leg.operator, count * one.price, receipt.digest, one.room)
             for one, receipt in hops
@@ -135,7 +144,7 @@ class VoucherSource:
             raise SessionLimit(error.what, why=error.why, next_step=error.next_step) from None
         rest = iter(promises)
         paid = [self._one(receipt, next(rest) if one.price else None) for one, receipt in hops]
-        return _Drawn(count, hops[0][1].step, promises, paid)
+        return _Drawn(count, drawn, [receipt.step for _, receipt in hops], promises, paid)
 
     def _one(self, receipt: CheckedReceipt, promise: Promise | None) -> Paid:
         total, rise = (promise.total, promise.rise) if promise else (Credits(0), 0)

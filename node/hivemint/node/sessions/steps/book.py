@@ -16,13 +16,14 @@ from hivemint.node.sessions.steps.entries import JournalEntries
 from hivemint.node.sessions.steps.inputs import Awaited, Inputs
 from hivemint.node.sessions.steps.outputs import Outputs
 from hivemint.node.sessions.steps.repeats import Repeats
+from hivemint.node.sessions.steps.resend import resend
 from hivemint.node.sessions.steps.serve import StepService
 from hivemint.node.sessions.steps.vain import RATE, Vain
 from hivemint.node.unable import Unable
 from hivemint.protocol.errors import LinkClosed, ProofError, ProtocolError
 from hivemint.protocol.ids import FORK, Step
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import Code, Refused, StepRequest, Tensor, TensorHead
+from hivemint.swarm.messages import Code, Refused, Resend, StepRequest, Tensor, TensorHead
 
 END_LIMIT = 60.0
 """Seconds that a node which ends a session gives to the steps under way; clients wait no longer for one."""
@@ -85,6 +86,13 @@ class Steps:
         else:
             await self.refuse(verdict)
 
+    async def resend(self, wanted: Resend) -> None:
+        """Outputs once more. Costs as much as a request that leads to nothing."""
+        self._check_vain()
+        self._in_vain()
+        if refused := await resend(self._services, self.session, self.outputs, wanted):
+            await self.refuse(refused)
+
     def expects(self, head: TensorHead) -> bool:
         """Whether a client's input would be kept."""
         return self.inputs.expects(head.step) or self._repeats.expects(head.step)
@@ -112,6 +120,7 @@ class Steps:
         """The room has been given to others: what waits for its input has nothing to build on."""
         gone = self.drop(Step(1))
         self.session.evicted()
+        self._services.kept.forget(self.session.session_id)
         if gone:
             self._in_vain()
             what, why = "The session's room went to another", "none of its steps was done for long"

@@ -9,7 +9,7 @@ from hivemint.node.sessions.neighbours import Arrival, Inbox
 from hivemint.node.unable import StepFailed
 from hivemint.protocol.errors import ProofError
 from hivemint.protocol.ids import Address, SessionId, Step, TensorHash
-from hivemint.swarm.messages import Code, Previous, StepRequest, Tensor
+from hivemint.swarm.messages import FIRST_RESEND, Code, Previous, StepRequest, Tensor
 
 INPUT_LIMIT = seats.INPUT_LIMIT
 """Seconds that a step waits for its input; the nodes before may be busy."""
@@ -23,6 +23,11 @@ class Pushed:
 
     arrival: Arrival
     source: Source
+
+    @property
+    def once_more(self) -> bool:
+        """Kept outputs: the client has their row hashes, and no receipt follows."""
+        return self.source.step >= FIRST_RESEND
 
 
 Awaited = Pushed | asyncio.Future[Tensor]

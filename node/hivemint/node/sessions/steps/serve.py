@@ -22,7 +22,7 @@ from hivemint.node.sessions.steps.inputs import Awaited, Inputs, Pushed
 from hivemint.node.sessions.steps.outputs import Outputs
 from hivemint.node.unable import StepFailed
 from hivemint.protocol.errors import ProtocolError
-from hivemint.protocol.ids import BACKWARD, TensorHash
+from hivemint.protocol.ids import BACKWARD, FORWARD, TensorHash
 from hivemint.swarm.messages import Code, HopReceipt, StepReceipt, StepRequest, Tensor, TensorHead
 from hivemint.swarm.rows import check_finite, from_wire, row_bytes, tensor_hash
 
@@ -116,7 +116,7 @@ class StepService:
     async def _confirm(self, step: TakenStep, data: Rows, awaited: Awaited) -> TensorHash:
         """While the step is computed: what its leaf says of the input, and whether that is the neighbour's word."""
         rows = await self.services.meter.hash_rows(data, self.width(step.request))
-        if isinstance(awaited, Pushed):
+        if isinstance(awaited, Pushed) and not awaited.once_more:
             await self.inputs.confirm(awaited, tensor_hash(rows))
         return tensor_hash(rows + self.session.adapter)
 
@@ -128,6 +128,9 @@ class StepService:
         request = step.request
         self.session.seal(step)
         self.used()
+        if self.outputs.next is not None and request.kind == FORWARD:
+            paid = self.session.lane is Lane.PAID
+            self.services.kept.keep(self.session.session_id, request.start, data, self.row_bytes, paid=paid)
         head = TensorHead(step.number, self.session.session_id)
         if request.rows != "none":
             step.tensor = Tensor(head, data if request.rows == "all" else memoryview(data)[-self.row_bytes :])

@@ -1,0 +1,182 @@
+"""Nodes that are replaced while a text goes on: new sessions for the lost hops, the others named to them anew.
+
+What the survivors have stays. A new session begins empty; the circuit that is made of all of them then sends it what it
+lacks, from the outputs that the hop before has kept, or from the client's own inputs.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+from hivemint.client.pipeline import Plan, RoomLost, SessionLimit
+from hivemint.client.sessions.errors import NodeRefusal, blaming
+from hivemint.client.sessions.pipelines.circuit import Circuit
+from hivemint.client.sessions.pipelines.faults import NodeSlow
+from hivemint.client.sessions.pipelines.vouchers import VoucherSource
+from hivemint.client.sessions.session import RemoteSession
+from hivemint.client.settings import ClientSettings
+from hivemint.protocol.errors import HivemintError
+from hivemint.swarm.messages import Closed, Neighbours, Refused, Routed
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A part of a route that is to be served by others, between two sessions that stay (None: the client). `kept`: the
+    price of a position at all that stay, in wei."""
+
+    blocks: range
+    tokens: int
+    wire: str
+    kept: int
+    before: RemoteSession | None
+    after: RemoteSession | None
+
+
+class Replacements(Protocol):
+    """What a pipeline asks of the network when a node fails."""
+
+    def vouchers(self, sessions: Sequence[RemoteSession]) -> VoucherSource:
+        """The source of all vouchers for these sessions."""
+        ...
+
+    def plan_of(self, sessions: Sequence[RemoteSession], before: Plan) -> Plan:
+        """The plan of a route that is now along these."""
+        ...
+
+    def another_way(self, error: HivemintError) -> bool:
+        """Whether another node can take the place of one that `error` names; then these are left out for a while."""
+        ...
+
+    async def replace(self, hole: Hole) -> list[RemoteSession]:
+        """New sessions for the blocks of a hole. Raises what `Swarm.open` raises."""
+        ...
+
+
+class Repair:
+    """Of one pipeline. `left`: sessions that it has given up, whose costs still count.
+
+    `replayed` counts positions that are computed again, once for each lost hop; `paid_again` those that are paid again.
+    """
+
+    def __init__(self, swarm: Replacements, tokens: int, settings: ClientSettings) -> None:
+        """`tokens`: what a new session is to hold."""
+        self._swarm, self._tokens, self._timeout, self._most = swarm, tokens, settings.open_timeout, settings.repairs
+        self._failures = 0
+        self._tried: set[int] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.left: list[RemoteSession] = []
+        self.replayed = self.paid_again = 0
+
+    def held(self) -> None:
+        """An output has come: what failed until now has been mended."""
+        self._failures = 0
+
+    def may(self, circuit: Circuit, error: HivemintError) -> bool:
+        """Whether it is to be tried: `error` is about nodes of the circuit, and there are others, or room was lost."""
+        if self._failures >= self._most or not circuit.lost(error):
+            return False
+        if isinstance(error, SessionLimit) and not isinstance(error, RoomLost):
+            return False
+        self._failures += 1
+        return isinstance(error, RoomLost) or self._swarm.another_way(error)
+
+    def concerns(self, circuit: Circuit, error: HivemintError) -> bool:
+        """Whether what went wrong while mending is a hop that had been counted on."""
+        return bool(circuit.lost(error) - self._tried)
+
+    def cost(self, circuit: Circuit, error: HivemintError) -> int:
+        """Wei for what would have to be computed again, by the prices of those who computed it."""
+        return sum(circuit.sessions[hop].price * circuit.have[hop] for hop in circuit.lost(error))
+
+    async def replace(self, circuit: Circuit, error: HivemintError) -> list[RemoteSession]:
+        """The sessions of the new circuit, in order. Raises what went wrong with it, by name; the old one is stopped
+        then, or goes on if nobody could be found."""
+        lost = circuit.lost(error)
+        lost |= await circuit.quiet(lost)
+        self._tried = lost
+        sessions: list[RemoteSession] = list(circuit.sessions)
+        if not isinstance(error, NodeSlow):  # a node that is asked again must have let go of the old session
+            await asyncio.gather(*(sessions[hop].close() for hop in lost if not sessions[hop].over))
+        fresh: list[list[RemoteSession]] = []
+        try:
+            for first, end in _runs(lost):
+                fresh.append(await self._swarm.replace(self._hole(sessions, lost, first, end)))
+            await circuit.stop()
+            made = _merged(sessions, lost, fresh)
+            await asyncio.gather(*(_rewire(made, at, self._timeout) for at in _beside(made, sessions)))
+        except BaseException:
+            for session in (one for group in fresh for one in group):
+                self._give_up(session)
+            raise
+        for hop in lost:
+            self._give_up(sessions[hop])
+            self.replayed += circuit.have[hop]
+            self.paid_again += circuit.have[hop]
+        return made
+
+    async def close(self) -> None:
+        """Until all sessions that were given up are closed."""
+        await asyncio.gather(*self._closing)
+
+    def _hole(self, sessions: Sequence[RemoteSession], lost: set[int], first: int, end: int) -> Hole:
+        kept = sum(one.price for hop, one in enumerate(sessions) if hop not in lost)
+        blocks = range(sessions[first].leg.first, sessions[end - 1].leg.end)
+        before = sessions[first - 1] if first else None
+        after = sessions[end] if end < len(sessions) else None
+        return Hole(blocks, self._tokens, sessions[first].leg.wire, kept, before, after)
+
+    def _give_up(self, session: RemoteSession) -> None:
+        """Signing off takes as long as it takes, beside what goes on."""
+        self.left.append(session)
+        task = asyncio.create_task(session.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _runs(lost: set[int]) -> list[tuple[int, int]]:
+    """`[first, end)` of each group of hops that follow each other."""
+    groups = groupby(enumerate(sorted(lost)), key=lambda one: one[1] - one[0])
+    runs = [[hop for _, hop in group] for _, group in groups]
+    return [(run[0], run[-1] + 1) for run in runs]
+
+
+def _merged(
+    sessions: Sequence[RemoteSession], lost: set[int], fresh: Sequence[Sequence[RemoteSession]]
+) -> list[RemoteSession]:
+    made: list[RemoteSession] = []
+    groups = iter(fresh)
+    for hop, session in enumerate(sessions):
+        if hop not in lost:
+            made.append(session)
+        elif hop - 1 not in lost:
+            made += next(groups)
+    return made
+
+
+def _beside(made: Sequence[RemoteSession], before: Sequence[RemoteSession]) -> list[int]:
+    """Places in the new route of those that stay and have a new neighbour."""
+    stay = set(before)
+
+    def new(at: int) -> bool:
+        return 0 <= at < len(made) and made[at] not in stay
+
+    return [at for at, one in enumerate(made) if one in stay and (new(at - 1) or new(at + 1))]
+
+
+async def _rewire(made: Sequence[RemoteSession], at: int, timeout: float) -> None:
+    """Name a node's neighbours anew. Raises NodeGone, NodeRefusal."""
+    session = made[at]
+    before = made[at - 1] if at else None
+    after = made[at + 1] if at + 1 < len(made) else None
+    with blaming(session.leg, "being given another neighbour"):
+        async with asyncio.timeout(timeout):
+            previous, following = before.as_previous if before else None, after.as_next if after else None
+            await session.link.send(Neighbours(previous, following))
+            while not isinstance(answer := await session.link.receive(), Routed):
+                if isinstance(answer, Refused) and not answer.step:
+                    raise NodeRefusal(session.leg, answer)
+                if isinstance(answer, Closed):
+                    session.closed.set()
+                    raise session.ended(answer)
