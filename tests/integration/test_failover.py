@@ -3,9 +3,11 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 import torch
@@ -14,11 +16,16 @@ from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.node.engine.scheduler import Lane
 from hivemint.node.server import Node
 from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.ids import PeerId
+from hivemint.swarm.host import Host
+from hivemint.swarm.link import Link
+from hivemint.swarm.messages import AnyMessage, StepReceipt, Tensor
 from support.real_nodes import ASK, CLIENT, RealNodes, emptied, real_nodes
 from support.tiny import tiny_model
 
 LAYERS = 3
 WIDTH = 32
+ZEROS = bytes(32)
 
 
 @pytest.fixture(scope="module")
@@ -160,4 +167,90 @@ async def test_outputs_that_are_not_kept_are_computed_again_one_node_earlier(fol
         kill(text.at(2))
         await text.to(32)
         assert text.pipeline.replayed > 2 * 25
+        await text.pipeline.close()
+
+
+class Patient:
+    """One node whose messages to the client are changed, or lost, from a step on."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.peer: PeerId | None = None
+        self.treat: Callable[[AnyMessage], AnyMessage | None] = lambda message: message
+
+    async def dial(self, *args: Any, **named: Any) -> Any:
+        link = await self._host.dial(*args, **named)
+        return _Treated(link, self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+
+class _Treated:
+    def __init__(self, link: Link, patient: Patient) -> None:
+        self._link, self._patient = link, patient
+
+    async def receive(self) -> AnyMessage:
+        while True:
+            message = await self._link.receive()
+            if self._link.peer != self._patient.peer:
+                return message
+            if (treated := self._patient.treat(message)) is not None:
+                return treated
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+
+def other_rows(message: AnyMessage) -> AnyMessage:
+    if not isinstance(message, StepReceipt):
+        return message
+    return msgspec.structs.replace(message, rows=bytes(len(message.rows)))
+
+
+def fewer_rows(message: AnyMessage) -> AnyMessage:
+    return msgspec.structs.replace(message, rows=b"") if isinstance(message, StepReceipt) else message
+
+
+def other_head(message: AnyMessage) -> AnyMessage:
+    if not isinstance(message, StepReceipt):
+        return message
+    signed = msgspec.structs.replace(message.receipt, body=msgspec.structs.replace(message.receipt.body, head=ZEROS))
+    return msgspec.structs.replace(message, receipt=signed)
+
+
+def nothing(message: AnyMessage) -> None:
+    """It answers pings, and no request."""
+
+
+def other_shape(message: AnyMessage) -> AnyMessage:
+    return Tensor(message.head, message.data[:-4]) if isinstance(message, Tensor) else message
+
+
+@pytest.mark.parametrize("treat", [other_rows, fewer_rows, other_head, nothing])
+@pytest.mark.parametrize("hop", range(LAYERS))
+async def test_a_node_that_lies_or_says_nothing_is_replaced(
+    folder: Path, tmp_path: Path, hop: int, treat: Callable[[AnyMessage], AnyMessage | None]
+) -> None:
+    spans = [(at, at + 1) for at in range(LAYERS) for _ in range(2)]
+    async with real_nodes(folder, tmp_path, spans=spans, wrap=Patient) as swarm:
+        swarm.client.settings = swarm.client.settings.model_copy(update={"step_floor": 0.5})
+        text = await begin(swarm)
+        await text.to(25)
+        bad = text.at(hop)
+        swarm.host.treat, swarm.host.peer = treat, bad.kit.host.peer_id
+        await text.to(40)
+        assert all(text.at(one) is not bad for one in range(LAYERS))
+        await text.pipeline.close()
+
+
+async def test_a_last_tensor_of_another_shape_costs_its_node_the_place(folder: Path, tmp_path: Path) -> None:
+    spans = [(at, at + 1) for at in range(LAYERS) for _ in range(2)]
+    async with real_nodes(folder, tmp_path, spans=spans, wrap=Patient) as swarm:
+        text = await begin(swarm)
+        await text.to(25)
+        bad = text.at(LAYERS - 1)
+        swarm.host.treat, swarm.host.peer = other_shape, bad.kit.host.peer_id
+        await text.to(40)
+        assert text.at(LAYERS - 1) is not bad
         await text.pipeline.close()
