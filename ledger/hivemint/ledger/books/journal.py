@@ -300,6 +300,10 @@ class Journal:
 
 def _with(promised: tuple[Countersigned, ...], pair: Countersigned) -> tuple[Countersigned, ...]:
     """With one more voucher, lowest total first. The highest always stays, as it is what covers."""
+    if any(one is pair for one in promised):
+        return promised
+    if len(promised) < MOST_PROMISED and (not promised or rank(pair) > rank(promised[-1])):
+        return (*promised, pair)  # as an honest client's do
     more = sorted({*promised, pair}, key=rank)
     if len(more) > MOST_PROMISED:
         del more[-2]
