@@ -136,9 +136,8 @@ class Host:
                 task.set_name(protocol)
                 self._tasks.add(task)
             try:
-                await self._links.accept(peer, prefix, reader, writer, handler)
-            except asyncio.CancelledError:
-                pass  # by `close`: the server would log it
+                with contextlib.suppress(asyncio.CancelledError):  # by `close`; the server would log it
+                    await self._links.accept(peer, prefix, reader, writer, handler)
             finally:
                 self._tasks.discard(task)
 

@@ -75,8 +75,8 @@ class Promise:
 class PromiseStanding:
     """One node's row, in wei; 0 <= owed <= incurred.
 
-    `incurred`: what is owed at most, were each step whose fate is unknown a delivered one. `signed`: marks of the newest
-    vouchers, oldest first, 20 bytes each, as they are stored: a step adds one and takes none of them apart. Any voucher
+    `incurred`: what is owed at most, were each step whose fate is unknown a delivered one. `signed`: the newest
+    vouchers, oldest first, as they are stored, 20 bytes each: a step adds one and takes none of them apart. Any voucher
     up to `floor` may have been signed here too. `total`: the highest that was signed.
     """
 

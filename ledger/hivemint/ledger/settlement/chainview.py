@@ -185,7 +185,8 @@ async def each_account(
 ) -> list[tuple[Accounts, Accounts]]:
     """What each endpoint that answers says of the accounts, at its newest and at its last confirmed block.
 
-    `newest_block`: where it is known already. Raises ChainError if none answers. An endpoint that fails half-way is left out as a whole.
+    `newest_block`: where it is known already. Raises ChainError if none answers. An endpoint that fails half-way is
+    left out as a whole.
     """
 
     async def one(contracts: "bindings.Bindings") -> tuple[Accounts, Accounts]:
