@@ -59,10 +59,12 @@ class _Budgets:
     def spend(self, message: AnyMessage, now: float) -> None:
         """Raises ProtocolError for more of a free message than its type's budget."""
         kind = type(message)
-        if (rate := RATES.get(kind)) is None:
+        if kind not in RATES:
             return
-        if not self._of.setdefault(kind, Budget(*rate, now)).take(now):
-            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {rate[0]:g} a second")
+        if (budget := self._of.get(kind)) is None:
+            budget = self._of[kind] = Budget(*RATES[kind], now)
+        if not budget.take(now):
+            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {budget.rate:g} a second")
 
 
 class Link(asyncio.Protocol):
