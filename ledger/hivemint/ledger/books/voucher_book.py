@@ -218,7 +218,10 @@ class VoucherBook:
 
     def _row(self, connection: Connection, node: Address) -> PromiseStanding:
         row = self._read.run(connection, [{**self._named, "of_node": node}]).first()
-        return PromiseStanding(*map(int, row[:4]), signed=row[4]) if row else PromiseStanding()
+        if row is None:
+            return PromiseStanding()
+        owed, incurred, floor, total, signed = row
+        return PromiseStanding(int(owed), int(incurred), int(floor), int(total), signed)
 
     def _row_of(self, node: Address, standing: PromiseStanding) -> dict[str, Any]:
         owed, incurred, floor, total = standing.owed, standing.incurred, standing.floor, standing.total
