@@ -217,7 +217,7 @@ class VoucherBook:
         return changed
 
     def _row(self, connection: Connection, node: Address) -> PromiseStanding:
-        row = self._read.run(connection, [{**self._named, "of_node": node}]).first()
+        row: Any = self._read.run(connection, [{**self._named, "of_node": node}]).first()
         if row is None:
             return PromiseStanding()
         owed, incurred, floor, total, signed = row
