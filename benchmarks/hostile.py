@@ -3,16 +3,18 @@
     python benchmarks/hostile.py [--json FILE] [--seconds 60] [--quick 1] [--only NAME]
 
 All of it in one run on one machine: chain, nodes, the honest client's process, the attacker's process (all at the same
-priority), the attacker against the first node. For each attacker: the honest client alone; beside the attacker, for
-`--seconds`; alone again; and beside a process that uses as much of the machine as the attacker's did and attacks
-nobody. An attacker pays for its own keys and frames on its own machine; here it takes them from the two cores that
-nodes and client share. So there are two slowdowns:
+priority), the attacker against the first node. For each attacker, after a trial of a few seconds that tells how much of
+the machine it uses, the honest client is measured beside a process that uses as much and attacks nobody; alone; beside
+the attacker, for `--seconds`; then beside the busy process and alone once more: what the machine does otherwise goes up
+and down over minutes, so each base is taken on both sides of the attack, and their mean counts. An attacker pays for
+its own keys and frames on its own machine; here it takes them from the two cores that nodes and client share. So there
+are two slowdowns:
 
     slowdown_max        tokens/s beside the busy neighbour / tokens/s beside the attacker, the worst of the ten
     slowdown_alone_max  tokens/s alone / tokens/s beside the attacker: the attacker's own use of the machine included
     failed              the honest client's requests that failed, over all of it
     growth_mb_max       resident memory of the attacked node's process, at the end of an attack that still goes on,
-                        less that before it; the node's libp2p daemon stands beside it (daemon_growth_mb_max)
+                        less that before the trial; the node's libp2p daemon stands beside it (daemon_growth_mb_max)
 
 A request is a session of its own at both nodes, a prompt of 16 tokens and an answer of 32. While the chain is away no
 paid session can be opened anywhere: there, sessions that were opened before go on, in all phases.
@@ -45,7 +47,10 @@ WALLETS = 8
 """Of the attacker, with a deposit at every node."""
 REQUEST = {"prompt": 16, "new_tokens": 32}
 MB = 1e6
-SETTLE = 3.0
+SETTLE, TRIAL = 3.0, 5.0
+"""Seconds after an attack until what it had open is gone, and of the trial of it."""
+BUSY_SHARE, ALONE_SHARE = 1 / 4, 1 / 6
+"""Of an attack's time: each time beside the busy process, and each time alone."""
 say = Console(stderr=True).print
 
 
@@ -97,15 +102,18 @@ class Scene:
 
     def __init__(self, net: Any, honest: Crowd, enemy: Attacker, seconds: float) -> None:
         self._net, self._honest, self._enemy = net, honest, enemy
-        self._attacked, self._quiet = seconds, max(3.0, seconds / 3)
+        self._attacked = seconds
+        self._busy, self._quiet = max(3.0, BUSY_SHARE * seconds), max(3.0, ALONE_SHARE * seconds)
         self._node = psutil.Process(net.child(net.plans[0].operator).pid)
         self.failed: list[str] = []
 
     def against(self, name: str) -> dict[str, Any]:
         """All phases of one attack; its figures."""
         keep = name == "no_chain"
-        before = self._measure(self._quiet, keep)
         memory = self._memory()
+        cores = self._tried(name)
+        beside = [self._measure_beside(cores, keep)]
+        alone = [self._measure(self._quiet, keep)]
         with self._chain_away() if keep else nullcontext():
             self._enemy.begin(attack=name, seconds=self._attacked + 1)
             attacked = self._measure(self._attacked, keep)
@@ -113,23 +121,37 @@ class Scene:
             outcome = self._enemy.end()
         time.sleep(SETTLE)
         kept = [now - then for now, then in zip(self._memory(), memory, strict=True)]
-        alone = statistics.mean([before, self._measure(self._quiet, keep)])
-        self._enemy.begin(busy=outcome["cores"], seconds=self._quiet + 1)
-        beside = self._measure(self._quiet, keep)
-        self._enemy.end()
+        beside.append(self._measure_beside(outcome["cores"], keep))
+        alone.append(self._measure(self._quiet, keep))
         return {
             "tokens_per_s_alone": alone,
             "tokens_per_s_beside_busy": beside,
             "tokens_per_s_attacked": attacked,
-            "slowdown": beside / attacked if attacked else float("inf"),
-            "slowdown_alone": alone / attacked if attacked else float("inf"),
+            "slowdown": statistics.mean(beside) / attacked if attacked else float("inf"),
+            "slowdown_alone": statistics.mean(alone) / attacked if attacked else float("inf"),
             "attacker_cores": outcome["cores"],
+            "attacker_cores_tried": cores,
             "growth_mb": grown[0],
             "daemon_growth_mb": grown[1],
             "kept_mb": kept[0],
             "daemon_kept_mb": kept[1],
             "attacker": outcome["told"],
         }
+
+    def _tried(self, name: str) -> float:
+        """Cores that an attacker uses, by a short attack that nobody is measured beside."""
+        with self._chain_away() if name == "no_chain" else nullcontext():
+            self._enemy.begin(attack=name, seconds=TRIAL)
+            cores = float(self._enemy.end()["cores"])
+        time.sleep(SETTLE)
+        return cores
+
+    def _measure_beside(self, cores: float, keep: bool) -> float:
+        """Tokens a second beside somebody who is as busy, and with other things."""
+        self._enemy.begin(busy=cores, seconds=self._busy + 1)
+        measured = self._measure(self._busy, keep)
+        self._enemy.end()
+        return measured
 
     def _measure(self, seconds: float, keep: bool) -> float:
         """Tokens a second of the honest client; what failed is noted."""
@@ -154,7 +176,14 @@ class Scene:
 
 
 def rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 2) if isinstance(value, float) else value for key, value in figures.items()}
+    """For the terminal; a list is of both sides of an attack."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, list):
+            return [*map(short, value)]
+        return round(value, 2) if isinstance(value, float) else value
+
+    return {key: short(value) for key, value in figures.items()}
 
 
 def plot(attacks: dict[str, dict[str, Any]]) -> Callable[[Any], None]:

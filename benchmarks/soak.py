@@ -5,13 +5,16 @@
 Two nodes of the demo model, three client processes that share the sessions, and a fourth one with a few more that is
 killed (SIGKILL) and started anew the whole time. Every two seconds resident memory, open descriptors and threads of
 each lasting process: both nodes, the lasting clients, and the libp2p daemons of both. Before the eight minutes lie more
-than five of warm-up, the first of them with three times as many sessions at work: allocators and Go's runtime, which
-keeps every thread that it ever needed at once, reach their level in that time, and the plot shows it. Then, for the
-nodes together, the clients together and the daemons together (a daemon has nine threads: one more would be 11 %), the
-median of the first fifth is compared with that of the last fifth:
+than five of warm-up, the first four of them with three times as many sessions at work: allocators and Go's runtime
+reach their level in that time, and the plot shows it. Go keeps every thread that it ever needed at once, parked on a
+futex, so its threads are a record of how many were held up in the kernel together: what a calmer time adds to the
+record of a crowded one is growth. Then, for the nodes together, the clients together and the daemons together (a daemon
+has nine threads: one more would be 11 %), the median of the first fifth is compared with that of the last fifth, of
+looks at the same moment of the killed client's life: when all its sessions are open, as each is a descriptor or two of
+the nodes:
 
     memory_growth_max, descriptors_growth_max, threads_growth_max    the worst of the three, as a share (0.02 = 2 %)
-    failed         requests that failed in clients that were not killed, after the first minute; `failed_crowded`: in it
+    failed         requests that failed in clients that were not killed, after the crowded time; `failed_crowded`: in it
     sessions_open  of the lasting clients, at the end
     left_behind    processes, files and sockets that are still there when the network is down
 
@@ -50,11 +53,11 @@ VICTIM_SESSIONS, VICTIM_LIVES = 8, (2.0, 14.0)
 """Of the client that is killed: its sessions, and the seconds of work before that."""
 VICTIM_WORKS = 15.0
 AT_WORK, CROWDED = 4, 12
-"""Sessions of a client that are at work at the same time, and in the first minute."""
+"""Sessions of a client that are at work at the same time, and in the crowded time."""
 ROOM = {"HIVEMINT_MAX_SESSIONS": "512"}
 EVERY = 2.0
-WARM_UP, WINDOW, CROWDED_SHARE = 0.4, 0.2, 0.075
-"""Shares of the time: the warm-up, each of the two windows that are compared, the crowded minute."""
+WARM_UP, WINDOW, CROWDED_SHARE = 0.4, 0.2, 0.3
+"""Shares of the time: the warm-up, of what is left each of the two windows that are compared; the crowded time."""
 CACHES = ("tsx-", "node-compile-cache", "torchinductor")
 MEASURES = ("memory", "descriptors", "threads")
 say = Console(stderr=True).print
@@ -99,11 +102,14 @@ class Client:
 
 
 class Victim:
-    """A client that is killed in the middle of its work and started anew, in a thread, until `stop`."""
+    """A client that is killed in the middle of its work and started anew, in a thread, until `stop`.
+
+    `at_work`: all its sessions are open, and it has not been killed yet.
+    """
 
     def __init__(self, net: Any, wallets: list[Signer]) -> None:
         self._net, self._wallets, self._dice, self._over = net, wallets, random.Random(5), threading.Event()
-        self.kills = 0
+        self.kills, self.at_work = 0, False
         self._thread = ThreadPoolExecutor(1)
         self._life = self._thread.submit(self._live)
 
@@ -118,7 +124,10 @@ class Victim:
             client = Client.start(self._net, self._wallets, VICTIM_SESSIONS, seed)
             client.wait_ready()
             client.work(VICTIM_WORKS)
-            if self._over.wait(self._dice.uniform(*VICTIM_LIVES)):
+            self.at_work = True
+            over = self._over.wait(self._dice.uniform(*VICTIM_LIVES))
+            self.at_work = False
+            if over:
                 client.stop()
                 break
             client.kill()
@@ -139,11 +148,17 @@ class Watched:
             self.samples["threads"].append(self.process.num_threads())
 
 
-def growth(samples: list[float]) -> dict[str, float]:
-    """Medians of the first and last windows after the warm-up, and by which share it grew."""
-    samples = samples[int(len(samples) * WARM_UP) :]
-    width = max(1, int(len(samples) * WINDOW))
-    first, last = statistics.median(samples[:width]), statistics.median(samples[-width:])
+def growth(samples: list[float], alike: list[bool]) -> dict[str, float]:
+    """Medians of the first and last windows after the warm-up, and by which share it grew. Of each window those looks
+    count that are `alike`; all of them where none is.
+    """
+    warm = int(len(samples) * WARM_UP)
+    looks = list(zip(samples, alike, strict=True))[warm:]
+    width = max(1, int(len(looks) * WINDOW))
+    first, last = (
+        statistics.median([sample for sample, counts in window if counts] or [sample for sample, _ in window])
+        for window in (looks[:width], looks[-width:])
+    )
     return {"first": first, "last": last, "growth": last / first - 1}
 
 
@@ -186,10 +201,12 @@ def soak(net: Any, sessions: int, seconds: float) -> dict[str, Any]:
         for client in clients:
             client.work(crowded, CROWDED)
             client.work(seconds - crowded)
-        end = time.monotonic() + seconds
+        end, alike = time.monotonic() + seconds, []
         while (now := time.monotonic()) < end:
+            before, kills = victim.at_work, victim.kills
             for one in processes.values():
                 one.look()
+            alike.append(before and victim.at_work and victim.kills == kills)
             time.sleep(max(0.0, now + EVERY - time.monotonic()))
         first, done = Counter[str](), Counter[str]()
         for client in clients:
@@ -200,12 +217,12 @@ def soak(net: Any, sessions: int, seconds: float) -> dict[str, Any]:
             client.stop()
         if victim is not None:
             victim.stop()
-    return figures_of(processes, done, victim.kills) | {"failed_crowded": sum(_failed(first).values())}
+    return figures_of(processes, alike, done, victim.kills) | {"failed_crowded": sum(_failed(first).values())}
 
 
-def figures_of(processes: dict[str, Watched], done: Counter[str], kills: int) -> dict[str, Any]:
+def figures_of(processes: dict[str, Watched], alike: list[bool], done: Counter[str], kills: int) -> dict[str, Any]:
     kinds = {
-        kind: {measure: growth(together(processes, kind, measure)) for measure in MEASURES}
+        kind: {measure: growth(together(processes, kind, measure), alike) for measure in MEASURES}
         for kind in ("nodes", "clients", "daemons")
     }
     failed = _failed(done)
@@ -214,11 +231,14 @@ def figures_of(processes: dict[str, Watched], done: Counter[str], kills: int) ->
         "failed": sum(failed.values()),
         "sessions_open": done["open"],
         "kills": kills,
+        "looks": len(alike),
+        "looks_alike": sum(alike),
         **{what: done[what] for what in ("steps", "opened", "cancelled")},
         "failures": failed,
         "growth": kinds,
         "growth_each": {
-            name: {measure: growth(one.samples[measure]) for measure in MEASURES} for name, one in processes.items()
+            name: {measure: growth(one.samples[measure], alike) for measure in MEASURES}
+            for name, one in processes.items()
         },
         "samples": {name: one.samples for name, one in processes.items()},
     }

@@ -130,11 +130,16 @@ class Host:
         async def accept(
             peer: PeerId, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         ) -> None:
+            task = asyncio.current_task()
             prefix = self._prefixes.seen(peer, address)
-            work = self._links.accept(peer, prefix, reader, writer, handler)
-            task = self._spawn(work, f"{protocol} {peer_text(peer)[-8:]}")
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
+            if task is not None:  # the daemon's server made one for this stream alone: `close` ends it
+                task.set_name(protocol)
+                self._tasks.add(task)
+            try:
+                with contextlib.suppress(asyncio.CancelledError):  # by `close`; the server would log it
+                    await self._links.accept(peer, prefix, reader, writer, handler)
+            finally:
+                self._tasks.discard(task)
 
         await self._daemon.handle(protocol, accept)
 

@@ -23,7 +23,8 @@ from hivemint.swarm.held import Held
 from hivemint.swarm.identity import peer_text
 from hivemint.swarm.messages import AnyMessage, Bye, Cancel, Load, Message, Neighbours, Ping, Tensor, TensorHead
 
-PING_AFTER = 0.5
+PING_AFTER, STRANGER = 0.5, 2
+"""So many times longer for a peer that has said nothing since its Hello: a thousand of them cost what pings cost."""
 SILENCE_LIMIT = 2.0
 FAREWELL = 0.5
 """Seconds that a closing side waits for the peer to take the last frames and hang up too."""
@@ -46,6 +47,9 @@ RATES: Mapping[type, tuple[float, float]] = {
 """Messages a second, and at once, of the types that cost their sender nothing."""
 
 
+_PING = b"".join(pack((Ping(),)))
+
+
 class _Budgets:
     """One link's, of the messages that cost their sender nothing."""
 
@@ -55,10 +59,12 @@ class _Budgets:
     def spend(self, message: AnyMessage, now: float) -> None:
         """Raises ProtocolError for more of a free message than its type's budget."""
         kind = type(message)
-        if (rate := RATES.get(kind)) is None:
+        if kind not in RATES:
             return
-        if not self._of.setdefault(kind, Budget(*rate, now)).take(now):
-            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {rate[0]:g} a second")
+        if (budget := self._of.get(kind)) is None:
+            budget = self._of[kind] = Budget(*RATES[kind], now)
+        if not budget.take(now):
+            raise ProtocolError(f"A peer sent too many {kind.__name__}", why=f"more than {budget.rate:g} a second")
 
 
 class Link(asyncio.Protocol):
@@ -77,6 +83,7 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
         self.held, self._partial = held, 0
+        self._spoken = False
         self._budgets = _Budgets()
         self._inbox: deque[tuple[AnyMessage, int]] = deque()
         self._inbox_bytes = 0
@@ -130,7 +137,7 @@ class Link(asyncio.Protocol):
                 raise RuntimeError("two tasks receive from one link")
             self._arrival = self._loop.create_future()
             try:
-                if self._frames.held:
+                if self._partial:
                     self._weigh()
                 await self._arrival
             except ProtocolError as error:
@@ -212,15 +219,17 @@ class Link(asyncio.Protocol):
             return
         if not self._reading:
             self._heard_at = self._frame_at = now
-        elif self._frames.held and now - self._frame_at > FRAME_TIME + self._frames.awaited / FRAME_RATE:
+        elif self._partial and now - self._frame_at > FRAME_TIME + self._frames.awaited / FRAME_RATE:
             self.hang_up(f"a frame was not whole after {now - self._frame_at:.0f} s")
             return
         elif now - self._heard_at > SILENCE_LIMIT:
             silent = f"for {SILENCE_LIMIT:.0f} s"
             self.hang_up(f"the peer was silent {silent}", told=f"the other side heard nothing from here {silent}")
             return
-        if now - self._sent_at >= PING_AFTER and not self._transport.get_write_buffer_size():
-            self._write((Ping(),))
+        quiet = PING_AFTER if self._spoken else STRANGER * PING_AFTER
+        if now - self._sent_at >= quiet and not self._transport.get_write_buffer_size():
+            self._transport.write(_PING)
+            self._sent_at = now
 
     # ---- asyncio's callbacks
 
@@ -228,21 +237,24 @@ class Link(asyncio.Protocol):
         self._heard_at = self._loop.time()
         if self._deaf:
             return
-        whole, waited = self._frames.whole, self._frames.held
+        frames, waited = self._frames, self._partial
+        whole = frames.whole
         try:
-            for message, size in self._frames.feed(data):
+            for message, size in frames.feed(data):
                 if isinstance(message, Bye):
                     self._end(message.reason or "the peer said goodbye")
                     self._transport.close()
                     return
-                self._budgets.spend(message, self._heard_at)
+                if type(message) in RATES:
+                    self._budgets.spend(message, self._heard_at)
                 if not self.closed and not isinstance(message, Ping):
+                    self._spoken = True
                     self._inbox.append((message, size + MESSAGE_COST))
                     self._inbox_bytes += size + MESSAGE_COST
                     self.held.add(size + MESSAGE_COST)
-            if whole != self._frames.whole or not waited:
+            if whole != frames.whole or not waited:
                 self._frame_at = self._heard_at
-            if not self.closed:
+            if not self.closed and (waited or frames.held):
                 self._weigh()
         except ProtocolError as error:
             self.hang_up(str(error))
@@ -250,7 +262,8 @@ class Link(asyncio.Protocol):
         if not self.closed and self._reading and self._full(1.0):
             self._reading = False
             self._transport.pause_reading()
-        self._wake()
+        if self._inbox:
+            self._wake()
 
     def eof_received(self) -> bool:
         return False  # the transport closes itself

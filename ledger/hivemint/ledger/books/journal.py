@@ -53,6 +53,7 @@ from hivemint.protocol.eip712 import MAX_UINT96, Delegation, Domain, Session
 from hivemint.protocol.ids import Address, Credits, SessionId, Signature
 from hivemint.protocol.receipt import Countersigned
 
+_NO_BOOK = Book()
 MOST_PROMISED = 256
 """Vouchers of one client that wait for the sum owed; an honest one has as many as steps in flight."""
 
@@ -96,7 +97,7 @@ class Journal:
 
     def book(self, client: Address) -> Book:
         """The client's standing, with everything recorded so far, durable or about to be."""
-        return self._books.get(client, Book())
+        return self._books.get(client, _NO_BOOK)
 
     def books(self) -> dict[Address, Book]:
         """All clients' standings, a copy."""
@@ -300,6 +301,10 @@ class Journal:
 
 def _with(promised: tuple[Countersigned, ...], pair: Countersigned) -> tuple[Countersigned, ...]:
     """With one more voucher, lowest total first. The highest always stays, as it is what covers."""
+    if any(one is pair for one in promised):
+        return promised
+    if len(promised) < MOST_PROMISED and (not promised or rank(pair) > rank(promised[-1])):
+        return (*promised, pair)  # as an honest client's do
     more = sorted({*promised, pair}, key=rank)
     if len(more) > MOST_PROMISED:
         del more[-2]

@@ -5,9 +5,7 @@ voucher helps that this wallet has signed and no process of this machine has: th
 vouchers are kept by total and receipt; what is older than these counts as signed here.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from hivemint.protocol.eip712 import MAX_UINT96
 from hivemint.protocol.errors import HivemintError
@@ -16,7 +14,8 @@ from hivemint.protocol.node_name import named
 
 KEPT = 32
 """Vouchers a node that are told apart from those of other machines."""
-_AMOUNT, _RECEIPT = 12, 8  # bytes of a kept voucher: its total, and the beginning of the digest that it binds
+_AMOUNT, _RECEIPT = 12, 8  # bytes of a kept voucher's mark: its total, and the beginning of the digest that it binds
+_MARK = _AMOUNT + _RECEIPT
 
 
 class PromiseLimit(HivemintError):
@@ -29,17 +28,6 @@ class UnprovenDebt(HivemintError):
     """A node claims more than this wallet can owe it by its own books, and shows no voucher of another machine."""
 
     kind = "proof"
-
-
-class Mark(NamedTuple):
-    """A signed voucher as it is told from others. `receipt`: the first bytes of the digest that it binds."""
-
-    total: int
-    receipt: bytes
-
-    @classmethod
-    def of(cls, total: int, receipt: bytes) -> "Mark":
-        return cls(total, receipt[:_RECEIPT].ljust(_RECEIPT, b"\0"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +76,21 @@ class PromiseStanding:
     """One node's row, in wei; 0 <= owed <= incurred.
 
     `incurred`: what is owed at most, were each step whose fate is unknown a delivered one. `signed`: the newest
-    vouchers, oldest first; any voucher up to `floor` may have been signed here too.
+    vouchers, oldest first, as they are stored, 20 bytes each: a step adds one and takes none of them apart. Any voucher
+    up to `floor` may have been signed here too. `total`: the highest that was signed.
     """
 
     owed: int = 0
     incurred: int = 0
     floor: int = 0
-    signed: tuple[Mark, ...] = ()
-
-    @property
-    def total(self) -> int:
-        """The highest total signed."""
-        return max([self.floor, *(mark.total for mark in self.signed)])
+    total: int = 0
+    signed: bytes = b""
 
     def owe(self, owing: Owing) -> "PromiseStanding":
         """One more step. Raises PromiseLimit."""
         total = self.owed + owing.amount
         _check(total, self.total, owing)
-        return replace(self._noted(Mark.of(total, owing.receipt)), owed=total, incurred=self.incurred + owing.amount)
+        return self._noted(total, owing.receipt, owed=total, incurred=self.incurred + owing.amount)
 
     def without(self, amount: int) -> "PromiseStanding":
         """A step that was refused or cancelled: its price leaves what is owed, its voucher stays signed."""
@@ -114,14 +99,15 @@ class PromiseStanding:
 
     def unsigned(self, promise: Promise) -> "PromiseStanding":
         """A promise whose voucher never left: the highest total is again what the others have signed."""
-        kept, mark = list(self.signed), Mark.of(promise.total, promise.receipt)
+        kept, mark = _marks(self.signed), _mark(promise.total, promise.receipt)
         if mark in kept:
             kept.remove(mark)
-        return replace(self.without(promise.amount), signed=tuple(kept))
+        total = max([self.floor, *map(_total_of, kept)])
+        return replace(self.without(promise.amount), signed=b"".join(kept), total=total)
 
     def also(self, total: int, receipt: bytes) -> "PromiseStanding":
         """One more voucher for a total that was promised already."""
-        return self._noted(Mark.of(total, receipt))
+        return self._noted(total, receipt, self.owed, self.incurred)
 
     def told(self, owed: int, in_flight: int, shown: Shown | None) -> "PromiseStanding":
         """A node's word on the sum owed. `in_flight`: wei of steps that it may not have seen yet.
@@ -138,7 +124,7 @@ class PromiseStanding:
                 next_step="use another node",
             )
         if shown.receipt is None:
-            noted = replace(self, floor=max(self.floor, shown.total))
+            noted = replace(self, floor=max(self.floor, shown.total), total=max(self.total, shown.total))
         else:
             noted = self.also(shown.total, shown.receipt)
         return replace(noted, owed=owed, incurred=shown.total + in_flight)
@@ -147,27 +133,31 @@ class PromiseStanding:
         """Whether nobody here has signed it."""
         if shown.total > self.total:
             return True
-        known = shown.receipt is None or Mark.of(shown.total, shown.receipt) in self.signed
+        known = shown.receipt is None or _mark(shown.total, shown.receipt) in _marks(self.signed)
         return shown.total > self.floor and not known
 
-    def _noted(self, mark: Mark) -> "PromiseStanding":
-        if mark.total <= self.floor:
-            return self
-        signed = (*self.signed, mark)
-        dropped = signed[:-KEPT]
-        return replace(self, signed=signed[-KEPT:], floor=max([self.floor, *(one.total for one in dropped)]))
+    def _noted(self, total: int, receipt: bytes, owed: int, incurred: int) -> "PromiseStanding":
+        """With one more voucher, unless it is among those up to `floor`."""
+        if total <= self.floor:
+            return PromiseStanding(owed, incurred, self.floor, self.total, self.signed)
+        signed = self.signed + _mark(total, receipt)
+        dropped, signed = signed[: -KEPT * _MARK], signed[-KEPT * _MARK :]
+        floor = max([self.floor, *map(_total_of, _marks(dropped))]) if dropped else self.floor
+        return PromiseStanding(owed, incurred, floor, max(self.total, total), signed)
 
 
-def pack(signed: Iterable[Mark]) -> bytes:
-    """As a database keeps them, 20 bytes each."""
-    return b"".join(mark.total.to_bytes(_AMOUNT, "big") + mark.receipt for mark in signed)
+def _mark(total: int, receipt: bytes) -> bytes:
+    """A signed voucher as it is told from others, by the first bytes of the digest that it binds."""
+    return total.to_bytes(_AMOUNT, "big") + receipt[:_RECEIPT].ljust(_RECEIPT, b"\0")
 
 
-def unpack(data: bytes) -> tuple[Mark, ...]:
-    """What `pack` has made."""
-    size = _AMOUNT + _RECEIPT
-    parts = [data[at : at + size] for at in range(0, len(data) - size + 1, size)]
-    return tuple(Mark(int.from_bytes(part[:_AMOUNT], "big"), part[_AMOUNT:]) for part in parts)
+def _marks(signed: bytes) -> list[bytes]:
+    """Those of a row; what is left over of a damaged one is no mark."""
+    return [signed[at : at + _MARK] for at in range(0, len(signed) - _MARK + 1, _MARK)]
+
+
+def _total_of(mark: bytes) -> int:
+    return int.from_bytes(mark[:_AMOUNT], "big")
 
 
 def _check(total: int, before: int, owing: Owing) -> None:

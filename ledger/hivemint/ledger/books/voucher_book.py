@@ -16,6 +16,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.exc import DBAPIError
@@ -27,8 +28,6 @@ from hivemint.ledger.books.promised import (
     PromiseStanding,
     Shown,
     UnprovenDebt,
-    pack,
-    unpack,
 )
 from hivemint.ledger.store.database import StoreError, database_url, open_store, reading, unusable, upsert, writing
 from hivemint.ledger.store.prepared import Prepared
@@ -56,8 +55,10 @@ class VoucherBook:
         self._on_any_chain = (promises.c.chain_id == domain.chain_id) & (promises.c.settlement == domain.settlement)
         self._on_any_chain &= promises.c.client == client
         self._mine = self._on_any_chain & (promises.c.genesis == genesis)
-        columns = (promises.c.owed, promises.c.incurred, promises.c.floor, promises.c.signed)
-        self._read = select(*columns).where(self._mine, promises.c.node == bindparam("peer"))
+        columns = (promises.c.owed, promises.c.incurred, promises.c.floor, promises.c.total, promises.c.signed)
+        named = (promises.c[name] == bindparam(f"of_{name}") for name in (*self._key, "node"))
+        self._read = Prepared(engine, select(*columns).where(*named))
+        self._named = {f"of_{name}": value for name, value in self._key.items()}
         self._write = Prepared(engine, upsert(engine, promises), promises)
         self._in_flight: dict[Address, int] = defaultdict(int)
         self._one_at_a_time, self._counting = threading.Lock(), threading.Lock()
@@ -198,25 +199,34 @@ class VoucherBook:
         """
         if self._connection is None:
             raise StoreError("The voucher book is closed")
+        stored: dict[Address, PromiseStanding] = {}
+        now: dict[Address, PromiseStanding] = {}
+        changed = []
         try:
             with self._connection.begin():
-                return [self._change_one(self._connection, node, rule) for node, rule in changes]
+                for node, rule in changes:
+                    if node not in now:
+                        stored[node] = now[node] = self._row(self._connection, node)
+                    before, now[node] = now[node], rule(now[node])
+                    changed.append((before, now[node]))
+                rows = [self._row_of(node, standing) for node, standing in now.items() if standing != stored[node]]
+                if rows:
+                    self._write.run(self._connection, rows)
         except DBAPIError as error:
             raise unusable(self._url, error) from None
+        return changed
 
     def _row(self, connection: Connection, node: Address) -> PromiseStanding:
-        row = connection.execute(self._read, {"peer": node}).first()
-        return PromiseStanding(row.owed, row.incurred, row.floor, unpack(row.signed)) if row else PromiseStanding()
+        row: Any = self._read.run(connection, [{**self._named, "of_node": node}]).first()
+        if row is None:
+            return PromiseStanding()
+        owed, incurred, floor, total, signed = row
+        return PromiseStanding(int(owed), int(incurred), int(floor), int(total), signed)
 
-    def _change_one(
-        self, connection: Connection, node: Address, rule: _Rule
-    ) -> tuple[PromiseStanding, PromiseStanding]:
-        before = self._row(connection, node)
-        after = rule(before)
-        if after != before:
-            values = {"owed": after.owed, "incurred": after.incurred, "floor": after.floor, "total": after.total}
-            self._write.run(connection, [{**self._key, "node": node, **values, "signed": pack(after.signed)}])
-        return before, after
+    def _row_of(self, node: Address, standing: PromiseStanding) -> dict[str, Any]:
+        owed, incurred, floor, total = standing.owed, standing.incurred, standing.floor, standing.total
+        more = {"node": node, "owed": owed, "incurred": incurred, "floor": floor, "total": total}
+        return {**self._key, **more, "signed": standing.signed}
 
 
 __all__ = ["Owing", "Promise", "PromiseLimit", "PromiseStanding", "Shown", "UnprovenDebt", "VoucherBook"]

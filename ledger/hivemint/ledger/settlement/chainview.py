@@ -140,7 +140,7 @@ class ContractView:
         watched = [pair for pair, known in self._known.items() if known.wanted_at >= since][-_WATCHED:]
         self._known = {pair: self._known[pair] for pair in watched}
         for first in range(0, len(watched), _AT_ONCE):
-            await self._read(watched[first : first + _AT_ONCE])
+            await self._read(watched[first : first + _AT_ONCE], head.number)
         self._earliest = await self._earliest_time(head)
         self._block = (head.number, head.time)
 
@@ -153,8 +153,9 @@ class ContractView:
                 raise one
         return min([head.time, *(one.time for one in heads if isinstance(one, Header))])
 
-    async def _read(self, pairs: Sequence[_Pair]) -> None:
-        answers = await each_account(self._each, self._node, pairs, self._confirmations)
+    async def _read(self, pairs: Sequence[_Pair], head: int | None = None) -> None:
+        head = head if len(self._each) == 1 else None  # each endpoint has its own
+        answers = await each_account(self._each, self._node, pairs, self._confirmations, head)
         for number, pair in enumerate(pairs):
             found = [(new[number], sure[number]) for new, sure in answers]
             both = [view for views in found for view in views]
@@ -176,15 +177,20 @@ Accounts = list["bindings.AccountView"]
 
 
 async def each_account(
-    each: Sequence["bindings.Bindings"], node: Address, pairs: Sequence[_Pair], confirmations: int
+    each: Sequence["bindings.Bindings"],
+    node: Address,
+    pairs: Sequence[_Pair],
+    confirmations: int,
+    newest_block: int | None = None,
 ) -> list[tuple[Accounts, Accounts]]:
     """What each endpoint that answers says of the accounts, at its newest and at its last confirmed block.
 
-    Raises ChainError if none answers. An endpoint that fails half-way is left out as a whole.
+    `newest_block`: where it is known already. Raises ChainError if none answers. An endpoint that fails half-way is
+    left out as a whole.
     """
 
     async def one(contracts: "bindings.Bindings") -> tuple[Accounts, Accounts]:
-        head = await contracts.chain.block_number()
+        head = await contracts.chain.block_number() if newest_block is None else newest_block
         at = [head, max(0, head - confirmations)]
         new, sure = await asyncio.gather(*(contracts.settlement.accounts(node, pairs, block=block) for block in at))
         return new, sure

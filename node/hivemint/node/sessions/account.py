@@ -59,6 +59,7 @@ class ClientAccount:
         self._owed_ahead = 0
         self._now = 0.0
         self._ends: dict[Address, int] = {}
+        self._payable: tuple[Book, list[Countersigned]] | None = None  # of a book as it was, and of what was last read
 
     # ---- what the chain says
 
@@ -66,10 +67,12 @@ class ClientAccount:
         """The account as it has just been read. `now`: the later of the chain's time and the clock's."""
         self.funded, self.thawing, self.collected = view.funded, view.thawing, view.collected
         self._now = max(self._now, now)
+        self._payable = None
 
     def see_key(self, key: Address, until: int) -> None:
         """Until when `key` may sign for the client (0: the chain does not know it)."""
         self._ends[key] = until
+        self._payable = None
 
     @property
     def keys(self) -> set[Address]:
@@ -144,9 +147,10 @@ class ClientAccount:
         return self._books.book(self.client)
 
     def _paying(self) -> list[Countersigned]:
+        """Found once for a book, which no change leaves the same: a step asks four times."""
         book = self._book
-        return [
-            pair
-            for pair in (*book.promised, *book.proofs.values())
-            if pair.voucher.total <= self.funded and self.lives(pair.voucher.key)
-        ]
+        if self._payable is None or self._payable[0] is not book:
+            pairs = (*book.promised, *book.proofs.values())
+            paid = [pair for pair in pairs if pair.voucher.total <= self.funded and self.lives(pair.voucher.key)]
+            self._payable = (book, paid)
+        return self._payable[1]
