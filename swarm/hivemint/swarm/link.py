@@ -24,7 +24,7 @@ from hivemint.swarm.identity import peer_text
 from hivemint.swarm.messages import AnyMessage, Bye, Cancel, Load, Message, Neighbours, Ping, Tensor, TensorHead
 
 PING_AFTER, STRANGER = 0.5, 2
-"""So many times longer for a peer that has said nothing since its Hello: a thousand of them cost what pings cost."""
+"""So many times longer for a stranger that has said nothing since its Hello: a thousand of them cost what pings cost."""
 SILENCE_LIMIT = 2.0
 FAREWELL = 0.5
 """Seconds that a closing side waits for the peer to take the last frames and hang up too."""
@@ -83,7 +83,8 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
         self.held, self._partial = held, 0
-        self._spoken = False
+        self.spoken = True
+        """False: a stranger, who has said nothing since its Hello."""
         self._budgets = _Budgets()
         self._inbox: deque[tuple[AnyMessage, int]] = deque()
         self._inbox_bytes = 0
@@ -226,7 +227,7 @@ class Link(asyncio.Protocol):
             silent = f"for {SILENCE_LIMIT:.0f} s"
             self.hang_up(f"the peer was silent {silent}", told=f"the other side heard nothing from here {silent}")
             return
-        quiet = PING_AFTER if self._spoken else STRANGER * PING_AFTER
+        quiet = PING_AFTER if self.spoken else STRANGER * PING_AFTER
         if now - self._sent_at >= quiet and not self._transport.get_write_buffer_size():
             self._transport.write(_PING)
             self._sent_at = now
@@ -248,7 +249,7 @@ class Link(asyncio.Protocol):
                 if type(message) in RATES:
                     self._budgets.spend(message, self._heard_at)
                 if not self.closed and not isinstance(message, Ping):
-                    self._spoken = True
+                    self.spoken = True
                     self._inbox.append((message, size + MESSAGE_COST))
                     self._inbox_bytes += size + MESSAGE_COST
                     self.held.add(size + MESSAGE_COST)

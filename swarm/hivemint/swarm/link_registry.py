@@ -65,6 +65,7 @@ class LinkRegistry:
             writer.transport.abort()
             return
         link = self.add(peer, writer, held, prefix)
+        link.spoken = False
         for kind in STRANGER:
             link.allow(kind, 0)
         reason = ""
