@@ -24,7 +24,7 @@ from hivemint.swarm.identity import peer_text
 from hivemint.swarm.messages import AnyMessage, Bye, Cancel, Load, Message, Neighbours, Ping, Tensor, TensorHead
 
 PING_AFTER, STRANGER = 0.5, 2
-"""So many times longer for a stranger that has said nothing since its Hello: a thousand of them cost what pings cost."""
+"""So many times longer for a stranger that has said nothing since its Hello: thousands of them cost what pings cost."""
 SILENCE_LIMIT = 2.0
 FAREWELL = 0.5
 """Seconds that a closing side waits for the peer to take the last frames and hang up too."""
