@@ -31,6 +31,8 @@ BUSY_WITHIN = 6.0
 """Seconds that a fault waits until its target has sessions."""
 AFTER = 4.0
 """Seconds after a fault in which its node still counts as in trouble: until clients look into the directory again."""
+GLANCE, STOOD_STILL = 0.1, 1.0
+"""Seconds from look to look at the own clock, and what counts as having stood still."""
 STARTS = 4
 """Times that a node is started, where its start fails for what else happens."""
 ENDS_WITHIN = 40.0
@@ -80,6 +82,27 @@ class Trouble:
     def _note(self, name: str, began: float, ended: float) -> None:
         with self._lock:
             self.spells.setdefault(name, []).append((began, ended))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile it is noted when this very process stood still: then others did too, and nobody is to blame."""
+        over = threading.Event()
+
+        def watch() -> None:
+            before = time.monotonic()
+            while not over.wait(GLANCE):
+                now = time.monotonic()
+                if now - before > STOOD_STILL:
+                    self._note("machine", before - AFTER, now + AFTER)
+                before = now
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
 
     def at_once(self, names: list[str], began: float, ended: float) -> bool:
         """Whether at some moment between `began` and `ended` all of them were in trouble."""
@@ -134,8 +157,15 @@ class Injector:
             else:
                 struck.hit = min(sessions, ways[fault.kind](plan, fault))
             self._alive_again(plan)
+            self._in_use_again(plan)
         time.sleep(AFTER)
         return struck
+
+    def _in_use_again(self, plan: NodePlan) -> None:
+        """Until somebody has come back to it, or a while has passed: not all clients like it as well as its twin."""
+        deadline = time.monotonic() + BUSY_WITHIN
+        while self._net.open_sessions(plan) <= 0 and time.monotonic() < deadline:
+            time.sleep(0.2)
 
     def _busiest(self, fault: Fault) -> tuple[NodePlan, int]:
         """The node of the fault's span with most sessions, as soon as one has any; ties by the draw."""

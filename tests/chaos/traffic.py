@@ -2,7 +2,7 @@
 
     python -m chaos.traffic JOB.json
 
-Reads words from stdin, a line each, and answers each with one line of JSON: `donate`, `go SECONDS`, `sessions COUNT`,
+Reads words from stdin, a line each, and answers each with one line of JSON: `donate`, `go`, `stop`, `sessions COUNT`,
 `end`. What it asks for is in the job's file; a line goes to the job's results as each thing begins and as it ends, so
 that a client that was killed goes on with the next one.
 """
@@ -33,7 +33,10 @@ TRIES = 5
 """Of what has no fail-over of its own: a bare pipeline."""
 SHARED = 24
 """Tokens that the texts of a batch begin with alike."""
-CLOSE = {"rtol": 1e-3, "atol": 1e-5}
+RELATIVE, ABSOLUTE = 1e-3, 1e-5
+"""What states may differ by: batches of other sizes round otherwise."""
+REST = 1.0
+"""Seconds until a thread asks again after an error, as people do."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,12 @@ class Asker:
 
     def _compare(self, ids: torch.Tensor, item: Item, conversation: Any = None, **how: Any) -> torch.Tensor:
         how = {"max_new_tokens": item.tokens, "min_new_tokens": item.tokens, "pad_token_id": 0, **how}
-        torch.manual_seed(item.seed)
-        mask = torch.ones_like(ids)
+        samples, mask = how["do_sample"], torch.ones_like(ids)
+        if samples:  # there is one source of random numbers: who draws none leaves it alone
+            torch.manual_seed(item.seed)
         ours: torch.Tensor = self._model.generate(ids, conversation=conversation, attention_mask=mask, **how)
-        torch.manual_seed(item.seed)
+        if samples:
+            torch.manual_seed(item.seed)
         theirs = self._whole.generate(ids, attention_mask=mask, **how)
         if not torch.equal(ours, theirs):
             where = (ours != theirs).nonzero().tolist()[:1] if ours.shape == theirs.shape else [ours.shape]
@@ -148,7 +153,7 @@ class Asker:
         """`states` are the last rows of the last block, before the norm, over the text `ids`."""
         with torch.no_grad():
             ours, theirs = self._model.logits(states), self._whole(ids.unsqueeze(0)).logits[0, -len(states) :]
-        if not torch.allclose(ours, theirs, **CLOSE):
+        if not torch.allclose(ours, theirs, rtol=RELATIVE, atol=ABSOLUTE):
             raise Differs(f"states differ by {(ours - theirs).abs().max():.3g} at {len(ids)} tokens")
 
     def _logits(self, item: Item, dice: torch.Generator) -> None:
@@ -156,7 +161,7 @@ class Asker:
         ours = self._model(ids).logits
         with torch.no_grad():
             theirs = self._whole(ids).logits
-        if not torch.allclose(ours, theirs, **CLOSE):
+        if not torch.allclose(ours, theirs, rtol=RELATIVE, atol=ABSOLUTE):
             raise Differs(f"logits differ by {(ours - theirs).abs().max():.3g}")
 
     def _trained(self, item: Item, dice: torch.Generator) -> None:
@@ -188,6 +193,8 @@ class Client:
         self._asker = Asker(model, auto.from_pretrained(job.model).eval())
         self._results, self._writing = Path(job.results), threading.Lock()
         self._promised = self._totals()
+        self._threads: list[threading.Thread] = []
+        self._over = threading.Event()
 
     def serve(self) -> None:
         """Words from stdin, until `end` or the end of it."""
@@ -200,8 +207,10 @@ class Client:
                 self._model.generate(torch.full((1, 400), 5), max_new_tokens=2, min_new_tokens=2, do_sample=False)
                 self._say({"event": "donated"})
             elif word == "go":
-                self._go(float(numbers[0]))
-                self._say({"event": "done", "spent": int(self._model.spent)})
+                self._go()
+            elif word == "stop":
+                self._stop()
+                self._say({"event": "stopped"})
             elif word == "sessions":
                 self._say({"event": "had", "failed": self._sessions(int(numbers[0]))})
 
@@ -213,20 +222,21 @@ class Client:
         """What this wallet has promised each node."""
         return {str(node): int(total) for node, (total, _) in self._model.swarm.payer.book.totals().items()}
 
-    def _go(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        threads = [
-            threading.Thread(target=self._work, args=(number, items, end))
-            for number, items in enumerate(self._job.threads)
-        ]
-        for thread in threads:
+    def _go(self) -> None:
+        self._over.clear()
+        self._threads = [threading.Thread(target=self._work, args=one) for one in enumerate(self._job.threads)]
+        for thread in self._threads:
             thread.start()
-        for thread in threads:
+
+    def _stop(self) -> None:
+        """When what is under way has ended."""
+        self._over.set()
+        for thread in self._threads:
             thread.join()
 
-    def _work(self, thread: int, items: list[Item], end: float) -> None:
+    def _work(self, thread: int, items: list[Item]) -> None:
         for item in items[self._begun(thread) :]:
-            if time.monotonic() > end:
+            if self._over.is_set():
                 return
             self._note({"began": time.monotonic(), "thread": thread, "number": item.number, "ask": item.ask})
             error, told = "", ""
@@ -248,6 +258,8 @@ class Client:
                     "told": told,
                 }
             )
+            if error:
+                self._over.wait(REST)
 
     def _begun(self, thread: int) -> int:
         """How many things this thread has begun in this life and those before."""
@@ -281,9 +293,10 @@ def main(path: str) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     torch.set_num_threads(1)
     job = Job.read(Path(path))
-    wallet = {"wallet": Signer(bytes.fromhex(job.wallet))} if job.wallet else {}
+    wallet = Signer(bytes.fromhex(job.wallet)) if job.wallet else None
+    home = Home.open(Path(job.home))
     model = SwarmModelForCausalLM.from_pretrained(
-        job.model, network=job.network, home=Home.open(Path(job.home)), progress=False, **wallet, **job.settings
+        job.model, network=job.network, wallet=wallet, home=home, progress=False, **job.settings
     )
     with model:
         client = Client(job, model)
