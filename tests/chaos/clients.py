@@ -7,14 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from chaos.job import Job
 from chaos.machines import Machines
-from chaos.traffic import Job
 
 STARTS_WITHIN = 120.0
 
@@ -108,8 +107,3 @@ class ClientProcess:
     def _close_pipes(self) -> None:
         if self.process.stdin is not None:
             self.process.stdin.close()
-
-
-def without_traffic(job: Job) -> Job:
-    """For a client that is told each thing it does."""
-    return replace(job, threads=[])

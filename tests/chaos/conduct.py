@@ -20,27 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from chaos import invariants
 from chaos.clients import ClientProcess
 from chaos.faults import Injector
+from chaos.job import Job
 from chaos.machines import Machines
-from chaos.network import ChaosNet, fund, minted, node_plans
+from chaos.network import PLACES, ChaosNet, fund, minted
 from chaos.proxy import Proxies
 from chaos.schedule import CLIENTS, LONG, SHORT, Kind, Profile, Schedule, draw
-from chaos.traffic import Job
+from chaos.tiny import write_model
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.home import Home
 from hivemint.protocol.ids import Credits
 from hivemint.protocol.signing import Signer
 from hivemint.testnet.localnet import Layout
-from support.tiny import tiny_model
 
 PROFILES = {"short": SHORT, "long": LONG}
-BLOCKS = 2
-PLACES = (*(plan.operator for plan in node_plans(BLOCKS)), *CLIENTS)
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 256, "max_position_embeddings": 640}
 NODES = (("HIVEMINT_ASK", "1 wei"), ("HIVEMINT_SETTLE_EVERY", "2"))
 GRANT = Credits(10**9)
 SETTINGS = {"set_aside": 2.0, "open_timeout": 8.0, "step_timeout": 20.0, "patience": 60.0, "replay_margin": 20.0}
@@ -88,20 +84,23 @@ class World:
     def __enter__(self) -> "World":
         with ExitStack() as stack:
             proxies = stack.enter_context(Proxies(self.machines.hub))
-            folder = tiny_model(self.folder / "tiny", num_hidden_layers=BLOCKS, **SIZES)
+            folder = write_model(self.folder / "tiny")
             model = LocalModel("tiny", folder, Home.open(self.folder / "models"))
             self.net = ChaosNet(self.folder / "net", model, self.machines, proxies, stack)
             stack.callback(self._end_clients)
             stack.callback(self.net.down)
+            self.net.written = lambda: self._start_clients(folder)
             asyncio.run(self.net.up(Layout(settings=NODES), _say))
-            for name in CLIENTS:
-                self.clients[name] = ClientProcess(self._job(name, folder), self.folder, self.machines)
             asyncio.run(self._fund())
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _start_clients(self, model: Path) -> None:
+        for name in CLIENTS:
+            self.clients[name] = ClientProcess(self._job(name, model), self.folder, self.machines)
 
     def _job(self, name: str, model: Path) -> Job:
         wallet = self.wallets.get(name)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from chaos.conduct import PLACES
 from chaos.invariants import ours
 from chaos.machines import machines
+from chaos.network import PLACES
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("protocol", "contracts", "model", "swarm", "ledger", "node", "client", "testnet", "cli", "tests")

@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from chaos.machines import Machines, small_disk
 from chaos.proxy import Proxies
+from chaos.schedule import CLIENTS
+from chaos.tiny import BLOCKS
 from hivemint.contracts.bindings import Account, Bindings
 from hivemint.contracts.deploy import Deployment
 from hivemint.model.local_models import LocalModel
@@ -42,6 +44,10 @@ def node_plans(blocks: int) -> list[NodePlan]:
     return [NodePlan(PEOPLE[number], *span) for number, span in enumerate(spans)]
 
 
+PLACES = (*(plan.operator for plan in node_plans(BLOCKS)), *CLIENTS)
+"""Who has a machine of its own."""
+
+
 class ChaosNet(LocalNet):
     """A `LocalNet` of two nodes a span. `disks`: which nodes have a disk of their own, that can be filled."""
 
@@ -52,6 +58,8 @@ class ChaosNet(LocalNet):
         self.disks: set[str] = set()
         self.dev = DevChain("http://127.0.0.1:9")
         """The chain itself, not by way of its proxy; once there is one."""
+        self.written: Callable[[], None] = lambda: None
+        """Called when the network's file is there: who only reads it starts while the nodes do."""
 
     # --- up
 
@@ -74,7 +82,9 @@ class ChaosNet(LocalNet):
 
     def _write_network(self, url: str, deployment: Deployment, bootstrap: Child) -> Network:
         host, port = self.proxies.address("chain")
-        return super()._write_network(f"http://{host}:{port}", deployment, bootstrap)
+        network = super()._write_network(f"http://{host}:{port}", deployment, bootstrap)
+        self.written()
+        return network
 
     async def start_node(self, plan: NodePlan, **settings: str) -> Child:
         """Behind its proxy, which is announced in its place."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chaos.job import Job
 from chaos.schedule import (
     CLIENTS,
     HOLD,
@@ -24,7 +25,6 @@ from chaos.schedule import (
     Profile,
     draw,
 )
-from chaos.traffic import Job
 
 SEEDS = st.integers(0, 2**64)
 PROFILES = st.builds(

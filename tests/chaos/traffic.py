@@ -16,13 +16,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from chaos.job import Job
 from chaos.schedule import Ask, Item
 from hivemint.client import SwarmModelForCausalLM
 from hivemint.protocol.errors import HivemintError
@@ -37,32 +37,6 @@ RELATIVE, ABSOLUTE = 1e-3, 1e-5
 """What states may differ by: batches of other sizes round otherwise."""
 REST = 1.0
 """Seconds until a thread asks again after an error, as people do."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """`wallet`: the key in hex, "" for donated work. `threads`: what each asks for."""
-
-    name: str
-    network: str
-    model: str
-    home: str
-    wallet: str
-    settings: dict[str, Any]
-    threads: list[list[Item]]
-    results: str
-
-    @classmethod
-    def read(cls, path: Path) -> "Job":
-        found = json.loads(path.read_text())
-        found["threads"] = [[Item(**one) for one in items] for items in found["threads"]]
-        for items in found["threads"]:
-            items[:] = [Item(one.number, Ask(one.ask), one.seed, one.prompt, one.tokens) for one in items]
-        return cls(**found)
-
-    def write(self, path: Path) -> Path:
-        path.write_text(json.dumps(asdict(self)))
-        return path
 
 
 class Differs(Exception):
