@@ -42,8 +42,6 @@ GRANT = Credits(10**9)
 SETTINGS = {"set_aside": 2.0, "open_timeout": 8.0, "step_timeout": 20.0, "patience": 60.0, "replay_margin": 20.0}
 READY, LAST = 150.0, 200.0
 """Seconds for a client to start, and to end what is under way as the time is over."""
-LATE = 2.5
-"""Times the run's seconds after which no fault begins any more: the machine has too much else to do."""
 
 
 @dataclass
@@ -159,7 +157,7 @@ class Conductor:
                 self._stopped(client)
 
     def _lane(self, name: str, began: float) -> None:
-        last = began + LATE * self.world.schedule.profile.seconds
+        last = began + self.world.schedule.profile.latest
         for fault in self.world.schedule.lane(name):
             time.sleep(max(0.0, began + fault.at - time.monotonic()))
             if time.monotonic() > last:
@@ -196,14 +194,16 @@ class Conductor:
         wrong += invariants.rooms(world.net)
         wrong += invariants.daemons(world.net)
         self._end_nodes()
+        asyncio.run(invariants.settle(world.net))
         homes = {name: (wallet, world.folder / name) for name, wallet in world.wallets.items()}
-        found, standings = invariants.money(world.net, homes)
+        broken = sum(one.hit > 0 for one in injector.done)
+        found, standings = invariants.money(world.net, homes, broken)
         wrong += [*found, *invariants.bills(clients, standings), *invariants.receipts(world.net)]
         wrong += invariants.index(world.net, world.folder)
         wrong += invariants.logs(world.folder)
 
     def _end_nodes(self) -> None:
-        """In good order: they settle what a reorganisation has undone, which they would else see ten minutes later."""
+        """In good order. What a reorganisation has undone they would settle again ten minutes later."""
         children = [self.world.net.child(plan.operator) for plan in self.world.net.plans]
         with ThreadPoolExecutor(len(children)) as pool:
             list(pool.map(lambda child: child.stop(40.0), children))

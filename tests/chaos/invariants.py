@@ -19,9 +19,12 @@ from chaos.faults import Struck, Trouble
 from chaos.network import ChaosNet
 from chaos.schedule import SPANS, Kind, Schedule
 from hivemint.contracts.bindings import Bindings
+from hivemint.ledger.books.journal import Journal
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.ledger.explorer.fold import DERIVED
 from hivemint.ledger.explorer.indexer import Indexer
+from hivemint.ledger.settlement.payments import ContractPayments
+from hivemint.ledger.settlement.settler import Settler
 from hivemint.ledger.store.database import database_url, open_store, reading
 from hivemint.ledger.store.tables import accounts, events, gone, sessions
 from hivemint.protocol.signing import Signer
@@ -31,6 +34,8 @@ SETTLED_WITHIN = 60.0
 EMPTY_WITHIN = 40.0
 GONE_WITHIN = 20.0
 HELD = ("hivemint_node_sessions", "hivemint_node_queued", "hivemint_node_kv_used")
+IN_FLIGHT = 2 * 64
+"""Positions that one broken link leaves in doubt: a session's steps in flight, each a chunk of a prompt at most."""
 HANGS_AFTER = 150.0
 """Seconds that one thing may take, faults and all."""
 
@@ -81,8 +86,9 @@ def excused(net: ChaosNet, paid: bool, began: float, ended: float, trouble: Trou
     """Whether no node was left for some block at some moment; or the chain, which says who may pay."""
     firsts = {plan.first for plan in net.plans}
     assert len(firsts) == SPANS
+    # As of now a text knows the nodes that it found as it began: who came back since is none of them.
     spans = [[plan.operator for plan in net.plans if plan.first == first] for first in firsts]
-    lost = any(trouble.at_once(span, began, ended) for span in spans)
+    lost = any(trouble.at_once(span, began, ended, to_the_end=True) for span in spans)
     return lost or any(trouble.at_once([name], began, ended) for name in ("chain", "machine"))
 
 
@@ -110,19 +116,35 @@ class Standing:
     chain: int
     ledger: int
 
-    def wrong(self, name: str) -> list[str]:
+    def wrong(self, name: str, in_flight: int) -> list[str]:
+        """`in_flight`: positions that were under way as a link or a process broke; their fate may be unknown."""
         rules = {
             "journal, chain and ledger differ": self.proven == self.chain == self.ledger,
             "more was collected than promised": self.chain <= self.promised,
             "more was collected than is owed": self.chain <= self.owed,
-            "more is owed than was computed": self.owed <= self.signed,
+            "more is owed than was computed": self.owed <= self.signed + in_flight,
             "a countersigned receipt was not paid": self.bound <= self.chain,
         }
         return [f"{name}: {rule} ({self})" for rule, holds in rules.items() if not holds]
 
 
-def money(net: ChaosNet, wallets: dict[str, tuple[Signer, Path]]) -> tuple[list[str], dict[str, dict[str, Standing]]]:
-    """Of each wallet (its key, its home) at each node, as soon as all is settled."""
+async def settle(net: ChaosNet) -> None:
+    """What `hivemint node claim` does, for each node that has ended."""
+    async with await Bindings.connect(net.network) as contracts:
+        genesis = await contracts.chain.genesis()
+        for plan in net.plans:
+            journal = Journal.open(net.journal_url(plan), net.network.domain, plan.address, genesis)
+            try:
+                operator, sure = net.operator(plan), net.network.confirmations
+                await Settler(journal, ContractPayments(contracts, operator, confirmations=sure)).settle_now()
+            finally:
+                await journal.close()
+
+
+def money(
+    net: ChaosNet, wallets: dict[str, tuple[Signer, Path]], broken: int
+) -> tuple[list[str], dict[str, dict[str, Standing]]]:
+    """Of each wallet (its key, its home) at each node, as soon as all is settled. `broken`: faults that hit somebody."""
     found: dict[str, dict[str, Standing]] = {}
 
     def wrong() -> list[str]:
@@ -131,7 +153,7 @@ def money(net: ChaosNet, wallets: dict[str, tuple[Signer, Path]]) -> tuple[list[
             line
             for name, standings in found.items()
             for node, standing in standings.items()
-            for line in standing.wrong(f"{name} at {node}")
+            for line in standing.wrong(f"{name} at {node}", IN_FLIGHT * broken)
         ]
 
     return eventually(wrong, SETTLED_WITHIN), found

@@ -154,6 +154,9 @@ class ChaosNet(LocalNet):
 
         return asyncio.run(run())
 
+    def operator(self, plan: NodePlan) -> Signer:
+        return self.signer(plan.operator)
+
     def account(self, client: Signer, plan: NodePlan) -> Account:
         return self.chain(lambda bindings: bindings.settlement.account(client.address, plan.address))
 

@@ -30,6 +30,7 @@ SEEDS = st.integers(0, 2**64)
 PROFILES = st.builds(
     Profile,
     seconds=st.floats(5, 1000),
+    latest=st.just(1000.0),
     rounds=st.integers(1, 5),
     items=st.integers(0, 40),
     without=st.frozensets(st.sampled_from(Kind)),
