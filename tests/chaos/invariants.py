@@ -144,7 +144,7 @@ async def settle(net: ChaosNet) -> None:
 def money(
     net: ChaosNet, wallets: dict[str, tuple[Signer, Path]], broken: int
 ) -> tuple[list[str], dict[str, dict[str, Standing]]]:
-    """Of each wallet (its key, its home) at each node, as soon as all is settled. `broken`: faults that hit somebody."""
+    """Of each wallet (its key, its home) at each node, once all is settled. `broken`: faults that hit somebody."""
     found: dict[str, dict[str, Standing]] = {}
 
     def wrong() -> list[str]:

@@ -40,6 +40,15 @@ async def link(proxy: Proxy) -> AsyncIterator[Streams]:
     streams[1].close()
 
 
+async def anew(address: tuple[str, int], data: bytes) -> bytes:
+    """What a link of its own says to this."""
+    link = await asyncio.open_connection(*address)
+    try:
+        return await said(link, data)
+    finally:
+        link[1].close()
+
+
 async def said(link: Streams, data: bytes) -> bytes:
     link[1].write(data)
     async with asyncio.timeout(10):
@@ -66,12 +75,11 @@ async def test_a_cut_resets_old_links_and_new_ones(proxy: Proxy, link: Streams) 
     await proxy.spoil(Spoilt("cut"))
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await said(link, b"now")
-    new = await asyncio.open_connection(*proxy.address)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await said(new, b"now")
+        await anew(proxy.address, b"now")
     assert proxy.counts["cut"] == 2
     await proxy.spoil(WELL)
-    assert await said(await asyncio.open_connection(*proxy.address), b"again") == b"again"
+    assert await anew(proxy.address, b"again") == b"again"
 
 
 async def test_a_half_open_link_says_nothing_and_is_reset_in_the_end(proxy: Proxy, link: Streams) -> None:
@@ -98,14 +106,11 @@ async def test_garbage_is_of_the_same_length(proxy: Proxy, link: Streams) -> Non
 
 
 def test_proxies_have_a_thread_of_their_own() -> None:
-    async def through(address: tuple[str, int]) -> bytes:
-        return await said(await asyncio.open_connection(*address), b"hello")
-
     async def serve() -> bytes:
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         address = await asyncio.to_thread(proxies.put_before, "node", server.sockets[0].getsockname()[:2])
         try:
-            return await through(address)
+            return await anew(address, b"hello")
         finally:
             server.close()
 
