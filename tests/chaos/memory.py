@@ -20,9 +20,9 @@ from chaos import invariants
 from chaos.conduct import World, arguments
 from chaos.schedule import SHORT, draw
 
-WARM_UP, MEASURED, AT_ONCE = 1000, 1000, 50
-"""Sessions before the first look, sessions between the first and the last, and of each client from look to look."""
-WINDOW = 4
+WARM_UP, MEASURED, EACH = 600, 1000, 100
+"""Sessions before the first look, between the middles of the first and the last looks, and from look to look."""
+WINDOW = 3
 """Looks at either end whose median is compared."""
 MOST = 0.02
 WITHIN = 300.0
@@ -63,11 +63,10 @@ def growth(series: list[int]) -> float:
 def measure(world: World) -> tuple[dict[str, float], dict[str, list[int]], list[str]]:
     """Growth of each kind of process, the looks that it comes of, and what is wrong."""
     watched = processes(world)
-    failed = had(world, WARM_UP)
+    failed = sum(had(world, EACH) for _ in range(WARM_UP // EACH))
     looks = [look(watched)]
-    each = AT_ONCE * len(world.clients)
-    for _ in range(MEASURED // each + WINDOW):  # the windows' middles are so many sessions apart
-        failed += had(world, each)
+    for _ in range(MEASURED // EACH + WINDOW - 1):
+        failed += had(world, EACH)
         looks.append(look(watched))
     series = {kind: [one[kind] for one in looks] for kind in watched}
     grown = {kind: growth(values) for kind, values in series.items()}

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from hivemint.protocol.signing import Signer
 
 TRIES = 5
 """Of what has no fail-over of its own: a bare pipeline."""
+AT_ONCE = 4
+"""Short answers at a time."""
 SHARED = 24
 """Tokens that the texts of a batch begin with alike."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
@@ -243,15 +246,18 @@ class Client:
         return sum("began" in line and line["thread"] == thread for line in lines)
 
     def _sessions(self, count: int) -> int:
-        """So many short answers, one session a node each; how many failed."""
-        failed = 0
+        """So many short answers, one session a node each, some at a time; how many failed."""
         ids = torch.arange(10, 18).unsqueeze(0)
-        for _ in range(count):
+
+        def failed(_: int) -> bool:
             try:
                 self._model.generate(ids, max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
             except HivemintError:
-                failed += 1
-        return failed
+                return True
+            return False
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return sum(pool.map(failed, range(count)))
 
     def _note(self, line: dict[str, Any]) -> None:
         with self._writing, self._results.open("a") as file:
