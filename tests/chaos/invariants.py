@@ -93,11 +93,12 @@ def excused(net: ChaosNet, paid: bool, began: float, ended: float, trouble: Trou
 
 
 def count_of(clients: Iterable[ClientProcess]) -> dict[str, int]:
-    """Things asked for, by kind, and how many of them ended with an error."""
+    """Things asked for, by kind; positions of texts computed and paid again; how many ended with an error."""
     lines = [line for client in clients for line in client.results() if "ended" in line]
     asks = sorted({line["ask"] for line in lines})
     counts = {ask: sum(line["ask"] == ask for line in lines) for ask in asks}
-    return {**counts, "ended with an error": sum(bool(line["error"]) for line in lines)}
+    again = {what: sum(line.get(what, 0) for line in lines) for what in ("replayed", "paid again")}
+    return {**counts, **again, "ended with an error": sum(bool(line["error"]) for line in lines)}
 
 
 # --- money

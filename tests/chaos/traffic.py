@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 from chaos.job import Job
 from chaos.schedule import Ask, Item
 from hivemint.client import SwarmModelForCausalLM
+from hivemint.client.generation.bill import Bill
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.home import Home
 from hivemint.protocol.signing import Signer
@@ -47,13 +48,15 @@ class Differs(Exception):
 
 
 class Asker:
-    """The swarm's model and the library's own, side by side."""
+    """The swarm's model and the library's own, side by side; of one thread. `bill`: of what was asked for last."""
 
     def __init__(self, model: Any, whole: Any) -> None:
         self._model, self._whole = model, whole
+        self.bill = Bill()
 
     def ask(self, item: Item) -> None:
         """Raises Differs; HivemintError where the swarm cannot go on."""
+        self.bill = Bill()
         kinds: dict[Ask, Callable[[Item, torch.Generator], None]] = {
             Ask.GREEDY: self._greedy,
             Ask.SAMPLED: self._sampled,
@@ -96,7 +99,9 @@ class Asker:
         samples, mask = how["do_sample"], torch.ones_like(ids)
         if samples:  # there is one source of random numbers: who draws none leaves it alone
             torch.manual_seed(item.seed)
-        ours: torch.Tensor = self._model.generate(ids, conversation=conversation, attention_mask=mask, **how)
+        ours: torch.Tensor = self._model.generate(
+            ids, conversation=conversation, bill=self.bill, attention_mask=mask, **how
+        )
         if samples:
             torch.manual_seed(item.seed)
         theirs = self._whole.generate(ids, attention_mask=mask, **how)
@@ -167,7 +172,7 @@ class Client:
     def __init__(self, job: Job, model: Any) -> None:
         self._job, self._model = job, model
         auto: Any = AutoModelForCausalLM
-        self._asker = Asker(model, auto.from_pretrained(job.model).eval())
+        self._whole = auto.from_pretrained(job.model).eval()
         self._results, self._writing = Path(job.results), threading.Lock()
         self._promised = self._totals()
         self._threads: list[threading.Thread] = []
@@ -212,13 +217,14 @@ class Client:
             thread.join()
 
     def _work(self, thread: int, items: list[Item]) -> None:
+        asker = Asker(self._model, self._whole)
         for item in items[self._begun(thread) :]:
             if self._over.is_set():
                 return
             self._note({"began": time.monotonic(), "thread": thread, "number": item.number, "ask": item.ask})
             error, told = "", ""
             try:
-                self._asker.ask(item)
+                asker.ask(item)
             except Differs as found:
                 error, told = "differs", str(found)
             except HivemintError as found:
@@ -233,6 +239,8 @@ class Client:
                     "ask": item.ask,
                     "error": error,
                     "told": told,
+                    "replayed": asker.bill.replayed,
+                    "paid again": asker.bill.paid_again,
                 }
             )
             if error:
