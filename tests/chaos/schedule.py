@@ -110,7 +110,7 @@ class Profile:
     without: frozenset[Kind] = frozenset()
 
 
-SHORT = Profile(56.0, 150.0, 1, 120, frozenset({Kind.BLACKOUT, Kind.DAEMON_KILLED, Kind.CHAIN_SILENT}))
+SHORT = Profile(48.0, 150.0, 1, 120, frozenset({Kind.BLACKOUT, Kind.DAEMON_KILLED, Kind.CHAIN_SILENT}))
 LONG = Profile(380.0, 430.0, 3, 1200)
 
 

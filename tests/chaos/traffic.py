@@ -48,11 +48,14 @@ class Differs(Exception):
 
 
 class Asker:
-    """The swarm's model and the library's own, side by side; of one thread. `bill`: of what was asked for last."""
+    """The swarm's model and the library's own, side by side; of one thread.
+
+    `bill`: of what was asked for last. `bare`: wei that bare pipelines have cost, which the model does not count.
+    """
 
     def __init__(self, model: Any, whole: Any) -> None:
         self._model, self._whole = model, whole
-        self.bill = Bill()
+        self.bill, self.bare = Bill(), 0
 
     def ask(self, item: Item) -> None:
         """Raises Differs; HivemintError where the swarm cannot go on."""
@@ -130,6 +133,7 @@ class Asker:
             finally:
                 with suppress(HivemintError):
                     self._model.run(pipeline.close())
+                self.bare += pipeline.spent
 
     def _same_states(self, states: torch.Tensor, ids: torch.Tensor) -> None:
         """`states` are the last rows of the last block, before the norm, over the text `ids`."""
@@ -176,6 +180,7 @@ class Client:
         self._results, self._writing = Path(job.results), threading.Lock()
         self._promised = self._totals()
         self._threads: list[threading.Thread] = []
+        self._askers: list[Asker] = []
         self._over = threading.Event()
 
     def serve(self) -> None:
@@ -198,7 +203,8 @@ class Client:
 
     def tell_end(self) -> None:
         grown = {node: total - self._promised.get(node, 0) for node, total in self._totals().items()}
-        self._say({"event": "ended", "spent": int(self._model.spent), "promised": sum(grown.values())})
+        spent = int(self._model.spent) + sum(asker.bare for asker in self._askers)
+        self._say({"event": "ended", "spent": spent, "promised": sum(grown.values())})
 
     def _totals(self) -> dict[str, int]:
         """What this wallet has promised each node."""
@@ -218,6 +224,7 @@ class Client:
 
     def _work(self, thread: int, items: list[Item]) -> None:
         asker = Asker(self._model, self._whole)
+        self._askers.append(asker)
         for item in items[self._begun(thread) :]:
             if self._over.is_set():
                 return
