@@ -1,6 +1,7 @@
 """Starts a run for a test: in namespaces where there can be any, else on loopback, and never leaves anything behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -19,7 +20,7 @@ ROOMS = ("protocol", "contracts", "model", "swarm", "ledger", "node", "client", 
 def conduct(module: str, words: list[str], folder: Path, *, apart: bool, within: float) -> tuple[int, str]:
     """Exit status and output of `python -m module ... --folder DIR [--tag TAG]`, in the hub if `apart`."""
     with machines(PLACES, apart=apart) as made:
-        command = [*made.enter("hub"), sys.executable, "-m", module, *words, "--folder", str(folder)]
+        command = [*(made.enter("hub") or _own_mounts()), sys.executable, "-m", module, *words, "--folder", str(folder)]
         command += ["--tag", made.tag] if apart else []
         try:
             done = subprocess.run(
@@ -33,6 +34,12 @@ def conduct(module: str, words: list[str], folder: Path, *, apart: bool, within:
             for process in ours(folder):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+
+
+def _own_mounts() -> list[str]:
+    """What it mounts goes with it, however it ends; without the right to that it mounts nothing either."""
+    unshare = shutil.which("unshare")
+    return [unshare, "--mount"] if unshare and not os.geteuid() else []
 
 
 def environment() -> dict[str, str]:
