@@ -10,7 +10,7 @@ SOURCES := protocol/hivemint contracts/hivemint model/hivemint swarm/hivemint le
 PYTHON_CODE := $(SOURCES) tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all fuzz mutants coverage lint fmt bench contracts help-page clean
+.PHONY: help setup demo test test-all chaos fuzz mutants coverage lint fmt bench contracts help-page clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## unit and integration tests, quick Solidity suite (about 20 minute
 test-all: setup ## everything: deep Solidity fuzz and invariants, slow tests
 	cd hardhat && HIVEMINT_PROFILE=deep node scripts/check.mjs
 	$(BIN)/pytest
+
+chaos: setup ## kills, bad links, lost chains and full disks over random traffic; SEED=n plays a run again (15 minutes)
+	HIVEMINT_CHAOS_SEED=$(SEED) $(BIN)/pytest -q tests/chaos/test_chaos.py
 
 fuzz: setup ## every decoder against damaged bytes for an hour; what broke one is kept in tests/hostile/corpus
 	HIVEMINT_FUZZ_SECONDS=360 $(BIN)/pytest -q tests/hostile/test_decoders.py

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sqlalchemy import func, select
+from structlog.testing import capture_logs
 
 from hivemint.ledger.books.writer import GroupWriter, WriteFailed
 from hivemint.ledger.store.database import reading
@@ -275,6 +276,31 @@ async def test_a_write_that_fails_ends_the_node(
                 await served.node.run(asyncio.Event())
             ended.append(served.node)
     assert ended, "what the journal raises as it closes would be seen too if the node had gone on"
+
+
+async def test_a_step_behind_one_that_could_not_be_written_is_no_fault_of_its_own(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps in flight, and the disk fills: the second one does not follow, and nobody logs an unexpected error."""
+    both = threading.Event()
+
+    def full(*_: object) -> None:
+        both.wait(20)
+        raise OSError("no space left on device")
+
+    with capture_logs() as told:
+        with pytest.raises(WriteFailed, match="no space left"):  # noqa: PT012
+            async with one_node(tiny_folder, tmp_path) as served, asyncio.timeout(60):
+                session = await served.open(WALLET, price=ASK)
+                monkeypatch.setattr(GroupWriter, "_write", full)
+                await session.send(session.request(1, start=0), rows())
+                await session.send(session.request(1, start=1, step=2), rows())
+                await until(lambda: served.span.ended == 2)
+                both.set()
+                with pytest.raises(WriteFailed, match="no space left"):
+                    await served.node.run(asyncio.Event())
+                await until(lambda: not served.node.registry.occupants)
+        assert [one["event"] for one in told if "unexpectedly" in one["event"]] == []
 
 
 def hop(step: int, tokens: int, node: Any = OTHER, session: bytes = b"\x09" * 32) -> HopReceipt:

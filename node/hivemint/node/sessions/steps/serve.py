@@ -57,8 +57,12 @@ class StepService:
         return self.row_bytes * (2 if request.kind == BACKWARD else 1)
 
     def stands(self, step: TakenStep) -> bool:
-        """False: an earlier step failed and took it along."""
-        return self.session.steps.get(step.number) is step
+        """False: an earlier step failed and took it along, or has left and could not be signed: none may follow it.
+
+        Asked where steps leave, one after the other.
+        """
+        unsigned = any(one.sealed for one in self.session.pending if one.number < step.number)
+        return self.session.steps.get(step.number) is step and not unsigned
 
     async def serve(self, step: TakenStep, awaited: Awaited) -> None:
         confirmed: asyncio.Task[TensorHash] | None = None
