@@ -185,19 +185,6 @@ class Link(asyncio.Protocol):
         self._end(reason)
         self._loop.call_later(FAREWELL, self._transport.abort)
 
-    async def while_open(self, work: Coroutine[Any, Any, None]) -> None:
-        """`work` for this link's peer alone; it is given up when the link ends. Raises LinkClosed then."""
-        doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(self.wait_closed())
-        try:
-            await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                raise LinkClosed("The peer has left", why=self.reason)
-            doing.result()
-        finally:
-            for task in (doing, gone):
-                task.cancel()
-            await asyncio.gather(doing, gone, return_exceptions=True)
-
     async def wait_closed(self) -> str:
         """Until the stream has ended; the reason."""
         await asyncio.shield(self._gone)
@@ -325,3 +312,17 @@ class Link(asyncio.Protocol):
         self._wake()
         if self.on_closed is not None:
             self.on_closed(self)
+
+
+async def while_open(link: Link, work: Coroutine[Any, Any, None]) -> None:
+    """`work` for a link's peer alone; it is given up when the link ends. Raises LinkClosed then."""
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(link.wait_closed())
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise LinkClosed("The peer has left", why=link.reason)
+        doing.result()
+    finally:
+        for task in (doing, gone):
+            task.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)

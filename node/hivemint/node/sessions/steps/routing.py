@@ -4,7 +4,7 @@ from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.steps.book import Steps
 from hivemint.protocol.errors import LinkClosed, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId
-from hivemint.swarm.link import Link
+from hivemint.swarm.link import Link, while_open
 from hivemint.swarm.messages import Code, Neighbours, Refused, tensor_body
 
 
@@ -27,7 +27,7 @@ async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: N
         services.outlets.leave(steps.session.session_id)
         return None
     try:
-        await link.while_open(services.outlets.open(steps.session.session_id, wanted.next, terms.end_block))
+        await while_open(link, services.outlets.open(steps.session.session_id, wanted.next, terms.end_block))
     except LinkClosed:
         raise
     except SwarmError as error:
