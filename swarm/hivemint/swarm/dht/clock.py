@@ -102,13 +102,15 @@ class SwarmClock:
             if block < 0:
                 doubt = "it is ahead, or that chain stands still"
             return f"your clock differs from the chain's by {span(block)}: {doubt}; set it"
-        others = f"{self.votes} network{'s' if self.votes > 1 else ''} of peers"
-        sides = "behind" if peers > 0 else "ahead"
-        limit = "" if abs(peers) <= MOST_CORRECTED else ", too much to be corrected here"
-        differs = f"from that of {others} by {span(peers)}"
+        others = f"{self.votes} networks of peers" if self.votes > 1 else "the one peer that is known"
+        differs, side = f"from that of {others} by {span(peers)}", "behind" if peers > 0 else "ahead"
+        verdict = f"it is {side}"
         if block is not None and abs(block) >= TOLD_FROM and (block > 0) == (peers > 0):
             differs = f"from the chain's by {span(block)}, and {differs}"
-        return f"your clock differs {differs}: it is {sides}{limit}; set it"
+        elif self.votes == 1:
+            verdict = f"it is {side}, or that peer's is wrong"
+        limit = "" if abs(peers) <= MOST_CORRECTED else ", too much to be corrected here"
+        return f"your clock differs {differs}: {verdict}{limit}; set it"
 
     def chain_note(self) -> str:
         """Where the chain's newest block has another time than this machine, though its clock is good; "" if not."""
