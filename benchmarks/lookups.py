@@ -24,7 +24,7 @@ from rich.console import Console
 
 from hivemint.protocol.ids import BlockIndex, Credits, ModelId, PeerId
 from hivemint.protocol.signing import Signer
-from hivemint.swarm.dht import places
+from hivemint.swarm.dht import directory, places
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.records import LIFETIME, NodeRecord, SignedRecord, sign_record
 
@@ -34,9 +34,11 @@ REPLICAS, NEAREST, CHUNK = 5, 20, 16
 PEER_BYTES = 64
 """Of one peer in an answer: 20 of its place, 38 of its id, what protobuf puts around them."""
 PLACE_BYTES = places.PLACE_BYTES + places.REST_BYTES
-AT_ONCE = 8
+AT_ONCE = 4
 KEPT = 280.0
 """Seconds that records are kept here, as a hundred peers on two cores are slower to publish than a node's 20 s."""
+PATIENCE = 120.0
+"""Seconds for a request and for all of a look-up: all peers share these processors."""
 PUBLISH_EVERY = 20.0
 COMPUTED = (10, 100, 1000, 10_000)
 
@@ -238,6 +240,7 @@ def main() -> None:
     asked = options(__doc__.partition("\n")[0], peers="10,30,100", blocks=32, span=8, looks=3)
     sizes = [int(one) for one in asked.peers.split(",")]
     places.LIFETIME = KEPT
+    directory.CALL_LIMIT = directory.RPC_LIMIT = directory.CONNECT_LIMIT = PATIENCE
     rows = asyncio.run(measure(sizes, asked.blocks, asked.span, asked.looks))
     record_bytes = rows[-1]["record_bytes"]
     computed = []

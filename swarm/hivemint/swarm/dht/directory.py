@@ -169,8 +169,12 @@ class Directory:
                     await self._node.protocol.call_ping(peer)
 
     async def _measure(self) -> None:
-        """Bootstrap peers are asked for their time first: the network's file names them."""
-        await self.pings.measure([split_address(address)[0] for address in self._bootstrap])
+        """Bootstrap peers that are there are asked for their time first: the network's file names them."""
+        from hivemind.p2p import PeerID
+
+        table = self._node.protocol.routing_table
+        named = [split_address(address)[0] for address in self._bootstrap]
+        await self.pings.measure([peer for peer in named if table.get(peer_id=PeerID(bytes(peer))) is not None])
 
     async def _meet(self) -> None:
         """A node looks up its own model now and then: these are the peers to return to."""
