@@ -239,7 +239,8 @@ def ratio(rows: Sequence[dict[str, Any]], what: str, figure: str) -> float:
 def main() -> None:
     asked = options(__doc__.partition("\n")[0], peers="10,30,100", blocks=32, span=8, looks=3)
     sizes = [int(one) for one in asked.peers.split(",")]
-    places.LIFETIME = KEPT
+    kept: Any = places
+    kept.LIFETIME = KEPT
     directory.CALL_LIMIT = directory.RPC_LIMIT = directory.CONNECT_LIMIT = PATIENCE
     rows = asyncio.run(measure(sizes, asked.blocks, asked.span, asked.looks))
     record_bytes = rows[-1]["record_bytes"]
