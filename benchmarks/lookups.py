@@ -1,6 +1,6 @@
 """What the directory costs: requests and bytes of a client's look-up and of a node's publication, for many nodes.
 
-    python benchmarks/lookups.py [--peers 10,30,100] [--json FILE]
+    python benchmarks/lookups.py [--peers 10,30] [--json FILE]
 
 Real hosts in this process, each with its own libp2p daemon, on loopback: one bootstrap peer, so many nodes that each
 publish `--span` blocks of a model of `--blocks`, and one client that looks up all blocks. Counted is what comes to and
@@ -36,7 +36,7 @@ PEER_BYTES = 64
 PLACE_BYTES = places.PLACE_BYTES + places.REST_BYTES
 AT_ONCE = 4
 KEPT = 280.0
-"""Seconds that records are kept here, as a hundred peers on two cores are slower to publish than a node's 20 s."""
+"""Seconds that records are kept here, as many peers on two cores are slower to publish than a node's 20 s."""
 PATIENCE = 120.0
 """Seconds for a look-up, and six times what a request has: all peers share these processors."""
 PUBLISH_EVERY = 20.0
@@ -237,7 +237,7 @@ def ratio(rows: Sequence[dict[str, Any]], what: str, figure: str) -> float:
 
 
 def main() -> None:
-    asked = options(__doc__.partition("\n")[0], peers="10,30,100", blocks=32, span=8, looks=3)
+    asked = options(__doc__.partition("\n")[0], peers="10,30", blocks=32, span=8, looks=3)
     sizes = [int(one) for one in asked.peers.split(",")]
     kept: Any = places
     kept.LIFETIME = KEPT
