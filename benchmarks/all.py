@@ -20,6 +20,7 @@ NAMES = (
     "gas",
     "selfdealing",
     "hostile",
+    "lookups",
     "soak",
     "gpu_span",
 )

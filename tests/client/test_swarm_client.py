@@ -68,3 +68,13 @@ async def test_who_has_no_wallet_is_told_that_nobody_could_pay(world: World) -> 
     assert client.description == "network dev, without a wallet, donated work only, bid free"
     assert WALLET.address in world.client.description
     assert WALLET.address not in client.description
+
+
+async def test_missing_blocks_say_whether_this_machines_clock_may_be_why(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeNode(0, 15, ask=ASK))
+    with pytest.raises(SwarmError, match="No node serves blocks 15:30") as alone:
+        await world.client.plan(60)
+    assert "clock" not in str(alone.value)
+    world.swarm.clock.hear([("a", 300.0), ("b", 300.0)])
+    with pytest.raises(SwarmError, match=r"No node serves blocks 15:30.*your clock differs from that of 2 networks"):
+        await world.client.open(60)

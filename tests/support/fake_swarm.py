@@ -34,6 +34,7 @@ from hivemint.protocol.receipt import (
 )
 from hivemint.protocol.signing import Signer, recover
 from hivemint.swarm import messages as m
+from hivemint.swarm.dht.clock import SwarmClock
 from hivemint.swarm.identity import PeerKey
 from hivemint.swarm.records import CheckedRecord, NodeRecord, check_record, sign_record
 from hivemint.swarm.rows import from_wire, row_bytes, row_hashes, tensor_hash, to_wire
@@ -430,6 +431,7 @@ class FakeSwarm:
         self.peer_id = PeerKey.generate().peer_id
         self.dead: set[PeerId] = set()
         self.looked = asyncio.Event()
+        self.clock = SwarmClock()
         for node in nodes:
             node.swarm = self
 

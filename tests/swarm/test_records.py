@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemint.protocol.errors import BadInput, ConfigError, ProofError, ProtocolError, SwarmError
-from hivemint.protocol.ids import BlockIndex, Credits, ModelId
-from hivemint.protocol.signing import Signer
+from hivemint.protocol.ids import Credits, ModelId
 from hivemint.swarm.dht.keys import Keys
 from hivemint.swarm.host import Host, HostSettings
 from hivemint.swarm.identity import PeerKey, parse_peer, peer_text
@@ -25,40 +24,10 @@ from hivemint.swarm.records import (
     check_record,
     sign_record,
 )
+from support.node_records import KEY, MODEL, OPERATOR, OTHER, OTHER_KEY, of, record, signed
 from support.wire import NETWORK, hosts
 
-OPERATOR, OTHER = Signer(b"\1" * 32), Signer(b"\2" * 32)
-KEY, OTHER_KEY = PeerKey(b"\3" * 32), PeerKey(b"\4" * 32)
-MODEL = ModelId(b"m" * 32)
 SECRET = b"a swarm key of 16 bytes and more"
-
-
-def record(
-    key: PeerKey = KEY,
-    operator: Signer = OPERATOR,
-    blocks: tuple[int, int] = (0, 15),
-    life: float = 60.0,
-    network: str = NETWORK,
-    model: bytes = MODEL,
-) -> NodeRecord:
-    return NodeRecord(
-        network=network,
-        model_id=model,
-        first_block=BlockIndex(blocks[0]),
-        end_block=BlockIndex(blocks[1]),
-        peer=key.peer_id,
-        operator=operator.address,
-        numerics=("fp32/fp32/fp32",),
-        ask=Credits(5 * 10**20),
-        addresses=("/ip4/127.0.0.1/tcp/1",),
-        tokens_per_s=20.5,
-        free_tokens=4096,
-        expires=time.time() + life,
-    )
-
-
-def signed(**changes: object) -> SignedRecord:
-    return sign_record(record(**changes), OPERATOR, KEY)  # type: ignore[arg-type]
 
 
 def forged(of: SignedRecord, **changes: object) -> bytes:
@@ -184,11 +153,6 @@ def test_peer_keys_are_kept_in_private_files(tmp_path: Path) -> None:
 
 
 # ---- on real hosts
-
-
-def of(host: Host, blocks: tuple[int, int], **changes: object) -> SignedRecord:
-    mine = msgspec.structs.replace(record(key=host.key, blocks=blocks), addresses=host.addresses, **changes)
-    return sign_record(mine, OPERATOR, host.key)
 
 
 def spans(found: list[CheckedRecord]) -> list[range]:

@@ -6,7 +6,9 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
@@ -15,6 +17,9 @@ from hivemint.cli.console import JsonFlag, NetworkOption, emit, out, run_async, 
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.home import Home
 from hivemint.protocol.network import Network
+
+if TYPE_CHECKING:
+    from hivemint.swarm.dht.clock import SwarmClock
 
 LIBRARIES = ("torch", "transformers", "hivemind", "web3", "eth-account", "coincurve", "sqlalchemy", "msgspec")
 NEEDED_DISK, NEEDED_MEMORY = 3 << 30, 2 << 30
@@ -31,7 +36,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def doctor(network: NetworkOption = None, as_json: JsonFlag = False) -> None:
-    """Check libraries, memory, disk, home folder, the demo model, and with --network the chain and the swarm."""
+    """Check libraries, memory, disk, home folder, the demo model, and with --network chain, clock and swarm."""
     findings = [finding for check in _checks(network) for finding in check()]
     if as_json:
         emit({"ok": all(one.ok for one in findings), "findings": findings})
@@ -110,7 +115,7 @@ def _network(path: Path) -> Iterator[Finding]:
         return
     yield Finding("network file", True, f"{network.name}, chain {network.chain_id}")
     yield run_async(_chain(network))
-    yield run_async(_swarm(network))
+    yield from run_async(_swarm(network))
 
 
 async def _chain(network: Network) -> Finding:
@@ -126,14 +131,38 @@ async def _chain(network: Network) -> Finding:
         return Finding("chain", False, f"{error.what}: {error.why}", error.next_step)
 
 
-async def _swarm(network: Network) -> Finding:
+async def _swarm(network: Network) -> list[Finding]:
+    """The clock beside the chain's and the peers', and the blocks that are served."""
     from hivemint.cli.swarm import served, visiting
 
     try:
         async with visiting(network) as host:
+            clock = _clock(host.clock)
             report = [await served(host, network, model.name) for model in network.models]
     except HivemintError as error:
-        return Finding("swarm", False, f"{error.what}: {error.why}", error.next_step)
+        alone = _clock(await _beside_chain(network))
+        return [alone, Finding("swarm", False, f"{error.what}: {error.why}", error.next_step)]
     gaps = [f"{one['model']} lacks {', '.join(one['missing'])}" for one in report if one["missing"]]  # type: ignore[arg-type]
-    found = "; ".join(gaps) or f"{len(report)} model(s), every block is served"
-    return Finding("swarm", not gaps, found, "run a node for the missing blocks" if gaps else "")
+    silent = [node["name"] for one in report for node in one["nodes"] if node["answers"] is False]  # type: ignore[attr-defined]
+    gone = [f"{', '.join(silent)} listed, but not answering"] if silent else []
+    found = "; ".join([*(gaps or [f"{len(report)} model(s), every block is served"]), *gone])
+    return [clock, Finding("swarm", not gaps, found, "run a node for the missing blocks" if gaps else "")]
+
+
+async def _beside_chain(network: Network) -> "SwarmClock":
+    """Where no peer tells the time."""
+    from hivemint.contracts.bindings import Bindings
+    from hivemint.swarm.dht.clock import SwarmClock
+
+    clock = SwarmClock()
+    with suppress(HivemintError):
+        async with await Bindings.connect(network) as bindings:
+            clock.see_block(await bindings.chain.time())
+    return clock
+
+
+def _clock(clock: "SwarmClock") -> Finding:
+    if trouble := clock.trouble():
+        return Finding("clock", False, trouble, "let the system keep the time: timedatectl set-ntp true")
+    compared = f"as that of {clock.votes} network(s) of peers" if clock.votes else "no peer has told its time"
+    return Finding("clock", True, "; ".join(filter(None, (compared, clock.chain_note()))))

@@ -122,7 +122,10 @@ async def _joined(network: Network) -> "AsyncIterator[SwarmMap]":
 
         async def swarm_map() -> Sequence[dict[str, Any]]:
             maps: list[dict[str, Any]] = [await served(host, network, model.name) for model in network.models]
-            return [one | {"nodes": [n for n in one["nodes"] if n["registered"] is not False]} for one in maps]
+            there = ("registered", "answers")
+            return [
+                one | {"nodes": [n for n in one["nodes"] if all(n[is_] is not False for is_ in there)]} for one in maps
+            ]
 
         yield swarm_map
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, emit, log_to, need, run_async, table
+from hivemint.cli.network.answering import answering, notes
 from hivemint.cli.network.invitation import invite, join
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, ChainError, SwarmError
@@ -21,6 +22,7 @@ from hivemint.protocol.home import Home
 from hivemint.protocol.ids import ModelId, PeerId
 from hivemint.protocol.network import Network
 from hivemint.protocol.node_name import node_name
+from hivemint.protocol.text import plain
 
 if TYPE_CHECKING:
     from hivemint.swarm.host import Host
@@ -36,7 +38,8 @@ def status(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """The nodes of the network's models, as the DHT knows them, and the blocks that nobody serves."""
+    """The nodes of the network's models, as the DHT knows them, which of them answer, and the blocks that nobody
+    serves."""
     path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
     report = run_async(_status(Network.load(path), model))
     if as_json:
@@ -53,6 +56,7 @@ def status(
                 f"{node['wait_paid_s'] * 1000:.0f} / {node['wait_donated_s'] * 1000:.0f}",
                 f"{node['free_tokens']:,}",
                 {True: "yes", False: "no", None: "?"}[node["registered"]],
+                {True: "yes", False: "does not answer", None: "?"}[node["answers"]],
             )
             for node in served["nodes"]
         ]
@@ -65,10 +69,13 @@ def status(
             ">wait ms paid / donated",
             ">free tokens",
             "registered",
+            "answers",
         )
         table(f"{served['model']} ({served['blocks']} blocks)", *columns, rows=rows)
         if served["missing"]:
             typer.echo(f"  nobody serves blocks {', '.join(served['missing'])}")
+        for note in served["notes"]:
+            typer.echo(f"  {plain(note)}")
 
 
 @app.command()
@@ -138,13 +145,16 @@ async def visiting(network: Network) -> "AsyncIterator[Host]":
         with suppress(ChainError):
             contracts = await stack.enter_async_context(await Bindings.connect(network))
             host.rank_by(contracts.registry)
+            host.clock.see_block(await contracts.chain.time())
         yield host
 
 
 async def served(host: "Host", network: Network, name: str) -> dict[str, object]:
     """One model's block map: its nodes and the ranges of blocks that nobody serves.
 
-    `registered` None: the chain does not answer. Where it does, a node without registration serves nothing here.
+    `registered` None: the chain does not answer. Where it does, a node without registration serves nothing here, nor
+    does one that does not answer; `answers` None: it was not asked, as there are so many. `notes`: clocks that are off,
+    and operators that are listed twice.
     """
     from hivemint.model.manifest import parse
     from hivemint.swarm.identity import peer_text
@@ -154,7 +164,13 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
     found = await host.find(model.model_id, range(blocks))
     nodes = sorted((checked.record for checked in found), key=lambda record: (record.first_block, record.peer))
     registered = {one.peer: host.is_registered(one) for one in found} if host.ranks else {}
-    counted = [record for record in nodes if registered.get(PeerId(record.peer), True)]
+    told = await answering(host, found)
+    answers = {peer: seconds is not None for peer, seconds in told.items()}
+    counted = [
+        record
+        for record in nodes
+        if registered.get(PeerId(record.peer), True) and answers.get(PeerId(record.peer), True)
+    ]
     covered = {block for record in counted for block in range(record.first_block, record.end_block)}
     return {
         "model": name,
@@ -165,6 +181,7 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
                 "peer": peer_text(PeerId(record.peer)),
                 "operator": record.operator,
                 "registered": registered.get(PeerId(record.peer)),
+                "answers": answers.get(PeerId(record.peer)),
                 "first": record.first_block,
                 "end": record.end_block,
                 "numerics": ", ".join(record.numerics),
@@ -177,6 +194,7 @@ async def served(host: "Host", network: Network, name: str) -> dict[str, object]
             for record in nodes
         ],
         "missing": _ranges([block for block in range(blocks) if block not in covered]),
+        "notes": notes(host, found, told),
     }
 
 

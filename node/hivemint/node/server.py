@@ -17,6 +17,7 @@ from hivemint.node.engine.step_job import StepJob
 from hivemint.node.engine.threads import Worker
 from hivemint.node.engine.watchdog import HangLimit, watch
 from hivemint.node.kv.cache import free_share
+from hivemint.node.last_record import LastRecord
 from hivemint.node.sessions.admission import Admission, FundsReader
 from hivemint.node.sessions.conversation import Conversation
 from hivemint.node.sessions.leaving import Leaving
@@ -53,7 +54,7 @@ TAKE_BACK = 2.0
 @dataclass(frozen=True)
 class Kit:
     """What a node is made of. `meter`: None = receipts signed by `signer`. `evidence`: the folder for what proves that
-    a neighbour has signed two receipts of one step.
+    a neighbour has signed two receipts of one step. `last`: which blocks were published before.
     """
 
     network: Network
@@ -65,6 +66,7 @@ class Kit:
     chain: FundsReader
     meter: Meter | None = None
     evidence: Path | None = None
+    last: LastRecord | None = None
 
 
 class Node:
@@ -196,7 +198,7 @@ class Node:
             tokens_per_s=gauge.rows_per_s,
             free_tokens=self.engine.capacity().kv_free,
             leaving=self.registry.draining,
-            expires=time.time() + LIFETIME,
+            expires=self.kit.host.clock.now() + LIFETIME,
         )
 
     async def _control(self, link: Link) -> None:
@@ -208,6 +210,7 @@ class Node:
         self._published = _figures(record)
         try:
             await self._put(record)
+            await self._take_back_before(record)
         except SwarmError as error:
             self.supervisor.tell(RECORD, str(error))
         else:
@@ -215,6 +218,13 @@ class Node:
 
     async def _put(self, record: NodeRecord) -> None:
         await self.kit.host.publish(sign_record(record, self.kit.signer, self.kit.host.key))
+
+    async def _take_back_before(self, record: NodeRecord) -> None:
+        """Where an earlier run served other blocks, nobody is to look any more."""
+        if self.kit.last is not None:
+            if (farewell := self.kit.last.farewell(record)) is not None:
+                await self._put(farewell)
+            self.kit.last.remember(record)
 
     async def _take_back(self) -> None:
         """Nobody is to look here any more; where the directory does not take that in time, the record expires."""

@@ -13,7 +13,9 @@ import structlog
 
 from hivemint.model.local_models import LocalModel, resolve
 from hivemint.node.identity import IdentityLock
+from hivemint.node.last_record import LastRecord
 from hivemint.node.market import AskRule, Market
+from hivemint.node.self_check import SelfCheck
 from hivemint.node.settings import NodeSettings, free_cores
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import ConfigError, ModelError
@@ -98,13 +100,15 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
         host, span = await _load(plan, stack, tell)
         host.rank_by(contracts.registry)
         await _check_registration(contracts, plan, host)
+        await _check_clock(contracts, host)
 
         from hivemint.node.engine.device import COMPUTE
         from hivemint.node.engine.threads import give_way
         from hivemint.node.server import Kit, Node
 
         sys.setswitchinterval(SWITCH)
-        kit = Kit(network, plan.model.model_id, span, signer, host, journal, view, evidence=plan.folder / "evidence")
+        proofs, last = plan.folder / "evidence", LastRecord(plan.folder / "record.json")
+        kit = Kit(network, plan.model.model_id, span, signer, host, journal, view, evidence=proofs, last=last)
         node = await Node.start(kit, settings)
         stack.push_async_callback(node.close)
         give_way(to=COMPUTE)
@@ -114,6 +118,7 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
         earnings = Earnings(plan.folder / "earnings.json", operator)
         outlook = PayOutlook(contracts, signer.address, plan.model.model_id)
         node.supervisor.keep_up("outlook", outlook.run)
+        node.supervisor.keep_up("self-check", _self_check(plan, contracts, host, node).run)
         market = _market(plan, host, node)
         node.supervisor.keep_up("market", market.run)
         up = Running(plan, node, host, journal, settler, span, earnings, outlook, market)
@@ -121,6 +126,11 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
             metrics.show(up)
             up.metrics_url = metrics.url
         yield up
+
+
+def _self_check(plan: ServePlan, contracts: "Bindings", host: "Host", node: "Node") -> SelfCheck:
+    blocks, operator = range(plan.model.anatomy.num_blocks), plan.signer.address
+    return SelfCheck(host, contracts.chain, node.supervisor, plan.model.model_id, blocks, operator)
 
 
 def _market(plan: ServePlan, host: "Host", node: "Node") -> Market:
@@ -217,3 +227,10 @@ async def _check_registration(contracts: "Bindings", plan: ServePlan, host: "Hos
         )
     elif known.peer_id_hash != peer_id_hash(host.peer_id):
         log.warning("the registry knows another peer id of this operator", next="hivemint node register")
+
+
+async def _check_clock(contracts: "Bindings", host: "Host") -> None:
+    """A node whose clock is off publishes by the swarm's time; its owner is told."""
+    host.clock.see_block(await contracts.chain.time())
+    if trouble := host.clock.trouble():
+        log.warning("this machine's clock is off", trouble=trouble)

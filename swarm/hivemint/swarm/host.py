@@ -7,7 +7,7 @@ underneath is a child process of ours; when it dies every link ends with that re
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hivemint.protocol.errors import BadInput, ProtocolError, SwarmError
 from hivemint.protocol.ids import ModelId, PeerId
 from hivemint.swarm.addresses import ConnectedPrefixes, is_anywhere, is_name, is_public, within_reach
 from hivemint.swarm.daemon import Daemon, full_address, split_address
+from hivemint.swarm.dht.clock import SwarmClock
 from hivemint.swarm.dht.desk import Desk
 from hivemint.swarm.dht.directory import Directory
 from hivemint.swarm.dht.keys import Keys
@@ -45,7 +46,8 @@ class HostSettings:
     `listen`: multiaddresses, () = a client that nobody can dial. `announce`: what to tell others instead, e.g. a
     proxy's port. `bootstrap`: full multiaddresses, /ip4/../tcp/../p2p/ID. `swarm_key`: at least 16 secret bytes.
     `known`: file of peers that were met before, tried when the bootstrap peers are away. `private`: whether loopback
-    and private addresses are dialled; None = if the bootstrap peers, or else this host, have no public one.
+    and private addresses are dialled; None = if the bootstrap peers, or else this host, have no public one. `clock`:
+    this machine's, seconds since 1970; None = the system's.
     """
 
     network: str
@@ -57,6 +59,7 @@ class HostSettings:
     limits: PeerLimits = field(default_factory=PeerLimits)
     known: Path | None = None
     private: bool | None = None
+    clock: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
         size = MIN_SWARM_KEY if self.swarm_key is None else len(self.swarm_key)
@@ -86,6 +89,8 @@ class Host:
         self.key = key
         self.peer_id = key.peer_id
         self.addresses = ()
+        self.clock = SwarmClock(settings.clock)
+        """The swarm's time, and what is wrong with this machine's clock."""
         self._settings, self._daemon = settings, daemon
         self._badge = Badge(settings.network, key.peer_id, settings.swarm_key)
         self._gate = Gate(settings.limits)
@@ -107,7 +112,8 @@ class Host:
             host.addresses = tuple(full_address(place, key.peer_id) for place in places)
             host._spawn(host._watch(), "p2pd watch")
             keys = Keys(settings.network, settings.swarm_key)
-            desk, known = Desk(keys, host._standing, host._prefix_soon), KnownPeers(settings.known)
+            desk = Desk(keys, host._standing, host._prefix_soon, host.clock)
+            known = KnownPeers(settings.known)
             host._directory = await Directory.join(
                 host._daemon,
                 keys,
@@ -181,6 +187,12 @@ class Host:
         """Records of nodes that serve one of `blocks`, both signatures checked; some of the nodes may be dead."""
         self._check_alive()
         return await self._directory_of().find(model_id, blocks)
+
+    async def ping(self, peer: PeerId, addresses: Sequence[str]) -> float | None:
+        """By how many seconds the clock of a peer of the directory is ahead of this one; None: no answer within 3 s."""
+        self._check_alive()
+        usable = within_reach(addresses, private=self._settings.is_private)
+        return await self._directory_of().pings.ask(peer, usable) if usable else None
 
     def rank_by(self, registry: OperatorRegistry) -> None:
         """From now on records count by their operators' stake, and those without share what is left over."""

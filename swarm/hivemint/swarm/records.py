@@ -24,8 +24,8 @@ from hivemint.swarm.identity import PeerKey, peer_text, verify
 from hivemint.swarm.messages import AddressText, PeerIdBytes, ShortText, from_wire_amount, to_wire_amount
 
 RECORD_VERSION = 1
-LIFETIME = 60.0
-"""Seconds that a record is good for; a node publishes anew well before."""
+LIFETIME = 45.0
+"""Seconds that a record is good for, and that a peer keeps one: a node publishes anew well before."""
 MAX_LIFETIME = 300.0
 """A record that claims to last longer is refused: the node would long be gone."""
 MAX_BLOCKS = 1024
@@ -113,21 +113,23 @@ def sign_record(record: NodeRecord, operator: Signer, peer_key: PeerKey) -> Sign
     return SignedRecord(payload, operator.sign(_digest(payload)), peer_key.sign(_PREFIX + payload))
 
 
-def check_record(data: bytes, *, now: float | None = None) -> CheckedRecord:
+def check_record(data: bytes, *, now: float | None = None, latest: float | None = None) -> CheckedRecord:
     """Encoding, both signatures, expiry. `now` in seconds since 1970, by default this machine's clock.
 
-    Raises ProofError with what is wrong. Network, model and span are the caller's to compare.
+    `latest`: where the time is in doubt (`dht.clock`), the latest that it may be. Raises ProofError with what is wrong.
+    Network, model and span are the caller's to compare.
     """
     checked = _check_signatures(bytes(data))
-    check_life(checked.record, now)
+    check_life(checked.record, now, latest)
     return checked
 
 
-def check_life(record: NodeRecord, now: float | None = None) -> None:
+def check_life(record: NodeRecord, now: float | None = None, latest: float | None = None) -> None:
     """Raises ProofError for a record that has expired, or claims to last longer than any node publishes."""
-    left = record.expires - (time.time() if now is None else now)
-    if left <= 0:
-        raise ProofError("A node record has expired", why=f"{-left:.0f} s ago")
+    now = time.time() if now is None else now
+    if record.expires <= now:
+        raise ProofError("A node record has expired", why=f"{now - record.expires:.0f} s ago")
+    left = record.expires - (now if latest is None else latest)
     if left > MAX_LIFETIME:
         raise ProofError("A node record claims too long a life", why=f"{left:.0f} s, at most {MAX_LIFETIME:.0f}")
 

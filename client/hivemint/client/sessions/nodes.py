@@ -81,8 +81,13 @@ class Nodes:
         """Look again at the next call."""
         self._looked = None
 
+    @property
+    def clock_trouble(self) -> str:
+        """What is wrong with this machine's clock, in a line; "" if nothing is known to be."""
+        return self._host.clock.trouble()
+
     def _without(self, peers: Collection[PeerId]) -> list[CheckedRecord]:
-        now = time.time()
+        now = self._host.clock.earliest()
         return [one for one in self._records if one.record.expires > now and one.peer not in peers]
 
     def _now(self, book: dict[PeerId, float]) -> set[PeerId]:

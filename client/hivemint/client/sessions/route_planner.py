@@ -42,11 +42,29 @@ class RoutePlanner:
 
         `blocks`: the part of the model that it leads through (None: all of it), over nodes that speak the wire form
         `wire` (None: any, the same for all). `settings.max_price` then bounds that part's price.
-        Raises SwarmError: what is missing; ValueError for blocks that the model has not.
+        Raises SwarmError: what is missing, and whether this machine's clock may be why; ValueError for blocks that the
+        model has not.
         """
         part = range(self._target.blocks) if blocks is None else blocks
         if part.step != 1 or not 0 <= part.start < part.stop <= self._target.blocks:
             raise ValueError(f"{part} is no part of blocks 0:{self._target.blocks}")
+        try:
+            return await self._route(tokens, settings, speeds, unpaid, work, part, wire)
+        except MissingBlocks as error:
+            if trouble := self._nodes.clock_trouble:
+                raise MissingBlocks(error.what, why=f"{error.why}; {trouble}", next_step=error.next_step) from None
+            raise
+
+    async def _route(
+        self,
+        tokens: int,
+        settings: ClientSettings,
+        speeds: Speeds,
+        unpaid: str,
+        work: int,
+        part: range,
+        wire: str | None,
+    ) -> Route:
         records = await self._nodes.usable()
         bid = Bid("free") if unpaid else settings.bid
         wish = Wish(

@@ -353,7 +353,11 @@ async def connect(
         host = await Host.start(
             HostSettings(place.name, listen=(), bootstrap=place.bootstrap, swarm_key=place.swarm_key, known=known)
         )
+        undo.push_async_callback(host.close)
         host.rank_by(chain.registry)
+        host.clock.see_block(await chain.time())
+        if trouble := host.clock.trouble():
+            log.warning("this machine's clock is off", trouble=trouble)
         undo.pop_all()
     target = Target(model.model_id, model.anatomy.num_blocks, model.anatomy.hidden_size)
     payer = Payer(who, place.domain, book, chain)

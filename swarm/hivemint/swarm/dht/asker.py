@@ -14,6 +14,7 @@ import msgspec
 
 from hivemint.protocol.errors import ProofError
 from hivemint.protocol.ids import PeerId
+from hivemint.swarm.dht.clock import SwarmClock
 from hivemint.swarm.dht.desk import genuine, node_id
 from hivemint.swarm.dht.keys import Keys
 from hivemint.swarm.dht.places import REST_ENTRIES
@@ -33,8 +34,8 @@ _Claim = tuple[bytes, bytes, float, NodeRecord]
 class Asker:
     """Called like the protocol's `call_find`."""
 
-    def __init__(self, protocol: Any, keys: Keys, standing: Standing) -> None:
-        self._protocol, self._keys, self._standing = protocol, keys, standing
+    def __init__(self, protocol: Any, keys: Keys, standing: Standing, clock: SwarmClock) -> None:
+        self._protocol, self._keys, self._standing, self._clock = protocol, keys, standing, clock
 
     async def __call__(self, peer: Any, keys: Collection[Any]) -> dict[Any, tuple[Any, dict[Any, Any]]] | None:
         """For each key the records that were found good, and peers nearer to it; None if `peer` does not answer."""
@@ -73,7 +74,7 @@ class Asker:
         claims = await asyncio.to_thread(self._read, lists)
         await self._standing.learn({record.operator for one in claims for *_, record in one})
         chosen = [self._choose(one) for one in claims]
-        good = await asyncio.to_thread(genuine, {data for one in chosen for _, data, _, _ in one})
+        good = await asyncio.to_thread(genuine, {data for one in chosen for _, data, _, _ in one}, self._clock)
         packed = msgspec.msgpack.encode
         return [[(peer, packed(data), expires) for peer, data, expires, _ in one if data in good] for one in chosen]
 
@@ -114,6 +115,7 @@ def _value(entries: _Entries) -> Any:
     if not entries:
         return None
     value = DictionaryDHTValue()
+    value.frozen = True  # the library would judge by this machine's clock
     for peer, packed, expires in entries:
         value.store(peer, packed, expires)
     return ValueWithExpiration(value, value.latest_expiration_time)

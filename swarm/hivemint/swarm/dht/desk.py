@@ -16,10 +16,11 @@ import msgspec
 from hivemint.protocol.errors import ProofError, SwarmError
 from hivemint.protocol.ids import PeerId
 from hivemint.swarm.budget import Budget
+from hivemint.swarm.dht.clock import SwarmClock
 from hivemint.swarm.dht.keys import Keys
 from hivemint.swarm.dht.places import Places
 from hivemint.swarm.dht.standing import Standing
-from hivemint.swarm.records import NodeRecord, check_record, is_checked, read_record
+from hivemint.swarm.records import NodeRecord, is_checked, read_record
 
 MOST_KEYS = 16
 """Of one request; a peer's look-up asks for the root of the number of blocks, at most 16 (hivemind's chunk)."""
@@ -36,17 +37,23 @@ MOST_PREFIXES = 4096
 class Desk:
     """Lives in one event loop. `places` is the storage that the DHT uses."""
 
-    def __init__(self, keys: Keys, standing: Standing, prefix_of: Callable[[PeerId], Hashable]) -> None:
-        self.standing, self.refused = standing, 0
-        self.places = Places(self._stake, ranked=lambda: standing.registry is not None)
-        self._keys, self._prefix_of = keys, prefix_of
+    def __init__(
+        self,
+        keys: Keys,
+        standing: Standing,
+        prefix_of: Callable[[PeerId], Hashable],
+        clock: SwarmClock | None = None,
+    ) -> None:
+        self.standing, self.prefix_of, self.clock, self.refused = standing, prefix_of, clock or SwarmClock(), 0
+        self.places = Places(self._stake, ranked=lambda: standing.registry is not None, clock=self.clock)
+        self._keys = keys
         self._all: Budget | None = None
         self._units: dict[Hashable, Budget] = {}
         self._signatures: dict[Hashable, Budget] = {}
 
     async def answer(self, peer: PeerId, raw: bytes, kind: Any, handler: Callable[[Any], Awaitable[Any]]) -> bytes:
         """The answer to one request of the protobuf type `kind`. Raises SwarmError, which the asker gets to read."""
-        prefix = self._prefix_of(peer)
+        prefix = self.prefix_of(peer)
         if len(raw) > MOST_REQUEST:
             raise self._refuse("is too large")
         self._spend(prefix, 1 + len(raw) / 1024)
@@ -58,7 +65,10 @@ class Desk:
         self._check_id(peer, request)
         if hasattr(request, "values"):
             await self._look_at(prefix, request)
-        answer: bytes = (await handler(request)).SerializeToString()
+        message = await handler(request)
+        if hasattr(message, "dht_time"):
+            message.dht_time = self.clock.own()
+        answer: bytes = message.SerializeToString()
         self._spend(prefix, len(answer) / 4096)
         if len(answer) > MOST_ANSWER:
             raise self._refuse("asks for too much at once")
@@ -97,7 +107,9 @@ class Desk:
             texts.difference_update(new)
         if texts:
             await self.standing.learn({record.operator for data, record in claims if data in texts})
-        return await asyncio.to_thread(genuine, texts) if any(data in texts for data in new) else genuine(texts)
+        if any(data in texts for data in new):
+            return await asyncio.to_thread(genuine, texts, self.clock)
+        return genuine(texts, self.clock)
 
     def _stake(self, value: bytes) -> int:
         with suppress(ProofError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -126,12 +138,12 @@ class Desk:
         return SwarmError(f"The request {why}")
 
 
-def genuine(texts: set[bytes]) -> set[bytes]:
+def genuine(texts: set[bytes], clock: SwarmClock) -> set[bytes]:
     """Those whose signatures hold and that have not expired."""
     good = set()
     for data in texts:
         with suppress(ProofError):
-            check_record(data)
+            clock.check(data)
             good.add(data)
     return good
 

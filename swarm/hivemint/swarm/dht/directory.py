@@ -16,17 +16,20 @@ from hivemint.protocol.errors import ProofError, SwarmError
 from hivemint.protocol.ids import ModelId, PeerId
 from hivemint.swarm.daemon import Daemon, split_address
 from hivemint.swarm.dht.asker import Asker
+from hivemint.swarm.dht.clock import SwarmClock
 from hivemint.swarm.dht.desk import Desk, node_id
 from hivemint.swarm.dht.keys import Keys
 from hivemint.swarm.dht.known import KnownPeers
-from hivemint.swarm.dht.standing import Standing
+from hivemint.swarm.dht.pings import Pings
 from hivemint.swarm.identity import peer_text
-from hivemint.swarm.records import CheckedRecord, NodeRecord, SignedRecord, check_record
+from hivemint.swarm.records import CheckedRecord, NodeRecord, SignedRecord
 
 CALL_LIMIT = 12.0
 RPC_LIMIT = 3.0
 CONNECT_LIMIT = 5.0
 REJOIN_EVERY = 10.0
+MEASURE_EVERY = 6
+"""Rounds of rejoining between looks at what time it is for others; a clock that was set is looked at in the next."""
 MEET_EVERY = 30
 """Rounds of rejoining between looks for peers to remember."""
 MOST_TRIED, MOST_REMEMBERED, ADDRESSES_A_PEER = 16, 32, 2
@@ -38,9 +41,10 @@ class Directory:
     """Made by `join`; `keep_joined` runs beside it. Every call has a time limit and raises SwarmError."""
 
     def __init__(
-        self, daemon: Daemon, node: Any, keys: Keys, bootstrap: tuple[str, ...], standing: Standing, known: KnownPeers
+        self, daemon: Daemon, node: Any, keys: Keys, bootstrap: tuple[str, ...], desk: Desk, known: KnownPeers
     ) -> None:
-        self.standing = standing
+        self.standing, self.clock = desk.standing, desk.clock
+        self.pings = Pings(daemon, node, desk)
         self._known = known
         self._published: NodeRecord | None = None
         self._daemon, self._node, self._keys, self._bootstrap = daemon, node, keys, bootstrap
@@ -64,7 +68,7 @@ class Directory:
                 node_id=DHTID.from_bytes(node_id(PeerId(daemon.p2p.peer_id.to_bytes()))),
                 initial_peers=reached or None,
                 client_mode=client_only,
-                record_validator=_validator(keys),
+                record_validator=_validator(keys, desk.clock),
                 ensure_bootstrap_success=False,
                 strict=False,
                 wait_timeout=RPC_LIMIT,
@@ -73,14 +77,16 @@ class Directory:
                 cache_nearest=0,
             )
         node.protocol.storage = desk.places
-        node.protocol.call_find = Asker(node.protocol, keys, desk.standing)
-        return cls(daemon, node, keys, bootstrap, desk.standing, known)
+        node.protocol.call_find = Asker(node.protocol, keys, desk.standing, desk.clock)
+        directory = cls(daemon, node, keys, bootstrap, desk, known)
+        await directory._measure()
+        return directory
 
     async def publish(self, signed: SignedRecord) -> None:
         """Store the record under every block of its span. Raises ProofError for a record that others would refuse."""
-        record = check_record(signed.to_bytes()).record
+        record = self.clock.check(signed.to_bytes()).record
         self._keys.check_network(record)
-        self._published = record
+        self._published = self._published if record.leaving else record
         names = [self._keys.name(ModelId(record.model_id), block) for block in record.blocks]
         async with _limited("Publishing the node's record"):
             stored = await self._node.store_many(
@@ -91,7 +97,7 @@ class Directory:
             raise SwarmError(
                 "The DHT did not take the node's record",
                 why="no peer stored it, or a newer one is there",
-                next_step="check this machine's clock and the bootstrap peers",
+                next_step=self.clock.trouble() or "check this machine's clock and the bootstrap peers",
             )
 
     async def _has(self, record: NodeRecord) -> bool:
@@ -114,7 +120,7 @@ class Directory:
         for answer in found.values():
             entries = answer.value if answer is not None and isinstance(answer.value, dict) else {}
             texts.update((peer, entry.value) for peer, entry in entries.items() if _is_bytes(peer, entry.value))
-        checked = await asyncio.to_thread(_checked, texts)
+        checked = await asyncio.to_thread(_checked, texts, self.clock)
         newest: dict[PeerId, CheckedRecord] = {}
         for one in checked:
             record = one.record
@@ -147,6 +153,8 @@ class Directory:
             for address in (*self._bootstrap, *(self._known.addresses()[:MOST_TRIED] if alone else ())):
                 await self._bring_back(address)
             rounds += 1
+            if rounds % MEASURE_EVERY == 0 or self.clock.stepped or not self.clock.votes:
+                await self._measure()
             if rounds % MEET_EVERY == 1:
                 await self._meet()
             await asyncio.to_thread(self._known.save)
@@ -159,6 +167,14 @@ class Directory:
             with contextlib.suppress(SwarmError):
                 async with _limited("Asking a bootstrap peer"):
                     await self._node.protocol.call_ping(peer)
+
+    async def _measure(self) -> None:
+        """Bootstrap peers that are there are asked for their time first: the network's file names them."""
+        from hivemind.p2p import PeerID
+
+        table = self._node.protocol.routing_table
+        named = [split_address(address)[0] for address in self._bootstrap]
+        await self.pings.measure([peer for peer in named if table.get(peer_id=PeerID(bytes(peer))) is not None])
 
     async def _meet(self) -> None:
         """A node looks up its own model now and then: these are the peers to return to."""
@@ -174,7 +190,7 @@ class Directory:
                 await self._node.shutdown()
 
 
-def _validator(keys: Keys) -> Any:
+def _validator(keys: Keys, clock: SwarmClock) -> Any:
     from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 
     class NodeRecords(RecordValidatorBase):  # type: ignore[misc]
@@ -184,7 +200,7 @@ def _validator(keys: Keys) -> Any:
             try:
                 value = msgspec.msgpack.decode(record.value, type=bytes)
                 subkey = msgspec.msgpack.decode(record.subkey, type=bytes)
-                keys.check_place(check_record(value).record, bytes(record.key), subkey, record.expiration_time)
+                keys.check_place(clock.check(value).record, bytes(record.key), subkey, record.expiration_time)
             except (ProofError, msgspec.MsgspecError, UnicodeDecodeError):
                 return False
             return True
@@ -238,11 +254,11 @@ def _is_bytes(*values: object) -> bool:
     return all(isinstance(value, bytes) for value in values)
 
 
-def _checked(texts: set[tuple[bytes, bytes]]) -> list[CheckedRecord]:
+def _checked(texts: set[tuple[bytes, bytes]], clock: SwarmClock) -> list[CheckedRecord]:
     good = []
     for peer, text in texts:
         with contextlib.suppress(ProofError):
-            one = check_record(text)
+            one = clock.check(text)
             if one.peer == peer:
                 good.append(one)
     return good

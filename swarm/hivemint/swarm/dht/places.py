@@ -2,12 +2,15 @@
 
 A place is one block's list of records by peer id. Registered operators win entries by stake, the others share a
 bounded rest; a place fits a sixteenth of the largest answer that the daemon carries, and all of them a bounded memory.
+An entry stays for a record's usual life from when it came, whatever it claims: so the dead are gone by any clock.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from hivemint.swarm.dht.clock import SwarmClock
+from hivemint.swarm.records import LIFETIME
 
 PLACE_BYTES, REST_BYTES = 48 * 1024, 8 * 1024
 """Of one place: for registered operators, and for all others."""
@@ -22,6 +25,9 @@ SWEEP_EVERY = 5.0
 class _Stored:
     value: bytes
     expires: float
+    """By its record; the later one is the newer one."""
+    until: float
+    """By the steady clock."""
     stake: int
 
     @property
@@ -36,9 +42,9 @@ Stake = Callable[[bytes], int]
 class Places:
     """The storage of hivemind's DHT protocol: `store`, `store_subkey`, `get`, `items`."""
 
-    def __init__(self, stake: Stake, *, ranked: Callable[[], bool]) -> None:
+    def __init__(self, stake: Stake, *, ranked: Callable[[], bool], clock: SwarmClock | None = None) -> None:
         """`ranked`: whether a registry tells who is registered; without it all entries share a whole place."""
-        self._stake, self._ranked = stake, ranked
+        self._stake, self._ranked, self._clock = stake, ranked, clock or SwarmClock()
         self._places: dict[Any, dict[bytes, _Stored]] = {}
         self._bytes = self._rest_bytes = 0
         self._swept = 0.0
@@ -53,13 +59,13 @@ class Places:
         return subkey is not None and self.store_subkey(key, subkey, value, expiration_time)
 
     def store_subkey(self, key: Any, subkey: bytes, value: bytes, expiration_time: float) -> bool:
-        now = time.time()
+        now = self._clock.steady()
         self._sweep(now)
         place = self._places.get(key, {})
-        known = place.get(subkey)
-        if expiration_time <= now or (known is not None and known.expires >= expiration_time):
+        known, left = place.get(subkey), expiration_time - self._clock.earliest()
+        if left <= 0 or (known is not None and known.until > now and known.expires >= expiration_time):
             return False
-        entry = _Stored(value, expiration_time, self._stake(value))
+        entry = _Stored(value, expiration_time, now + min(left, LIFETIME), self._stake(value))
         leaving = self._make_room(place, subkey, entry)
         if leaving is None:
             return False
@@ -74,11 +80,12 @@ class Places:
         from hivemind.dht.storage import DictionaryDHTValue
         from hivemind.utils.timed_storage import ValueWithExpiration
 
-        now = time.time()
-        live = {peer: entry for peer, entry in self._places.get(key, {}).items() if entry.expires > now}
+        now = self._clock.steady()
+        live = {peer: entry for peer, entry in self._places.get(key, {}).items() if entry.until > now}
         if not live:
             return None
         value = DictionaryDHTValue()
+        value.frozen = True  # the library would judge by this machine's clock
         for peer, entry in live.items():
             value.store(peer, entry.value, entry.expires)
         return ValueWithExpiration(value, value.latest_expiration_time)
@@ -115,7 +122,7 @@ class Places:
             return
         self._swept = now
         for key, place in list(self._places.items()):
-            for peer in [peer for peer, entry in place.items() if entry.expires <= now]:
+            for peer in [peer for peer, entry in place.items() if entry.until <= now]:
                 self._drop(place, peer)
             if not place:
                 del self._places[key]
