@@ -82,30 +82,26 @@ def lowest(blocks: int, placed: Sequence[Placed]) -> float:
 def choose(blocks: int, others: Sequence[Placed], size: int, rate: float) -> Choice:
     """The span of `size` blocks (of all, where there are fewer) in which a node of `rate` helps most; of equal spans
     the first. Raises ValueError for a node without blocks or rate."""
-    if size < 1 or rate <= 0:
-        raise ValueError(f"{size} blocks at {rate} rows/s can't be placed")
-    size = min(size, blocks)
     without = levels(blocks, others)
-    first = int(_wants(without, size, rate).argmin())
-    return Choice(
-        first, first + size, float(without.min()), lowest(blocks, [*others, Placed(first, first + size, rate)])
-    )
+    first, end = _neediest(without, size, rate)
+    return Choice(first, end, float(without.min()), lowest(blocks, [*others, Placed(first, end, rate)]))
 
 
 def better(blocks: int, others: Sequence[Placed], own: Placed, size: int) -> Choice | None:
     """Where a node that serves `own` should go; None: it stays. `before` of the choice: with the node where it is.
 
     It moves where blocks without any node become fewer, or where the lowest level rises by GAIN of its share; never
-    where blocks that others need would be left without.
+    where more blocks than before would be left without.
     """
-    found = choose(blocks, others, size, own.rate)
-    if found.span == (own.first, own.end):
+    first, end = _neediest(levels(blocks, others), size, own.rate)
+    there = Placed(first, end, own.rate)
+    if there == own:
         return None
-    holes = _holes(blocks, [*others, own])
-    left = _holes(blocks, [*others, Placed(*found.span, own.rate)])
-    now = lowest(blocks, [*others, own])
-    clear = found.after - now >= GAIN * own.rate / blocks
-    return replace(found, before=now) if left < holes or (left == holes and clear) else None
+    holes, left = _holes(blocks, [*others, own]), _holes(blocks, [*others, there])
+    if left > holes:
+        return None
+    now, then = lowest(blocks, [*others, own]), lowest(blocks, [*others, there])
+    return Choice(first, end, now, then) if left < holes or then - now >= GAIN * own.rate / blocks else None
 
 
 class _Shares:
@@ -145,6 +141,15 @@ def _fill(here: Levels, rate: float) -> float:
     ordered = np.sort(here)
     tops = (rate + ordered.cumsum()) / np.arange(1, len(ordered) + 1)
     return float(tops.min())
+
+
+def _neediest(without: Levels, size: int, rate: float) -> tuple[int, int]:
+    """The span in which the node is wanted most."""
+    if size < 1 or rate <= 0:
+        raise ValueError(f"{size} blocks at {rate} rows/s can't be placed")
+    size = min(size, len(without))
+    first = int(_wants(without, size, rate).argmin())
+    return first, first + size
 
 
 def _wants(without: Levels, size: int, rate: float) -> Levels:
