@@ -12,16 +12,19 @@ from collections.abc import Sequence
 import numpy as np
 from placement_model import BLOCKS, Machine, Places
 
-from hivemint.node.placement.rule import Placed, better, choose
-from hivemint.node.placement.watch import LOOK_EVERY, pause
+from hivemint.node.placement.rule import Placed, choose
+from hivemint.node.placement.watch import LOOK_EVERY, Moves, pause
 
 Span = tuple[int, int]
 
 
 class Ours:
-    """By `hivemint.node.placement.rule`; looks as often as `watch` has it look."""
+    """By `hivemint.node.placement`; looks as often as `watch` has it look."""
 
     name, sees_loading = "ours", False
+
+    def __init__(self) -> None:
+        self._moves: dict[Machine, Moves] = {}
 
     def pause(self, count: int, source: random.Random) -> float:
         return pause(LOOK_EVERY, count, source)
@@ -31,7 +34,8 @@ class Ours:
 
     def look(self, machine: Machine, view: Places, source: random.Random) -> Span | None:
         others = _placed({one: span for one, span in view.items() if one is not machine})
-        found = better(BLOCKS, others, Placed(*view[machine], machine.useful), machine.holds)
+        own, moves = Placed(*view[machine], machine.useful), self._moves.setdefault(machine, Moves())
+        found = moves.decide(BLOCKS, others, own, machine.holds)
         return found.span if found else None
 
     def repair(self, places: Places, source: random.Random) -> dict[Machine, Span]:

@@ -115,7 +115,7 @@ class NodeSettings(Settings):
     """Seconds that a stopping node gives to the steps under way."""
     max_blocks: Annotated[int, Field(ge=0)] = 0
     """Blocks that a node which chooses them itself serves at most; 0 = as many as fit the memory."""
-    look_again: Annotated[float, Field(ge=0)] = 600.0
+    look_again: Annotated[float, Field(ge=0)] = 300.0
     """Seconds between looks whether a node that chose its blocks helps more elsewhere, on average; 0 = it stays."""
     hand_over: Annotated[float, Field(ge=0, le=3600)] = 60.0
     """Seconds that a node which moves gives its sessions to end by themselves; those left then are told to move."""

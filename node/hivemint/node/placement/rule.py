@@ -28,6 +28,11 @@ less: a block that nobody serves is 10^8 times as wanting as one at the mean."""
 GAIN = 0.1
 """What a move must bring to the lowest level, as a share of what the node would bring if its rate were spread evenly
 over all blocks of the model."""
+AWAY = 0.1
+"""What a move must bring to the lowest level, as a share of what that level loses until the node serves again: it pays
+when the node stays ten times as long as it was away."""
+FEW = 24
+"""Nodes up to which each looks whether a move suits another better; more of them look so rarely that few meet."""
 MOST_CLAIMED = 4.0
 """Times the median rate that a node's word about itself counts at most: who claims more keeps nobody away."""
 
@@ -90,18 +95,35 @@ def choose(blocks: int, others: Sequence[Placed], size: int, rate: float) -> Cho
 def better(blocks: int, others: Sequence[Placed], own: Placed, size: int) -> Choice | None:
     """Where a node that serves `own` should go; None: it stays. `before` of the choice: with the node where it is.
 
-    It moves where blocks without any node become fewer, or where the lowest level rises by GAIN of its share; never
-    where more blocks than before would be left without.
+    It moves where blocks without any node become fewer, or where the lowest level rises by GAIN of its share and by AWAY
+    of what the swarm can do less until it serves again. It never leaves a block alone that nobody else serves, not
+    for as long as the move takes, unless the swarm can do nothing as it is.
     """
-    first, end = _neediest(levels(blocks, others), size, own.rate)
+    without = levels(blocks, others)
+    first, end = _neediest(without, size, own.rate)
     there = Placed(first, end, own.rate)
     if there == own:
         return None
-    holes, left = _holes(blocks, [*others, own]), _holes(blocks, [*others, there])
-    if left > holes:
+    holes, meanwhile = _holes(blocks, [*others, own]), _holes(blocks, others)
+    left = _holes(blocks, [*others, there])
+    if left > holes or (meanwhile > holes and not (holes and left < holes)):
         return None
     now, then = lowest(blocks, [*others, own]), lowest(blocks, [*others, there])
-    return Choice(first, end, now, then) if left < holes or then - now >= GAIN * own.rate / blocks else None
+    enough = max(GAIN * own.rate / blocks, AWAY * (now - float(without.min())))
+    return Choice(first, end, now, then) if left < holes or then - now >= enough else None
+
+
+def suits_another(blocks: int, others: Sequence[Placed], own: Placed, found: Choice) -> bool:
+    """Whether another node's move would help more than what `own` has found: of at most FEW nodes, who all see the same
+    records, so that one goes and the others wait for it."""
+    if len(others) >= FEW:
+        return False
+    for index, other in enumerate(others):
+        rest = [*others[:index], *others[index + 1 :], own]
+        move = better(blocks, rest, other, other.end - other.first)
+        if move is not None and (move.after, other.rate) > (found.after, own.rate):
+            return True
+    return False
 
 
 class _Shares:

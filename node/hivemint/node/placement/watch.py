@@ -1,23 +1,24 @@
 """Looks again, now and then, whether the node would help more elsewhere, and tells once it is clear.
 
 Nodes see each other's moves only when they serve again. So that not all run to the same hole: each looks at its own
-random times, the more nodes there are the more rarely, and moves where a second look, after a pause of its own, finds
-what the first one found: that the move clearly helps.
+random times, the more nodes there are the more rarely; a move that suits another node better is left to it once; and a
+node moves where a second look, after a pause of its own, finds what the first one found: that the move clearly helps.
 """
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
 
-from hivemint.node.placement.rule import Choice, Placed, believed, better
+from hivemint.node.placement.rule import Choice, Placed, believed, better, suits_another
 from hivemint.protocol.errors import HivemintError
 from hivemint.protocol.ids import Address, ModelId
 from hivemint.swarm.records import CheckedRecord
 
 log = structlog.get_logger(__name__)
-LOOK_EVERY = 600.0
+LOOK_EVERY = 300.0
 """Seconds between a node's looks, on average, in a swarm of MANY nodes or fewer."""
 MANY = 16
 SECOND = 0.1
@@ -37,6 +38,24 @@ def pause(every: float, nodes: int, source: random.Random) -> float:
     """Seconds until the next look: in all swarms about MANY nodes look in `every` seconds, or all where there are
     fewer."""
     return every * max(1.0, nodes / MANY) * source.uniform(0.5, 1.5)
+
+
+class Moves:
+    """What one node decides, look by look."""
+
+    def __init__(self) -> None:
+        self._waited = False
+
+    def decide(self, blocks: int, others: Sequence[Placed], own: Placed, size: int) -> Choice | None:
+        """Where it should go now; None: it stays, or waits until its next look for a node that the move suits better
+        (which may never move: so it waits once)."""
+        found = better(blocks, others, own, size)
+        if found is None:
+            self._waited = False
+        elif not self._waited and suits_another(blocks, others, own, found):
+            self._waited = True
+            return None
+        return found
 
 
 class PlacementWatch:
@@ -60,7 +79,7 @@ class PlacementWatch:
         self._records, self._model, self._blocks, self._operator = records, model, blocks, operator
         self._own, self._size, self._every = own, size, every
         self._source = source or random.Random()  # noqa: S311 - it is for chance, not for secrets
-        self._nodes = 1
+        self._nodes, self._moves = 1, Moves()
 
     async def run(self) -> None:
         """Until cancelled, or until a move is clear. A swarm that does not answer is looked at again."""
@@ -86,7 +105,8 @@ class PlacementWatch:
         found = await self._records.find(self._model, range(self._blocks))
         others = placed(found, self._records, self._operator, self._blocks)
         self._nodes = len(others) + 1
-        return await asyncio.to_thread(better, self._blocks, believed(others, self._own.rate), self._own, self._size)
+        known = believed(others, self._own.rate)
+        return await asyncio.to_thread(self._moves.decide, self._blocks, known, self._own, self._size)
 
 
 def placed(found: list[CheckedRecord], records: Records, own: Address, blocks: int) -> list[Placed]:
