@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ def events(child: Child) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith('{"event": ')]
 
 
-async def event(child: Child, *names: str) -> list[dict[str, Any]]:
+def event(child: Child, *names: str) -> list[dict[str, Any]]:
     """All events, once these are the last ones in this order."""
-    async with asyncio.timeout(PATIENCE):
-        while tuple(one["event"] for one in events(child))[-len(names) :] != names:
-            assert child.alive, Path(child.log).read_text()[-2000:]
-            await asyncio.sleep(0.2)
+    limit = time.monotonic() + PATIENCE
+    while tuple(one["event"] for one in events(child))[-len(names) :] != names:
+        assert child.alive, Path(child.log).read_text()[-2000:]
+        assert time.monotonic() < limit, events(child)
+        time.sleep(0.2)
     return events(child)
 
 
@@ -58,6 +60,7 @@ def span(text: str) -> tuple[int, int]:
     return int(first), int(end)
 
 
+@pytest.mark.timeout(600)
 def test_it_is_placed_and_moves_to_the_blocks_that_lose_their_node(net: LocalNet, tmp_path: Path) -> None:
     words = ["--network", str(net.network_file), "--wallet", "dave", "--password-file", str(net.folder / "password")]
     command = hivemint("node", "start", net.model_argument, *words, "--yes")
@@ -77,7 +80,7 @@ def test_it_is_placed_and_moves_to_the_blocks_that_lose_their_node(net: LocalNet
         assert end - first == HALF
         lost = net.plans[0] if first >= HALF / 2 else net.plans[1]  # of which it serves less
         net.child(lost.operator).stop()
-        *_, moving, again = asyncio.run(event(child, "moving", "ready"))
+        *_, moving, again = event(child, "moving", "ready")
         assert span(moving["to"]) == span(again["blocks"]) == (lost.first, lost.end)
         assert moving["why"].startswith("blocks had no node; with it: ")
         assert again["peer"] == ready["peer"]

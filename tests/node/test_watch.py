@@ -80,8 +80,10 @@ async def test_a_move_that_another_has_made_meanwhile_is_not_made_again() -> Non
     listed = Moving()
     one = watch(listed, Placed(0, 2, 10))
     task = asyncio.create_task(one.run())
-    while listed.looks < 6:
-        await asyncio.sleep(0.001)
+    for _ in range(10_000):
+        if listed.looks >= 6:
+            break
+        await asyncio.sleep(0.005)
     assert not one.chosen.done()
     task.cancel()
 
