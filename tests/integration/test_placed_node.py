@@ -1,4 +1,4 @@
-"""`hivemint node start MODEL` without blocks, as a process: it measures, chooses, serves, and moves when another leaves."""
+"""`hivemint node start MODEL` without blocks, as a process: it measures, chooses, serves, and moves when one leaves."""
 
 import asyncio
 import json

@@ -10,7 +10,7 @@ import pytest
 from hivemint.node.placement.rule import Placed
 from hivemint.node.placement.watch import MANY, PlacementWatch, pause, placed
 from hivemint.protocol.errors import SwarmError
-from hivemint.protocol.ids import Credits, ModelId
+from hivemint.protocol.ids import BlockIndex, Credits, ModelId
 from hivemint.swarm.identity import PeerKey
 from hivemint.swarm.records import CheckedRecord, NodeRecord, check_record, sign_record
 from support.promises import signer
@@ -24,8 +24,8 @@ def record(number: int, first: int, end: int, tokens_per_s: float) -> CheckedRec
     told = NodeRecord(
         network="test",
         model_id=MODEL,
-        first_block=first,
-        end_block=end,
+        first_block=BlockIndex(first),
+        end_block=BlockIndex(end),
         peer=key.peer_id,
         operator=who.address,
         numerics=("fp32/fp32/fp32",),

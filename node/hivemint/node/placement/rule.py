@@ -95,9 +95,9 @@ def choose(blocks: int, others: Sequence[Placed], size: int, rate: float) -> Cho
 def better(blocks: int, others: Sequence[Placed], own: Placed, size: int) -> Choice | None:
     """Where a node that serves `own` should go; None: it stays. `before` of the choice: with the node where it is.
 
-    It moves where blocks without any node become fewer, or where the lowest level rises by GAIN of its share and by AWAY
-    of what the swarm can do less until it serves again. It never leaves a block alone that nobody else serves, not
-    for as long as the move takes, unless the swarm can do nothing as it is.
+    It moves where blocks without any node become fewer, or where the lowest level rises by GAIN of its share and by
+    AWAY of what the swarm can do less until it serves again. It never leaves a block alone that nobody else serves,
+    not for as long as the move takes, unless the swarm can do nothing as it is.
     """
     without = levels(blocks, others)
     first, end = _neediest(without, size, own.rate)
