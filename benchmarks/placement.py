@@ -42,7 +42,8 @@ Rule = Ours | Petals | Parallax
 
 def settled(rule: Rule, machines: Sequence[Machine], seed: int) -> Places:
     """All have come, and looked again until nobody moves, or ROUNDS times."""
-    source, places = random.Random(seed), {}
+    source = random.Random(seed)
+    places: dict[Machine, Span] = {}
     for machine in machines:
         places[machine] = rule.join(machine, places, source)
         places.update(rule.repair(places, source))

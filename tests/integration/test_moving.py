@@ -76,7 +76,7 @@ async def begin_at(span: tuple[int, int], folder: Path, home: Path, boot: tuple[
     journal = Journal.open(f"sqlite:///{home / 'moved.db'}", DOMAIN, who.address)
     loaded = Span.load(folder, BlockIndex(span[0]), BlockIndex(span[1]))
     kit = Kit(NETWORK, MODEL, loaded, who, host, journal, FakeFunds())
-    return await Node.start(kit, NodeSettings(ask=ASK, kv_bytes=1 << 22, max_rows=16))
+    return await Node.start(kit, NodeSettings.load(ask=ASK, kv_bytes=1 << 22, max_rows=16))
 
 
 async def test_a_text_goes_on_through_a_move(tmp_path: Path) -> None:

@@ -16,18 +16,18 @@ pytest_plugins = ["support.models", "support.node_pair"]
 
 
 def test_a_real_block_runs(smollm2: LocalModel) -> None:
-    assert 0.1 < rate(smollm2, NodeSettings(threads=1)) < 1e6
+    assert 0.1 < rate(smollm2, NodeSettings.load(threads=1)) < 1e6
 
 
 def test_the_operators_limit_bounds_what_fits(smollm2: LocalModel) -> None:
-    assert room(smollm2, NodeSettings(max_blocks=3)).blocks == 3
-    assert room(smollm2, NodeSettings()).blocks > 3
+    assert room(smollm2, NodeSettings.load(max_blocks=3)).blocks == 3
+    assert room(smollm2, NodeSettings.load()).blocks > 3
 
 
 def test_a_machine_without_room_is_told_what_would_help(smollm2: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "free_memory", lambda: 1 << 20)
     with pytest.raises(ConfigError, match="Not one block") as told:
-        room(smollm2, NodeSettings())
+        room(smollm2, NodeSettings.load())
     assert "precision" in told.value.next_step
 
 

@@ -19,7 +19,7 @@ import typer
 
 from hivemint.cli.console import out, run_async, show_error, shown
 from hivemint.cli.node.operators import unlock, with_contracts
-from hivemint.cli.node.placing import Around, Place, at, find_place, look_around
+from hivemint.cli.node.placing import Around, ChosenPlace, at, find_place, look_around
 from hivemint.cli.node.registering import GAS, Difference, Wanted, carry_out, coins, difference, question
 from hivemint.cli.node.standing import last_seen, running
 from hivemint.cli.transact import load_network
@@ -352,7 +352,7 @@ def _price(plan: "ServePlan", around: Around, wish: StartWish) -> "ServePlan":
     return replace(plan, settings=settings.model_copy(update={"ask_auto": True}))
 
 
-def _tell(plan: "ServePlan", chain: OnChain, place: Place | None) -> None:
+def _tell(plan: "ServePlan", chain: OnChain, place: ChosenPlace | None) -> None:
     """All that the question is about."""
     from hivemint.node.reach import best_fix, reaches
 

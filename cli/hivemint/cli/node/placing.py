@@ -73,7 +73,7 @@ async def look_around(network: Network, model: LocalModel, own: Address) -> Arou
 
 
 @dataclass(frozen=True)
-class Place:
+class ChosenPlace:
     """The span that was chosen, what it was chosen by, and what others serve and ask there."""
 
     choice: "Choice"
@@ -105,7 +105,7 @@ def helps(choice: "Choice") -> str:
     return f"the swarm's weakest block goes from {choice.before:,.1f} to {choice.after:,.1f} tokens/s"
 
 
-def earns(place: Place, settings: "NodeSettings") -> str:
+def earns(place: ChosenPlace, settings: "NodeSettings") -> str:
     """What the node takes if paid work keeps it busy, one row at a time, at its ask; and whether there is such work."""
     first, end = place.choice.span
     ask = expected_ask(settings, place.around.asking(first, end))
@@ -133,7 +133,7 @@ def expected_ask(settings: "NodeSettings", rivals: "list[Rival]") -> Credits:
     return Credits(rule.next(settings.first_ask, rivals, at_once=True))
 
 
-def find_place(plan: "ServePlan", around: Around) -> Place:
+def find_place(plan: "ServePlan", around: Around) -> ChosenPlace:
     """Measure this machine, and choose. Takes seconds: a block of the model is loaded and run. Raises ConfigError."""
     from hivemint.node.placement.measure import Measured, rate, room
     from hivemint.node.placement.rule import believed, choose
@@ -142,10 +142,10 @@ def find_place(plan: "ServePlan", around: Around) -> Place:
     measured = Measured(fits.blocks, rate(plan.model, plan.settings), around.trip)
     others = believed(around.placed, measured.rate)
     choice = choose(plan.model.anatomy.num_blocks, others, measured.blocks, measured.rate)
-    return Place(choice, measured, fits, around)
+    return ChosenPlace(choice, measured, fits, around)
 
 
-def at(plan: "ServePlan", place: Place) -> "ServePlan":
+def at(plan: "ServePlan", place: ChosenPlace) -> "ServePlan":
     """The plan at that place. The node looks again later, as nobody has named its blocks."""
     return replace(plan, first=place.choice.first, end=place.choice.end, measured=place.measured)
 

@@ -290,7 +290,8 @@ async def _leaving(up: "Running", stop: asyncio.Event, end: asyncio.Event) -> "C
     asked = asyncio.create_task(stop.wait())
     try:
         if up.placement is not None:
-            await asyncio.wait({asked, up.placement.chosen}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {asked, up.placement.chosen}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if up.placement is None or asked.done():
             await asked
             return None
