@@ -19,6 +19,7 @@ NAMES = (
     "footprint",
     "gas",
     "selfdealing",
+    "placement",
     "hostile",
     "lookups",
     "soak",

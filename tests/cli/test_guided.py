@@ -27,7 +27,7 @@ def test_all_that_is_missing_is_named_at_once(home: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("HIVEMINT_PASSWORD")
     refused = error_of(verbs.app, "start", "a-model")
     assert isinstance(refused, ConfigError)
-    for flag in ("--network FILE", "--wallet NAME", "--blocks FIRST:END", "--password-file FILE", "HIVEMINT_PASSWORD"):
+    for flag in ("--network FILE", "--wallet NAME", "--password-file FILE", "HIVEMINT_PASSWORD"):
         assert flag in refused.what
     assert "no terminal" in refused.why
     assert not list(home.glob("keystores/*")), "nothing was made"

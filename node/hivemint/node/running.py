@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hivemint.ledger.settlement.outlook import PayOutlook
     from hivemint.ledger.settlement.settler import Settler
     from hivemint.node.market import Market
+    from hivemint.node.placement.measure import Measured
+    from hivemint.node.placement.watch import PlacementWatch
     from hivemint.node.server import Node
     from hivemint.node.span.span import Span
     from hivemint.swarm.host import Host
@@ -38,6 +40,8 @@ class ServePlan:
     home: Home
     new_books: bool = False
     """The user has said that books of this chain may begin beside those of another one."""
+    measured: "Measured | None" = None
+    """What the blocks were chosen by; None: the user has named them, and the node stays there."""
 
     @property
     def folder(self) -> Path:
@@ -61,6 +65,8 @@ class Running:
     earnings: "Earnings"
     outlook: "PayOutlook"
     market: "Market"
+    placement: "PlacementWatch | None" = None
+    """None: it stays where it is."""
     metrics_url: str | None = None
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 

@@ -49,6 +49,8 @@ LOOK_EVERY = 2.0
 """Seconds between looks whether the published figures have changed much."""
 TAKE_BACK = 2.0
 """Seconds that a node which leaves gives to the directory."""
+HANDING = 0.1
+"""Seconds between looks whether the sessions of a node that moves have ended."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,19 @@ class Node:
             self._broke = error
             log.error("the node cannot go on", reason=str(error))
             raise
+
+    async def hand_over(self, within: float) -> int:
+        """Before a move: take nobody in, say so in the directory, and stay until the sessions have ended by themselves,
+        `within` seconds at most. How many are left: `close` finishes their steps and tells their clients to go on
+        elsewhere.
+        """
+        self.registry.draining = True
+        await self._take_back()
+        for _ in range(round(within / HANDING)):
+            if not self.registry.occupants:
+                break
+            await asyncio.sleep(HANDING)
+        return len(self.registry.occupants)
 
     async def close(self) -> None:
         """Drain: finish what was taken, close the sessions, then the links. The journal and host are the maker's.

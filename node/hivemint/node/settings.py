@@ -113,6 +113,12 @@ class NodeSettings(Settings):
     """Prometheus on loopback; 0 = any free port, none = off."""
     drain: Annotated[float, Field(ge=0)] = 20.0
     """Seconds that a stopping node gives to the steps under way."""
+    max_blocks: Annotated[int, Field(ge=0)] = 0
+    """Blocks that a node which chooses them itself serves at most; 0 = as many as fit the memory."""
+    look_again: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds between looks whether a node that chose its blocks helps more elsewhere, on average; 0 = it stays."""
+    hand_over: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    """Seconds that a node which moves gives its sessions to end by themselves; those left then are told to move."""
     hung_times: Annotated[float, Field(ge=2)] = 100.0
     """A batch that takes this many times what its rows usually cost is a hung device, and the node ends."""
     hung_least: Annotated[float, Field(gt=0)] = 30.0

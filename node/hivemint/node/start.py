@@ -16,6 +16,8 @@ from hivemint.node.identity import IdentityLock
 from hivemint.node.last_record import LastRecord
 from hivemint.node.market import AskRule, Market
 from hivemint.node.self_check import SelfCheck
+from hivemint.node.placement.rule import Placed
+from hivemint.node.placement.watch import PlacementWatch
 from hivemint.node.settings import NodeSettings, free_cores
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import ConfigError, ModelError
@@ -121,7 +123,9 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
         node.supervisor.keep_up("self-check", _self_check(plan, contracts, host, node).run)
         market = _market(plan, host, node)
         node.supervisor.keep_up("market", market.run)
-        up = Running(plan, node, host, journal, settler, span, earnings, outlook, market)
+        if (placement := _placement(plan, host)) is not None:
+            node.supervisor.keep_up("placement", placement.run)
+        up = Running(plan, node, host, journal, settler, span, earnings, outlook, market, placement)
         if metrics is not None:
             metrics.show(up)
             up.metrics_url = metrics.url
@@ -139,6 +143,15 @@ def _market(plan: ServePlan, host: "Host", node: "Node") -> Market:
     rule = AskRule(settings.ask_floor, settings.ask_ceiling) if settings.ask_auto else None
     blocks, operator = range(plan.first, plan.end), plan.signer.address
     return Market(host, plan.model.model_id, blocks, operator, lambda: offer.ask, offer.reprice, rule)
+
+
+def _placement(plan: ServePlan, host: "Host") -> PlacementWatch | None:
+    """Looks again where the node has chosen its blocks."""
+    measured, every = plan.measured, plan.settings.look_again
+    if measured is None or not every:
+        return None
+    own, blocks = Placed(plan.first, plan.end, measured.rate), plan.model.anatomy.num_blocks
+    return PlacementWatch(host, plan.model.model_id, blocks, plan.signer.address, own, measured.blocks, every)
 
 
 def _alone(what: str, identity: bytes, plan: ServePlan, stack: AsyncExitStack) -> None:

@@ -6,6 +6,7 @@ Nothing costs anything before that one question. Without a terminal nothing is a
 """
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import typer
 
 from hivemint.cli.console import out, run_async, show_error, shown
 from hivemint.cli.node.operators import unlock, with_contracts
-from hivemint.cli.node.placing import Around, in_words, look_around, room, weakest
+from hivemint.cli.node.placing import Around, ChosenPlace, at, find_place, look_around
 from hivemint.cli.node.registering import GAS, Difference, Wanted, carry_out, coins, difference, question
 from hivemint.cli.node.standing import last_seen, running
 from hivemint.cli.transact import load_network
@@ -97,7 +98,6 @@ def as_told(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
         for given, flag in (
             (wish.network, "--network FILE (or HIVEMINT_NETWORK)"),
             (wish.wallet, "--wallet NAME (or HIVEMINT_WALLET)"),
-            (wish.blocks, "--blocks FIRST:END"),
             (wish.password_file or os.environ.get(PASSWORD_VARIABLE), f"--password-file FILE (or {PASSWORD_VARIABLE})"),
         )
         if given is None
@@ -108,14 +108,25 @@ def as_told(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
             why="there is no terminal to ask at",
             next_step="pass what is missing, or start it at a terminal: there it asks",
         )
-    first, end = parse_blocks(str(wish.blocks))
+    first, end = parse_blocks(wish.blocks) if wish.blocks else (0, 1)
     network, wallet, home = load_network(wish.network), str(wish.wallet), Home.open()
     found = find_model(network, wish.model, first, end, home)
     signer = unlock(home, wallet, wish.password_file)
     plan = ServePlan(network, found, first, end, wish.name or wallet, signer, settings, home, wish.new_books)
+    if not wish.blocks:
+        plan = _placed(plan)
     if wish.yes:
         _register(plan, run_async(_look(plan)))
     return plan
+
+
+def _placed(plan: "ServePlan") -> "ServePlan":
+    """Without questions: where it is placed and why is one machine-readable line."""
+    place = find_place(plan, run_async(look_around(plan.network, plan.model, plan.signer.address)))
+    first, end = place.choice.span
+    told = {"event": "placed", "blocks": f"{first}:{end}", "why": place.why} | dict(place.lines(plan.settings))
+    typer.echo(json.dumps(told))
+    return at(plan, place)
 
 
 def from_nothing(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
@@ -133,16 +144,17 @@ def from_nothing(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
     chain = run_async(_look(plan))
     if not chain.enough:
         chain = _wait_for_coin(plan, wallet, chain)
-    why, priced = "", settings.ask_auto or "ask" in settings.model_fields_set
+    place, priced = None, settings.ask_auto or "ask" in settings.model_fields_set
     if not wish.blocks or (chain.change and not priced):
         with out.status("looking at who serves what ..."):
             around = run_async(look_around(plan.network, plan.model, plan.signer.address))
         if not wish.blocks:
-            (first, end), why = _place(plan, around)
-            plan = replace(plan, first=first, end=end)
+            with out.status("measuring this machine ..."):
+                place = find_place(plan, around)
+            plan = at(plan, place)
         if not priced:
             plan = _price(plan, around, wish)
-    _tell(plan, chain, why)
+    _tell(plan, chain, place)
     asked = " and ".join(filter(None, (question(chain.change), "" if wish.blocks else "serve these blocks")))
     if asked and not wish.yes and not typer.confirm(f"{asked[0].upper()}{asked[1:]}?", default=True):
         raise ConfigError("Nothing was done", next_step="--blocks FIRST:END names other blocks")
@@ -325,14 +337,6 @@ def is_testnet(network: Network) -> bool:
     return (network.chain_id, network.name) == (CHAIN_ID, NETWORK_NAME)
 
 
-def _place(plan: "ServePlan", around: Around) -> tuple[tuple[int, int], str]:
-    with out.status("looking what fits ..."):
-        fits = room(plan.model, plan.settings)
-    first, end = weakest(around.served, fits.blocks)
-    took = (end - first) * fits.block_bytes / 1e9
-    return (first, end), f"{in_words(around.served, first, end)}; {took:.1f} GB of {fits.free / 1e9:.1f} GB free"
-
-
 def _price(plan: "ServePlan", around: Around, wish: StartWish) -> "ServePlan":
     """An ask that nobody has named is no reason to be dearer than all others: it is said, and `auto` is proposed."""
     from hivemint.node.market import beside
@@ -348,14 +352,16 @@ def _price(plan: "ServePlan", around: Around, wish: StartWish) -> "ServePlan":
     return replace(plan, settings=settings.model_copy(update={"ask_auto": True}))
 
 
-def _tell(plan: "ServePlan", chain: OnChain, why: str) -> None:
+def _tell(plan: "ServePlan", chain: OnChain, place: ChosenPlace | None) -> None:
     """All that the question is about."""
     from hivemint.node.reach import best_fix, reaches
 
     settings = plan.settings
     rows = [("name", f"{node_name(plan.signer.address)}, as others see this node")]
     rows.append(("operator", plan.signer.address))
-    rows += [("serves", f"{plan.model.name} blocks {plan.first}:{plan.end}" + (f" ({why})" if why else ""))]
+    why = f" ({place.why})" if place else ""
+    rows += [("serves", f"{plan.model.name} blocks {plan.first}:{plan.end}{why}")]
+    rows += place.lines(settings) if place else []
     price = "as the other nodes of these blocks ask" if settings.ask_auto else credits_in_words(settings.ask)
     rows.append(("ask", f"{price} a token and block" if not settings.ask_auto else price))
     rows += [("change", line) for line in chain.change.lines]

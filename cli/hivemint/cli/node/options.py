@@ -7,7 +7,7 @@ import typer
 ModelArgument = Annotated[str, typer.Argument(help="A pulled model, or a Hugging Face folder.")]
 BlocksOption = Annotated[
     str | None,
-    typer.Option(help="Blocks to serve, FIRST:END, e.g. 0:15; at a terminal the weakest that fit are proposed."),
+    typer.Option(help="Blocks to serve, FIRST:END, e.g. 0:15; else those that help most, which may change later."),
 ]
 AskOption = Annotated[
     str | None,

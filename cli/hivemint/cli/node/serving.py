@@ -1,12 +1,14 @@
 """`hivemint node start`: serve a span of blocks, until somebody ends it."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -44,10 +46,12 @@ from hivemint.cli.node.options import (
     WireOption,
     YesFlag,
 )
+from hivemint.cli.node.placing import helps
 from hivemint.cli.terminal.failures import exit_code
 from hivemint.protocol.node_name import node_name
 
 if TYPE_CHECKING:
+    from hivemint.node.placement.rule import Choice
     from hivemint.node.running import Running, ServePlan
     from hivemint.node.status import Watcher
 
@@ -129,22 +133,33 @@ def _leave(code: int) -> None:
 
 
 async def _serve(plan: "ServePlan") -> None:
-    from hivemint.node.start import running
-    from hivemint.node.status import Watcher
-
+    """At one place after the other: a node that moves has ended at the first one before it begins at the next."""
     stopping = _Stopping()
     live = sys.stdout.isatty()
     if live and sys.stderr.isatty():
         log_above_live()
     else:
         log_to(sys.stderr, for_people=live)
-    starting, watcher = _Starting(live), None
+    moved = await _serve_here(plan, stopping, live)
+    while moved is not None:
+        plan = replace(plan, first=moved.first, end=moved.end)
+        gc.collect()  # the blocks that it served are held in circles
+        moved = await _serve_here(plan, stopping, live)
+
+
+async def _serve_here(plan: "ServePlan", stopping: "_Stopping", live: bool) -> "Choice | None":
+    """Until it is to end, or to move: then where to."""
+    from hivemint.node.start import running
+    from hivemint.node.status import Watcher
+
+    starting, watcher, moved = _Starting(live), None, None
     try:
         async with running(plan, starting.tell) as up:
             starting.done()
             stopping.serving = True
             watcher = Watcher(up)
-            await (_show(up, stopping.asked, watcher) if live else _tell(up, stopping.asked, watcher))
+            moved = await (_show if live else _tell)(up, stopping.asked, watcher)
+        stopping.serving = False
     except asyncio.CancelledError:
         # All has been closed. asyncio's own end would wait for threads that load weights or compute.
         starting.done()
@@ -154,7 +169,8 @@ async def _serve(plan: "ServePlan") -> None:
     finally:
         starting.done()
         if watcher is not None:
-            _over(plan, watcher, live)
+            _over(plan, watcher, live and moved is None)
+    return moved if not stopping.asked.is_set() else None
 
 
 def _over(plan: "ServePlan", watcher: "Watcher", live: bool) -> None:
@@ -208,18 +224,22 @@ class _Starting:
             self._bar.stop()
 
 
-async def _show(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> None:
+async def _show(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> "Choice | None":
     """The live view, until `stop`; it goes, as what stays is the panel at the end."""
     from rich.live import Live
 
     from hivemint.cli.node.live_view import view
 
     with Live(view(watcher.look()), console=out, refresh_per_second=4, transient=True) as live:
-        await _serving(up, stop, lambda snapshot: live.update(view(snapshot)), watcher)
-    out.print("draining: steps under way are finished; a second Ctrl-C does not wait ...")
+        moved = await _serving(up, stop, lambda snapshot: live.update(view(snapshot)), watcher)
+    if moved is not None:
+        out.print(f"moving to blocks {moved.first}:{moved.end}: {helps(moved)}", highlight=False, soft_wrap=True)
+    else:
+        out.print("draining: steps under way are finished; a second Ctrl-C does not wait ...")
+    return moved
 
 
-async def _tell(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> None:
+async def _tell(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> "Choice | None":
     """One machine-readable `ready` line, then log lines; what was logged before it went to stderr."""
     now = watcher.look()
     ready = {
@@ -235,14 +255,21 @@ async def _tell(up: "Running", stop: asyncio.Event, watcher: "Watcher") -> None:
     typer.echo(json.dumps(ready))
     sys.stdout.flush()
     log_to(sys.stdout, for_people=False)
-    await _serving(up, stop, lambda _: None, watcher)
-    typer.echo(json.dumps({"event": "draining"}))
+    moved = await _serving(up, stop, lambda _: None, watcher)
+    to = {} if moved is None else {"to": f"{moved.first}:{moved.end}", "why": helps(moved)}
+    typer.echo(json.dumps({"event": "draining" if moved is None else "moving", **to}))
+    sys.stdout.flush()
+    return moved
 
 
-async def _serving(up: "Running", stop: asyncio.Event, show: Callable[[Any], None], watcher: "Watcher") -> None:
+async def _serving(
+    up: "Running", stop: asyncio.Event, show: Callable[[Any], None], watcher: "Watcher"
+) -> "Choice | None":
     from hivemint.node.status import write_status
 
-    serving = asyncio.create_task(up.node.run(stop))
+    end = asyncio.Event()
+    leaving = asyncio.create_task(_leaving(up, stop, end))
+    serving = asyncio.create_task(up.node.run(end))
     while not serving.done():
         snapshot = watcher.look()
         show(snapshot)
@@ -252,4 +279,26 @@ async def _serving(up: "Running", stop: asyncio.Event, show: Callable[[Any], Non
         else:
             up.node.supervisor.well("status")
         await asyncio.wait({serving}, timeout=LOOK_EVERY)
+    leaving.cancel()
     serving.result()
+    return leaving.result()
+
+
+async def _leaving(up: "Running", stop: asyncio.Event, end: asyncio.Event) -> "Choice | None":
+    """Sets `end` when the node is to end here: somebody wants it to, or another place helps more, and its sessions have
+    been given their time. Then where to."""
+    asked = asyncio.create_task(stop.wait())
+    try:
+        if up.placement is not None:
+            either: set[asyncio.Future[Any]] = {asked, up.placement.chosen}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if up.placement is None or asked.done():
+            await asked
+            return None
+        handing = asyncio.create_task(up.node.hand_over(up.plan.settings.hand_over))
+        await asyncio.wait({asked, handing}, return_when=asyncio.FIRST_COMPLETED)
+        handing.cancel()
+        return None if asked.done() else up.placement.chosen.result()
+    finally:
+        asked.cancel()
+        end.set()
