@@ -20,7 +20,7 @@ from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
-from hivemint.client.sessions.pipelines.recalled import RecalledPipeline, mark_of
+from hivemint.client.sessions.pipelines.recalled import RecalledPipeline
 from hivemint.client.sessions.pipelines.relay import Relay
 from hivemint.client.sessions.pipelines.repair import Hole
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
@@ -213,13 +213,7 @@ class SwarmClient:
 
     async def mark(self, pipeline: Pipeline) -> Mark | None:
         """See `Swarm.mark`."""
-        if not isinstance(pipeline, LivePipeline):
-            return None
-        try:
-            await pipeline.settle()
-        except HivemintError:  # whoever goes on with it is told
-            return None
-        return mark_of(pipeline.sessions)
+        return await pipeline.mark() if isinstance(pipeline, LivePipeline) else None
 
     def recall(self, mark: Mark) -> RecalledPipeline:
         """See `Swarm.recall`."""

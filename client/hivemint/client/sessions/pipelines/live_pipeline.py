@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from hivemint.client.kept import Mark
 from hivemint.client.pipeline import Plan, Rows
 from hivemint.client.sessions.errors import NodeLied
 from hivemint.client.sessions.pipelines.circuit import Circuit, Section
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.finite import check_own
 from hivemint.client.sessions.pipelines.outputs import AwaitedOutputs
-from hivemint.client.sessions.pipelines.recalled import RecalledPipeline
+from hivemint.client.sessions.pipelines.recalled import RecalledPipeline, mark_of
 from hivemint.client.sessions.pipelines.repair import Repair, Replacements
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
@@ -172,6 +173,14 @@ class LivePipeline:
         self._inputs[:] = parent.inputs[:size].ljust(size, b"\0")
         self._position = count
         await self._circuit.fork(parent.sessions, count)
+
+    async def mark(self) -> Mark | None:
+        """See `Swarm.mark`."""
+        try:
+            await self.settle()
+        except HivemintError:  # whoever goes on with it is told
+            return None
+        return mark_of(self.sessions)
 
     async def cancel(self) -> None:
         """See `Pipeline.cancel`."""

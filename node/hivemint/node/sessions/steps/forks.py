@@ -23,7 +23,7 @@ def begin(at: StepService, step: TakenStep) -> tuple[Leaf, Copied]:
     except OutOfRoom as error:
         copied = asyncio.get_running_loop().create_future()
         copied.set_exception(error)
-    services.kept.fork(parent.session_id, session.session_id, count)
+    services.kept.fork(parent.session.session_id, session.session_id, count)
     return fork(session.receipt.body, parent.receipt.body, count), copied
 
 
