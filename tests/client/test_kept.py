@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hivemint.client.kept import KeptHop, KeptTalk, Mark
+from hivemint.client.kept import KeptHop, KeptTalk, TextMark
 from hivemint.protocol.errors import BadInput
 from hivemint.protocol.ids import SessionId
 from hivemint.protocol.receipt import opening, sign_receipt
@@ -16,10 +16,10 @@ from support.promises import DOMAIN, signer
 MODEL = b"\x07" * 32
 
 
-def mark() -> Mark:
+def mark() -> TextMark:
     node = signer(5)
     receipt = sign_receipt(DOMAIN, opening(node.address, signer(6).address, SessionId(b"\x01" * 32)), node)
-    return Mark(7, (KeptHop(b"peer", 0, 15, receipt.signed), KeptHop(b"other", 15, 30, receipt.signed)))
+    return TextMark(7, (KeptHop(b"peer", 0, 15, receipt.signed), KeptHop(b"other", 15, 30, receipt.signed)))
 
 
 @pytest.fixture

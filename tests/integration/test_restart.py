@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hivemint.client.kept import Mark
+from hivemint.client.kept import TextMark
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
 from hivemint.node.server import Node
 from support import kept_client
@@ -39,7 +39,7 @@ def owed(node: Node) -> int:
     return node.kit.journal.book(CLIENT.address).owed // ASK
 
 
-async def begun(net: RealNodes, rows: torch.Tensor) -> tuple[LivePipeline, Mark]:
+async def begun(net: RealNodes, rows: torch.Tensor) -> tuple[LivePipeline, TextMark]:
     pipeline = await net.client.open(50)
     await pipeline.forward(rows)
     mark = await net.client.mark(pipeline)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, DynamicCache
 
-from hivemint.client.kept import Mark
+from hivemint.client.kept import TextMark
 from hivemint.client.pipeline import Hop, Pipeline, Plan, Rows, SessionLimit, Trail
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import HivemintError, SwarmError
@@ -219,12 +219,12 @@ class LocalSwarm:
         self.pipelines.append(child)
         return child
 
-    async def mark(self, pipeline: Pipeline) -> Mark | None:
+    async def mark(self, pipeline: Pipeline) -> TextMark | None:
         """Nothing here outlives its process."""
         await asyncio.sleep(0)
         return None
 
-    def recall(self, mark: Mark) -> Pipeline:
+    def recall(self, mark: TextMark) -> Pipeline:
         raise AssertionError(mark)
 
     async def relay(self, tokens: int, work: int) -> LocalTraining:

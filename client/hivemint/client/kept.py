@@ -32,7 +32,7 @@ class KeptHop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receipt: SignedReceipt
 
 
-class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TextMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The first `position` tokens of a text, as the sessions of `hops` have computed them, first block first."""
 
     position: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
@@ -43,7 +43,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     model: bytes
     ids: bytes
-    mark: Mark | None
+    mark: TextMark | None
     note: dict[str, Any]
 
 
@@ -54,7 +54,7 @@ class KeptTalk:
         """`model`: its id; a talk with another model can't go on here. Raises BadInput: what is wrong with the file."""
         self.path = path.expanduser().absolute()
         self.ids: list[int] = []
-        self.mark: Mark | None = None
+        self.mark: TextMark | None = None
         self.note: dict[str, Any] = {}
         """Whatever the owner of the talk wants to find again, as JSON has it."""
         self._model = bytes(model)
@@ -66,7 +66,7 @@ class KeptTalk:
             self.close()
             raise
 
-    def write(self, ids: list[int], mark: Mark | None) -> None:
+    def write(self, ids: list[int], mark: TextMark | None) -> None:
         """Raises BadInput where the file can't be written."""
         self.ids, self.mark = ids, mark
         document = _Document(_VERSION, self._model, array("I", ids).tobytes(), mark, self.note)

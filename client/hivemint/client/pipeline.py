@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from hivemint.client.kept import Mark
+from hivemint.client.kept import TextMark
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import HivemintError, SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
@@ -250,13 +250,13 @@ class Swarm(Protocol):
         """
         ...
 
-    async def mark(self, pipeline: Pipeline) -> Mark | None:
+    async def mark(self, pipeline: Pipeline) -> TextMark | None:
         """What names, to its nodes, the positions that a pipeline has computed so far: with it `recall` finds them
         again, in another process too. Waits for receipts that are still due. None where that can't be had.
         """
         ...
 
-    def recall(self, mark: Mark) -> Pipeline:
+    def recall(self, mark: TextMark) -> Pipeline:
         """What nodes may still hold of a text of the same key: good as `parent` of a fork, and for no more."""
         ...
 

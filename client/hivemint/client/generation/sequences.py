@@ -16,7 +16,7 @@ import torch
 from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.kept import KeptTalk, Mark
+from hivemint.client.kept import KeptTalk, TextMark
 from hivemint.client.pipeline import Pipeline, Plan, Rows, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
@@ -68,13 +68,13 @@ class Sequence:
         return self._ids[: self._pipeline.position] if self._pipeline else self._ids[:0]
 
     @classmethod
-    def recalled(cls, swarm: Swarm, ends: Ends, ids: torch.Tensor, mark: Mark) -> "Sequence":
+    def recalled(cls, swarm: Swarm, ends: Ends, ids: torch.Tensor, mark: TextMark) -> "Sequence":
         """What nodes may still have of the text `ids` of another process: for others to begin with."""
         found = cls(swarm, ends, len(ids))
         found._ids, found._pipeline = ids, swarm.recall(mark)
         return found
 
-    async def mark(self) -> Mark | None:
+    async def mark(self) -> TextMark | None:
         """See `Swarm.mark`."""
         return None if self._pipeline is None else await self._swarm.mark(self._pipeline)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from hivemint.client.kept import Mark
+from hivemint.client.kept import TextMark
 from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
 from hivemint.client.sessions.errors import NodeEquivocated, NodeRefusal
 from hivemint.client.sessions.nodes import Nodes, Target
@@ -211,11 +211,11 @@ class SwarmClient:
             return None
         return self._kept(pipeline)
 
-    async def mark(self, pipeline: Pipeline) -> Mark | None:
+    async def mark(self, pipeline: Pipeline) -> TextMark | None:
         """See `Swarm.mark`."""
         return await pipeline.mark() if isinstance(pipeline, LivePipeline) else None
 
-    def recall(self, mark: Mark) -> RecalledPipeline:
+    def recall(self, mark: TextMark) -> RecalledPipeline:
         """See `Swarm.recall`."""
         return RecalledPipeline(mark, self._target.hidden)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hivemint.client.kept import Mark
+from hivemint.client.kept import TextMark
 from hivemint.client.pipeline import Plan, Rows
 from hivemint.client.sessions.errors import NodeLied
 from hivemint.client.sessions.pipelines.circuit import Circuit, Section
@@ -174,7 +174,7 @@ class LivePipeline:
         self._position = count
         await self._circuit.fork(parent.sessions, count)
 
-    async def mark(self) -> Mark | None:
+    async def mark(self) -> TextMark | None:
         """See `Swarm.mark`."""
         try:
             await self.settle()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hivemint.client.kept import KeptHop, Mark
+from hivemint.client.kept import KeptHop, TextMark
 from hivemint.client.pipeline import Hop, Plan, Rows
 from hivemint.client.sessions.route import Leg
 from hivemint.client.sessions.session import RemoteSession
@@ -16,13 +16,13 @@ from hivemint.protocol.node_name import node_name
 from hivemint.protocol.receipt import MatchedReceipt, check_signature, match
 
 
-def mark_of(sessions: tuple[RemoteSession, ...]) -> Mark | None:
+def mark_of(sessions: tuple[RemoteSession, ...]) -> TextMark | None:
     """What has been proved of a pipeline, by all of its hops alike. None: nothing yet."""
     position = min(one.cached for one in sessions)
     if not position:
         return None
     hops = [KeptHop(one.leg.peer, one.leg.first, one.leg.end, one.proved.signed) for one in sessions]
-    return Mark(position, tuple(hops))
+    return TextMark(position, tuple(hops))
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class RecalledSession:
 class RecalledPipeline:
     """Implements `client.pipeline.Pipeline` as far as a parent of a fork must: nothing can be computed on it."""
 
-    def __init__(self, mark: Mark, hidden_size: int) -> None:
+    def __init__(self, mark: TextMark, hidden_size: int) -> None:
         self.mark, self.hidden_size, self.position = mark, hidden_size, mark.position
         self.price = self.spent = self.signed = self.replayed = self.paid_again = 0
         self.inputs = bytearray()
