@@ -50,14 +50,15 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeptTalk:
     """The file of one talk, and what it held when it was opened. One process has it at a time."""
 
-    def __init__(self, path: Path, model: bytes) -> None:
-        """`model`: its id; a talk with another model can't go on here. Raises BadInput: what is wrong with the file."""
+    def __init__(self, path: Path, model: bytes, vocabulary: int = 1 << 32) -> None:
+        """`model`: its id; a talk with another model can't go on here. `vocabulary`: how many tokens it knows. Raises
+        BadInput: what is wrong with the file."""
         self.path = path.expanduser().absolute()
         self.ids: list[int] = []
         self.mark: TextMark | None = None
         self.note: dict[str, Any] = {}
         """Whatever the owner of the talk wants to find again, as JSON has it."""
-        self._model = bytes(model)
+        self._model, self._vocabulary = bytes(model), vocabulary
         self._lock = self._locked()
         try:
             if self.path.exists():
@@ -112,6 +113,8 @@ class KeptTalk:
         try:
             found = msgspec.msgpack.decode(data, type=_Document)
             ids = array("I", found.ids)
+            if max(ids, default=0) >= self._vocabulary:
+                raise ValueError("it has tokens that this model does not know")
         except (msgspec.MsgspecError, ValueError) as error:
             why, next_step = str(error)[:200], "remove it, and begin anew"
             raise BadInput(f"{self.path} is no talk", why=why, next_step=next_step) from None

@@ -196,16 +196,10 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         it: nothing is computed or paid again of what its nodes still hold (some two minutes). The file has the token
         ids, which are the text to anybody who has the tokenizer, and no keys; closing the talk removes it. Without a
         wallet the key is thrown away with the process, and the text is computed again.
-
-        Raises BadInput for a file that can't be used, or is of another model.
+        Raises BadInput for a file that can't be used.
         """
-        if keep is None:
-            return Turns(self._loop)
-        kept = KeptTalk(Path(keep), self._local.model_id)
-        if max(kept.ids, default=0) >= self.config.vocab_size:
-            kept.close()
-            raise BadInput(f"{kept.path} is no talk", why="it has tokens that this model does not know")
-        return Turns(self._loop, kept)
+        vocabulary = self.config.vocab_size
+        return Turns(self._loop, KeptTalk(Path(keep), self._local.model_id, vocabulary) if keep else None)
 
     def dry_run(
         self,

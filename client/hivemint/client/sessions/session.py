@@ -84,17 +84,13 @@ class RemoteSession:
         self.cancelling = False
         """The node has been asked to drop what it has not begun, and has not answered yet."""
         self.parent: MatchedReceipt | None = None
-        self.length = 0
-        """Positions that the node has, by its own receipts."""
-        self.output_rows = bytearray()
-        """Row hashes of the outputs of these positions, 32 bytes each."""
-        self.recalled = False
-        """It began with positions of an earlier process, whose row hashes are not known: they can't be replayed."""
+        self.length = 0  # positions that the node has, by its own receipts
+        self.output_rows = bytearray()  # row hashes of the outputs of these positions, 32 bytes each
+        self.recalled = False  # it began with positions of an earlier process: their row hashes are not known
         self.closed = asyncio.Event()
         self._payer = payer
         self._sent: Voucher | None = None  # the newest voucher that has left
-        self._derived: dict[Step, MatchedReceipt] = {}
-        self._ends: dict[Step, int] = {}
+        self._derived: dict[Step, tuple[MatchedReceipt, int]] = {}  # and the positions of the state that it is about
         self._again: Step | None = None  # the last step that was signed anew
 
     @property
@@ -202,8 +198,8 @@ class RemoteSession:
         else:
             hashes = tensor_hash(input_rows + self.adapter), tensor_hash(message.rows)
             leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
-        self.newest = self._derived[step] = match(message.receipt, following(previous, leaf))
-        self._ends[step] = request.start + request.count
+        self.newest = match(message.receipt, following(previous, leaf))
+        self._derived[step] = self.newest, request.start + request.count
         del self.pending[step]
         if request.kind == FORWARD:
             self.output_rows[request.start * HASH_SIZE :] = message.rows
@@ -215,13 +211,12 @@ class RemoteSession:
 
     def prove(self, step: Step) -> None:
         """All hops' receipts of this step fit together: vouchers may bind it (P17), once signatures are checked too."""
-        self.proved, self.cached = self._derived.pop(step), self._ends.pop(step)
+        self.proved, self.cached = self._derived.pop(step)
 
     def prove_rest(self) -> None:
         """The nodes behind have taken all outputs up to now as their inputs, and signed for that."""
         self.proved, self.cached = self.newest, self.length
         self._derived.clear()
-        self._ends.clear()
 
     def check(self, proved: MatchedReceipt) -> CheckedReceipt:
         """Whether this node has signed what was proved. Raises NodeLied."""
