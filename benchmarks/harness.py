@@ -158,15 +158,18 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, unit: str) 
 
 
 @contextmanager
-def swarm(settings: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """A `LocalNet` on loopback with the demo model: real chain, real nodes, started here and ended here."""
+def swarm(settings: Mapping[str, str] | None = None, *, nodes: int = 2, copies: int = 1) -> Iterator[Any]:
+    """A `LocalNet` on loopback with the demo model: real chain, real nodes, started here and ended here.
+
+    `nodes` share the blocks out, `copies` of each.
+    """
     from hivemint.model import local_models
     from hivemint.testnet.localnet import Layout, LocalNet
 
     signal.signal(signal.SIGTERM, _terminated)  # else all that was started here would go on serving
     with tempfile.TemporaryDirectory(prefix="hivemint-bench-") as folder:
         net = LocalNet(Path(folder) / "net", local_models.pull())
-        layout = Layout(ledger=False, settings=tuple((settings or {}).items()))
+        layout = Layout(nodes, copies, ledger=False, settings=tuple((settings or {}).items()))
         try:
             asyncio.run(net.up(layout, lambda what: Console(stderr=True).print(f"[dim]{what} ...[/]")))
             yield net

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hivemint.client.pipeline import RoomLost, SessionLimit
+from hivemint.client.pipeline import RoomLost, SessionLimit, Trail
 from hivemint.client.sessions.errors import NodeEquivocated, NodeRefusal
 from hivemint.client.sessions.payer import NodeUnproven
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
@@ -81,7 +81,7 @@ async def test_the_same_in_training(world: World, proof: bool) -> None:
     node.refuse = refusing(Code.VOUCHER, 0, proof)
     relay = await world.client.relay_along(await world.client.route(8, work=24), 8, 24)
     with pytest.raises(NodeUnproven):
-        await relay.forward(rows(8))
+        await relay.forward(Trail({0: rows(8)}))
     await relay.close()
     assert node.signed == [4 * PRICE]
     assert relay.spent == 0

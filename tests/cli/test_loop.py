@@ -36,6 +36,7 @@ class Chat:
         self.asked: list[list[dict[str, str]]] = []
         self.error: Exception | None = None
         self.closed = 0
+        self.keeps = False
         self.swarm = SimpleNamespace(settings=ClientSettings())
         monkeypatch.setattr(loop, "encode", lambda _, turns: turns)
         monkeypatch.setattr(loop, "ask", self._ask)

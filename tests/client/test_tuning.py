@@ -119,7 +119,33 @@ def test_a_node_lost_between_forward_and_backward_costs_one_pass(model: Any, who
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
     first, second = swarm.lanes
     assert first.closed
-    assert [kind for kind, _ in second.steps] == ["forward", "forward", "backward", "backward"]
+    assert [kind for kind, _ in second.steps] == ["forward", "backward", "backward"], "the result is known already"
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+@pytest.mark.parametrize("cuts", [[1, 2], [2], []])
+def test_a_pass_goes_on_where_it_broke_off_once_the_lane_is_mended(
+    when: str, cuts: list[int], model: Any, whole: Any, swarm: LocalSwarm
+) -> None:
+    """Whatever the cuts are then: what is known at one of them is not asked for again."""
+    left = [1]
+
+    async def fail_once(lane: Any) -> None:
+        await asyncio.sleep(0)
+        if left and any(kind == when for kind, _ in lane.steps):
+            left.pop()
+            swarm.mended = cuts
+            raise SwarmError("a node went away")
+
+    swarm.cuts, swarm.before_step = [1, 2], fail_once
+    with model.blocks(tokens=6) as blocks:
+        ours, expected = both(model, blocks, whole, torch.randn(1, 6, 32))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
+    (lane,) = swarm.lanes
+    assert not left
+    steps = [kind for kind, _ in lane.steps]
+    if cuts == [1, 2]:
+        assert steps == ["forward"] * 3 + ["backward"] * 3, "nothing twice"
 
 
 def test_what_fails_for_ever_is_told_in_its_own_words(model: Any, swarm: LocalSwarm) -> None:
@@ -174,16 +200,16 @@ def test_no_pass_is_begun_that_the_ceiling_does_not_cover(model: Any, swarm: Loc
 
 
 def test_passes_that_fail_again_and_again_cost_no_more_than_the_plan_allows(model: Any, swarm: LocalSwarm) -> None:
-    """A node lets each session go after it was paid: what is asked anew has a cap of its own."""
+    """Nodes take what a pass costs and give nothing for it: what is asked anew has a cap of its own."""
 
-    async def fail_at_the_third(lane: Any) -> None:
+    async def paid_in_vain(lane: Any) -> None:
         await asyncio.sleep(0)
-        if len(lane.steps) > 1:
-            raise SwarmError("a node went away")
+        lane.steps += [("forward", 6)] * 3
+        raise SwarmError("a node went away")
 
     swarm.cuts = [1, 2]
     with model.blocks(tokens=6, rounds=1) as blocks:
-        swarm.before_step = fail_at_the_third
+        swarm.before_step = paid_in_vain
         for _ in range(20):
             with pytest.raises(SwarmError) as caught:
                 blocks(torch.randn(1, 6, 32))

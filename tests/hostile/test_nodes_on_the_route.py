@@ -14,6 +14,7 @@ import torch
 
 from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 from hivemint.client.generation.ends import Ends
+from hivemint.client.pipeline import Trail
 from hivemint.client.sessions.errors import NodeGone
 from hivemint.client.sessions.pipelines import faults
 from hivemint.client.sessions.speeds import Allowance, Speeds
@@ -173,9 +174,10 @@ async def test_the_clients_own_numbers_are_looked_at_before_they_cost(scene: Sce
         await pipeline.forward(rows)
     await pipeline.close()
     relay = await scene.client.relay(4, 48)
-    states = await relay.forward(torch.randn(4, 32))
+    trail = Trail({0: torch.randn(4, 32)})
+    await relay.forward(trail)
     with pytest.raises(BadInput, match="can't be computed"):
-        await relay.backward(states, torch.full((4, 32), torch.nan))
+        await relay.backward(Trail(trail.states, {trail.end: torch.full((4, 32), torch.nan)}))
     await relay.close()
     assert {scene.paid(node) for node in scene.net.nodes} == {4}
     assert not any(scene.aside(node) for node in scene.net.nodes)

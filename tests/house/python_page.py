@@ -50,7 +50,19 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
     ),
     ("Blocks", tuning.RemoteBlocks, "`model.blocks(tokens=...)`, a `torch.nn.Module`"),
 )
-_INNER = {"keep", "take", "run_forward", "run_backward", "of", "take_next", "owner", "ceiling"}
+_INNER = {
+    "keep",
+    "keeps",
+    "take",
+    "write",
+    "recall",
+    "run_forward",
+    "run_backward",
+    "of",
+    "take_next",
+    "owner",
+    "ceiling",
+}
 """Public for other modules of the client alone."""
 
 

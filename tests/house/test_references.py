@@ -22,7 +22,7 @@ DOCUMENTS = ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "doc
 KINDS = {".py", ".sol", ".mjs", ".toml", ".md"}
 MADE_ELSEWHERE = {"artifacts", "node_modules", "corpus", "__pycache__", ".hypothesis"}
 
-NUMBERS = {"P": range(1, 19), "C": range(1, 15), "N": range(1, 13)}
+NUMBERS = {"P": range(1, 19), "C": range(1, 15), "N": range(1, 14)}
 _NUMBER = re.compile(r"(?<![A-Za-z0-9.])(?:test_|testFuzz_|invariant_|check_)?([PCN])(\d{1,2})(?![A-Za-z0-9])")
 _DECISION = re.compile(r"\b[Dd]ecisions? (\d{4})\b|\((00\d\d)\)|decisions/(\d{4})")
 _DOCUMENT = re.compile(r"(?<![\w/*<{.-])((?:\.\./)*[A-Za-z0-9][\w/.-]*\.md)\b")

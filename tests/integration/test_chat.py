@@ -168,3 +168,43 @@ def test_a_pipe_is_a_message_a_line_without_codes(eve: Chatter) -> None:
     assert [one["name"] for one in told["nodes"]] == [
         node_name(eve.net.operator(plan).address) for plan in (eve.net.first, eve.net.last)
     ]
+
+
+def test_a_chat_that_was_killed_goes_on_in_mid_answer(eve: Chatter) -> None:
+    """kill -9: the answer is that of a chat that nobody killed, and no more than the step under way is paid again."""
+    words, question = ("--max-tokens", "48"), "Tell me of the sea."
+
+    def signed() -> list[int]:
+        """Tokens by node, once all that was under way has ended."""
+        seen: list[list[int]] = []
+
+        def settled() -> bool:
+            found = [eve.net.sessions(plan, eve.wallet) for plan in eve.net.nodes]
+            seen.append([sum(one["signed_tokens"] for one in each) for each in found])
+            return len(seen) > 10 and seen[-1] == seen[-10] and min(seen[-1]) > 0
+
+        eve.net.until(settled, "end of all sessions")
+        return seen[-1]
+
+    done = eve.piped(question + "\n", *words)
+    assert done.returncode == 0, done.stderr
+    undisturbed, kept = signed(), eve.home.client / "chat-talk"
+    with eve.chat(*words) as terminal:
+        terminal.wait(PROMPT)
+        terminal.wait(BEGUN, terminal.press(question + "\r"))
+        terminal.kill()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert question.encode() not in kept.read_bytes()
+    with eve.chat(*words, "--resume") as terminal:
+        told = terminal.wait(BILL)
+        assert "going on with a chat of 1 messages" in told
+        assert "computed again" not in told
+        assert " ".join(done.stdout.split()) in " ".join(told.split())
+        terminal.press("/bye\r")
+        assert terminal.ended() == 0
+    assert not kept.exists()
+    for before, after in zip(undisturbed, signed(), strict=True):
+        assert before <= after - before <= before + 2
+    none = eve.piped("", *words, "--resume")
+    assert none.returncode != 0
+    assert "There is no chat to go on with" in none.stderr

@@ -9,12 +9,18 @@ import msgspec
 import pytest
 import torch
 
+from hivemint.client.generation.bill import Bill
+from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
+from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.sequences import Sequence
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
+from hivemint.model.local_models import LocalModel
 from hivemint.node.engine.scheduler import Lane
 from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.home import Home
 from hivemint.protocol.receipt import following, fork, opening
 from hivemint.swarm.messages import AnyMessage, StepReceipt
+from support.own_loop import Here
 from support.real_nodes import ASK, CLIENT, RealNodes, emptied, real_nodes
 
 pytest_plugins = ["support.two_nodes"]
@@ -158,3 +164,29 @@ async def test_sequences_over_real_nodes_share_and_fall_back(two_nodes: RealNode
     await third.close()
     for node in two_nodes.nodes:
         assert node.kit.journal.book(CLIENT.address).owed == (24 + 24) * ASK
+
+
+async def test_a_talk_whose_room_went_to_others_goes_on_and_says_so(two_nodes: RealNodes, tmp_path: Path) -> None:
+    """At both nodes, then at one of them: the next turn is the library's, and the bill names what was lost."""
+    local = LocalModel("tiny", two_nodes.folder, Home(tmp_path / "home"))
+    model: Any = SwarmModelForCausalLM(local, Ends.load(local), two_nodes.client, Here())  # type: ignore[arg-type]
+    how: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4, "eos_token_id": None}
+
+    def talk() -> tuple[torch.Tensor, list[Bill]]:
+        ids, bills = torch.tensor([list(range(3, 23))]), [Bill() for _ in range(4)]
+        with model.conversation() as kept:
+            for bill, lost in zip(bills, ([], two_nodes.nodes, [], two_nodes.nodes[1:]), strict=True):
+                for node in lost:
+                    node.engine.room._idle = 0.0
+                    assert node.engine.room._evict_one(Lane.PAID, node.engine.room._clock())
+                ids = model.generate(ids, bill=bill, conversation=kept, **how)
+        return ids, bills
+
+    ids, bills = await asyncio.to_thread(talk)
+    longer = how | {"max_new_tokens": 16, "min_new_tokens": 16}
+    expected = two_nodes.whole.generate(torch.tensor([list(range(3, 23))]), **longer)
+    assert torch.equal(ids, expected)
+    assert [bill.replayed for bill in bills] == [0, 23, 0, 31], "all that was computed, of 24 and 32 tokens"
+    assert [bill.paid_again for bill in bills] == [0, 2 * 23, 0, 2 * 31]
+    assert "23 positions computed again" in str(bills[1])
+    assert sum(bill.spent for bill in bills) == (35 + 23 + 31) * 2 * ASK

@@ -276,7 +276,8 @@ FAULTS = (
           "following(previous, leaf)", LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
     fault("P17: whose signature it is does not matter", RECEIPT, "if signer != signed.body.node:", "if False:",
           LIVE + "test_a_lie_is_noticed_before_its_step_is_bound"),
-    fault("P17: two signed answers are not kept", SWARM, "            self._keep_proof(error)\n", "            pass\n",
+    fault("P17: two signed answers are not kept", SWARM, "            _keep_proof(self._proofs, error)\n",
+          "            pass\n",
           BELIEFS + "test_two_signed_answers_are_kept_and_their_node_is_named"),
     fault("P17: a node keeps no pair of its neighbour's", "node/hivemint/node/sessions/neighbours.py",
           "self._differ(first, signed)", "pass", MONEY + "test_two_receipts_of_one_step_are_kept_as_a_pair"),
@@ -337,6 +338,13 @@ FAULTS = (
     fault("what was promised may be spent again", "cli/hivemint/cli/wallet/listing.py",
           "counted - max(self.collected, self.promised)", "counted - self.collected",
           "cli/test_listing.py::test_left_is_the_counted_deposit_less_vouchers"),
+    # --- N13, decision 0034: what was parked
+    fault("a parked session reserves on", SERVED, "if self.closed or not self.terms.price:", "if not self.terms.price:",
+          STEP + "test_a_parked_session_reserves_nothing_and_serves_its_own_key_alone"),
+    fault("any key of a wallet takes what was parked", SERVED, "or other.kin != self.kin", "",
+          STEP + "test_a_parked_session_reserves_nothing_and_serves_its_own_key_alone"),
+    fault("what a crop has overwritten is handed on", SERVED, "            self._cut(request.start)\n", "",
+          "integration/test_restart.py::test_what_was_overwritten_since_is_no_beginning"),
     fault("coin is sent that does not pay its gas", "cli/hivemint/cli/wallet/sending.py", "if has_coin < needed:",
           "if False:", "cli/test_sending.py::test_credits_and_coin_arrive_and_too_much_is_refused_first"),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """One session's rules, without any network: random clients, honest and not, against a model of what must hold."""
 
 from collections.abc import AsyncIterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hivemint.node.sessions.session import TakenStep
 from hivemint.node.sessions.steps.checks import Again, judge
 from hivemint.protocol.ids import BACKWARD, FORK, Credits, Digest, Head, Step
 from hivemint.swarm.messages import Code, Refused
+from support.promises import signer
 from support.served import PRICE, Desk
 
 
@@ -204,7 +206,9 @@ async def test_a_fork_costs_nothing_and_is_never_taken_back_while_its_rows_are_c
     await desk.answer(parent, step)
     child = await desk.session()
     asked = desk.request(child, 8, 80, kind=FORK, parent=Digest(parent.receipt.head))
-    assert child.parent(asked) is parent
+    found = child.parent(asked)
+    assert found is not None
+    assert (found.session, found.receipt, found.length) == (parent, parent.receipt, 8)
     fork = desk.take(child, asked)
     assert isinstance(fork, TakenStep)
     assert (fork.price, child.spent, child.length, parent.account.owed) == (0, 0, 8, 80)
@@ -216,6 +220,66 @@ async def test_a_fork_costs_nothing_and_is_never_taken_back_while_its_rows_are_c
         gap = desk.take(child, asked)
         assert isinstance(gap, Refused)
         assert (gap.code, gap.cached) == (Code.GAP, 0)
+
+
+async def test_a_parked_session_reserves_nothing_and_serves_its_own_key_alone(desk: Desk) -> None:
+    """N13: what it may still spend is free again, nothing runs ahead for its sake, and no step is taken of it."""
+    parent, account = await desk.session(), desk.account()
+    step = desk.asked(parent, 8, 80)
+    assert isinstance(step, TakenStep)
+    await desk.answer(parent, step)
+    assert account.needed(0) > 80
+    parent.park()
+    assert (account.needed(0), account.reach(Credits(500)), account.owed) == (80, 500, 80)
+    late = desk.asked(parent, 1, 90)
+    assert isinstance(late, Refused)
+    assert late.code is Code.MISSING
+    stranger = await desk.session(key=signer(73))
+    gap = desk.take(stranger, desk.request(stranger, 8, 80, kind=FORK, parent=Digest(parent.receipt.head)))
+    assert isinstance(gap, Refused)
+    assert (gap.code, gap.cached) == (Code.GAP, 0)
+    child, late_child = await desk.session(), await desk.session()
+    fork = desk.take(child, desk.request(child, 8, 80, kind=FORK, parent=Digest(parent.receipt.head)))
+    assert isinstance(fork, TakenStep)
+    assert (fork.price, account.owed) == (0, 80)
+    parent.forget()
+    gap = desk.take(late_child, desk.request(late_child, 8, 80, kind=FORK, parent=Digest(parent.receipt.head)))
+    assert isinstance(gap, Refused)
+    assert gap.code is Code.GAP
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(["step", "fail", "answer"]), st.integers(1, 5), st.integers(0, 4)), max_size=25)
+)
+async def test_what_the_cache_still_has_of_an_older_receipt(
+    tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int, int]]
+) -> None:
+    """Beside a model of the cache: crops, and failed steps that had begun, write over what earlier receipts tell of."""
+    desk = Desk(tmp_path_factory.mktemp("desk"))
+    session, rows, fresh = await desk.session(ahead=4), list[int](), iter(range(10_000))
+    about: dict[Step, list[int]] = {Step(0): []}
+    for move, count, back in script:
+        if session.pending and (move != "step" or len(session.pending) > 2):
+            step = session.pending[0]
+            start = step.request.start
+            if move == "fail":
+                step.job = Job(session.lane, "flow", "session", 2, started_at=1.0)
+                await desk.drop(session, step.number, begun=True)
+                rows = rows[:start]  # what it wrote from there on is of no receipt
+            else:
+                rows = rows[:start] + [next(fresh) for _ in range(step.request.count)]
+                about[(await desk.answer(session, step)).step] = list(rows)
+        elif move == "step":
+            start = max(0, session.length - back)
+            desk.asked(session, count, int(session.account.owed) + count * PRICE, start=start)
+    for number, length in session.lengths.items():
+        kept = about[number]
+        same = sum(accumulate((a == b for a, b in zip(kept, rows, strict=False)), min))
+        assert length <= same
+        if not session.pending:
+            assert length == same
+    await desk.journal.close()
 
 
 @pytest.mark.parametrize("start", [6, 64, 2**31, 2**63 - 1])

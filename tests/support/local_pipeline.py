@@ -2,14 +2,15 @@
 
 import asyncio
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import AutoModel, DynamicCache
 
-from hivemint.client.pipeline import Hop, Pipeline, Plan, Rows, SessionLimit
+from hivemint.client.kept import TextMark
+from hivemint.client.pipeline import Hop, Pipeline, Plan, Rows, SessionLimit, Trail
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import HivemintError, SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
@@ -86,25 +87,61 @@ class LocalTraining:
     def signed(self) -> int:
         return self._swarm.price * sum(count for _, count in self.steps)
 
-    def cost(self, forward: int, backward: int) -> int:
-        return self._swarm.price * len(self.spans) * (forward + 2 * backward)
+    @property
+    def price(self) -> int:
+        return self._swarm.price * len(self.spans)
 
-    async def forward(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        states = [hidden]
-        with torch.no_grad():
-            for span in self.spans:
-                await self._spend("forward", len(hidden))
-                states.append(self._run(span, states[-1]))
-        return states
+    def cost(self, trail: Trail) -> int:
+        return self._swarm.price * sum((2 if back else 1) * trail.count for _, back in self._due(trail))
 
-    async def backward(self, states: Sequence[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
-        assert len(states) == len(self.spans) + 1
-        for span, hidden in zip(reversed(self.spans), reversed(states[:-1]), strict=True):
-            await self._spend("backward", 2 * len(hidden))
+    def _due(self, trail: Trail) -> list[tuple[range, bool]]:
+        """Spans that must go forward (False) or backward, written down in another way than the real one's."""
+        due: list[tuple[range, bool]] = []
+        known = set(trail.states)
+        if not trail.gradients:
+            last = max(i for i, span in enumerate(self.spans) if span.start in known)
+            return [(span, False) for span in self.spans[last:] if span.stop not in known]
+        for index in reversed(range(len(self.spans))):
+            if self.spans[index].start in trail.gradients:
+                continue
+            missing: list[range] = []
+            for before in reversed(self.spans[:index]):
+                if before.stop in known:
+                    break
+                missing.insert(0, before)
+            due += [(span, False) for span in missing] + [(self.spans[index], True)]
+            known |= {span.stop for span in missing}
+        return due
+
+    async def forward(self, trail: Trail) -> torch.Tensor:
+        await self._pass(trail)
+        return trail.states[self.spans[-1].stop]
+
+    async def backward(self, trail: Trail) -> torch.Tensor:
+        await self._pass(trail)
+        return trail.gradients[0]
+
+    async def _pass(self, trail: Trail) -> None:
+        for span, back in self._due(trail):
+            await self._spend("backward" if back else "forward", (2 if back else 1) * trail.count)
+            hidden = trail.states[span.start]
+            if not back:
+                with torch.no_grad():
+                    trail.states[span.stop] = self._run(span, hidden)
+                continue
             with torch.enable_grad():
                 rows = hidden.clone().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(self._run(span, rows), rows, gradient)
-        return gradient
+                (found,) = torch.autograd.grad(self._run(span, rows), rows, trail.gradients[span.stop])
+            trail.gradients[span.start] = found
+
+    async def mend(self) -> bool:
+        await asyncio.sleep(0)
+        cuts, self._swarm.mended = self._swarm.mended, None
+        if cuts is None:
+            return False
+        edges = [0, *cuts, self.spans[-1].stop]
+        self.spans = tuple(range(a, b) for a, b in pairwise(edges))
+        return True
 
     async def close(self) -> None:
         self.closed = True
@@ -145,6 +182,8 @@ class LocalSwarm:
         self.lanes: list[LocalTraining] = []
         self.cuts: list[int] = []
         """Where the next lanes' spans are cut."""
+        self.mended: list[int] | None = None
+        """Where the cuts are once a lane has been mended; None: it can't be."""
         self.closed = False
         self.others = False
         """Whether another node can take the place of one that failed."""
@@ -179,6 +218,14 @@ class LocalSwarm:
         child.crop(count)
         self.pipelines.append(child)
         return child
+
+    async def mark(self, pipeline: Pipeline) -> TextMark | None:
+        """Nothing here outlives its process."""
+        await asyncio.sleep(0)
+        return None
+
+    def recall(self, mark: TextMark) -> Pipeline:
+        raise AssertionError(mark)
 
     async def relay(self, tokens: int, work: int) -> LocalTraining:
         self.asked.append(tokens)

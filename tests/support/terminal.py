@@ -89,6 +89,11 @@ class Terminal:
         """Type and wait for what comes of it."""
         return self.wait(pattern, self.press(text))
 
+    def kill(self) -> None:
+        """kill -9, as the system does it."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
     def ended(self) -> int:
         """The exit status, as soon as there is one; all that it showed has been read."""
         status = self._process.wait(PATIENCE)

@@ -10,6 +10,7 @@ from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, Wa
 from hivemint.cli.talk.answers import Asking, ask, encode
 from hivemint.cli.talk.banner import show_banner
 from hivemint.cli.talk.joining import joined
+from hivemint.cli.talk.keeping import opened
 from hivemint.cli.talk.lines import Lines, PipedLines, TerminalLines, history_file, message_of
 from hivemint.cli.talk.loop import COMMANDS, Talk
 from hivemint.cli.talk.views import show, show_plan
@@ -83,6 +84,7 @@ def chat(
     session_key: KeyOption = None,
     password_file: PasswordFileOption = None,
     no_history: HistoryFlag = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last chat, which was not ended.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Talk with a model. Ctrl-C ends an answer, twice or Ctrl-D the chat; /help names what else there is.
@@ -104,12 +106,16 @@ def chat(
         bid=bid,
         max_price=max_price,
     )
-    with joining as place, place.model.conversation() as kept:
+    keep = resume or (at_terminal and not no_history)
+    with joining as place, opened(place.model, keep, resume) as kept:
         how = Asking(place.model, place.tokenizer, max_tokens, sampling, as_json)
         lines: Lines = TerminalLines.open(history, list(COMMANDS)) if at_terminal else PipedLines()
         if at_terminal:
             show_banner(place, how)
-        Talk(place, how, lines, kept, first).run()
+        talk = Talk(place, how, lines, kept, first)
+        if resume:
+            talk.resume()
+        talk.run()
 
 
 def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:

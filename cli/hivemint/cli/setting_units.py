@@ -60,6 +60,7 @@ UNITS: dict[str, dict[str, str]] = {
         "max_donated_sessions": "sessions",
         "max_donated_a_prefix": "sessions",
         "idle": "seconds",
+        "park": "seconds",
         "donated_wait": "seconds",
         "settle_min": "HMC",
         "settle_every": "seconds",

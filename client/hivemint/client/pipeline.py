@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from hivemint.client.kept import TextMark
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import HivemintError, SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
@@ -144,11 +145,38 @@ class Pipeline(Protocol):
         ...
 
 
+@dataclass(eq=False, slots=True)
+class Trail:
+    """One sequence on its way forward and backward: by block, the state that enters it, and the gradient of that.
+
+    fp32 `[count, hidden]` each. Both begin with one entry: the input at block 0, the result's gradient at the model's
+    end. A pass adds what it finds, so one that was broken off goes on from there, at whatever nodes.
+    """
+
+    states: dict[int, torch.Tensor]
+    gradients: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Positions of the sequence."""
+        return len(self.states[0])
+
+    @property
+    def end(self) -> int:
+        """The last block of which the state behind it is known: after a forward, the model's end."""
+        return max(self.states)
+
+
 class Training(Protocol):
     """One lane of training: sessions at the nodes of a route, each step a whole sequence from position 0."""
 
-    def cost(self, forward: int, backward: int) -> int:
-        """Wei for passes over so many positions, each forward and backward; a trial of unknown nodes is in it."""
+    @property
+    def price(self) -> int:
+        """See `Pipeline.price`."""
+        ...
+
+    def cost(self, trail: Trail) -> int:
+        """Wei for what is left of a pass: backward if `trail` has a gradient. A trial of unknown nodes is in it."""
         ...
 
     @property
@@ -161,20 +189,23 @@ class Training(Protocol):
         """Names a node that is far slower than it publishes. Nothing is broken: the lane may go on here."""
         ...
 
-    @property
-    def spans(self) -> tuple[range, ...]:
-        """The blocks of each hop."""
-        ...
+    async def forward(self, trail: Trail) -> torch.Tensor:
+        """Complete the states; gives the last, the result.
 
-    async def forward(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """fp32 `[count, hidden]` in; the states before the first hop and after each one out, the last is the result.
-
-        Raises what `Pipeline.forward` raises. Nothing but `close` may follow an error.
+        Raises what `Pipeline.forward` raises. Nothing but `mend` and `close` may follow an error.
         """
         ...
 
-    async def backward(self, states: Sequence[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient of `states[0]`, given that of `states[-1]`. `states` are those of a `forward` over `spans`."""
+    async def backward(self, trail: Trail) -> torch.Tensor:
+        """Complete the gradients; gives that of the input. States that are missing at these nodes' first blocks are
+        computed anew. Raises what `forward` raises."""
+        ...
+
+    async def mend(self) -> bool:
+        """Put other nodes in the place of the one at which the last pass failed; all others keep their sessions.
+
+        False where that can't be had: another lane must be opened then. The pass may be asked for again.
+        """
         ...
 
     async def close(self) -> None:
@@ -217,6 +248,16 @@ class Swarm(Protocol):
         The caller alone knows that both texts begin with the same tokens. `parent` must be at rest; it goes on as it
         was, or is closed, at its owner's wish.
         """
+        ...
+
+    async def mark(self, pipeline: Pipeline) -> TextMark | None:
+        """What names, to its nodes, the positions that a pipeline has computed so far: with it `recall` finds them
+        again, in another process too. Waits for receipts that are still due. None where that can't be had.
+        """
+        ...
+
+    def recall(self, mark: TextMark) -> Pipeline:
+        """What nodes may still hold of a text of the same key: good as `parent` of a fork, and for no more."""
         ...
 
     async def relay(self, tokens: int, work: int) -> Training:

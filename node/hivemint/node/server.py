@@ -24,6 +24,7 @@ from hivemint.node.sessions.leaving import Leaving
 from hivemint.node.sessions.metering import Meter, ReceiptMeter
 from hivemint.node.sessions.neighbours import Inbox, NeighbourLinks, Outlets
 from hivemint.node.sessions.offer import Offer
+from hivemint.node.sessions.parking import ParkingLimits
 from hivemint.node.sessions.registry import SessionLimits, SessionRegistry
 from hivemint.node.sessions.services import Counts, Services
 from hivemint.node.sessions.steps.kept import KeptOutputs
@@ -97,6 +98,7 @@ class Node:
             donated_of_prefix=settings.max_donated_a_prefix,
             donated_wait_s=settings.donated_wait,
             idle_s=settings.idle,
+            parking=ParkingLimits(settings.park),
         )
         self.registry = SessionRegistry(self.engine, kit.chain, kit.journal, limits, self.supervisor.broken)
         self.inbox = Inbox(settings.ahead, self._differ)

@@ -93,6 +93,9 @@ class NodeSettings(Settings):
     """Of one network, as above."""
     idle: Annotated[float, Field(gt=0)] = 30.0
     """Seconds without a step after which a session loses its seat and its room when another needs them."""
+    park: Annotated[float, Field(ge=0, le=86_400)] = 120.0
+    """Seconds that a session whose client is gone without a word is kept for it to come back, while nobody needs its
+    room; 0 = not at all."""
     donated_wait: Annotated[float, Field(gt=0)] = 30.0
     """Longest queue of the donated lane before the answer is `busy`."""
     settle_min: Amount = ONE_CREDIT

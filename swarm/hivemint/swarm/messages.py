@@ -208,8 +208,8 @@ class StepRequest(Message, frozen=True):
     `step - ahead`.
 
     A fork (`kind` 2) is a session's first step or none: it takes over the K/V of positions `0 .. count - 1` from
-    another session of the same key at this node, whose newest receipt has the head `parent`. It has no input and no
-    output, and costs nothing.
+    another session of the same key at this node, open or parked, of which a receipt that is still kept has the head
+    `parent`. It has no input and no output, and costs nothing.
     """
 
     NUMBER: ClassVar[int] = 8

@@ -50,9 +50,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """What to start. `nodes`: how many; the blocks are shared out evenly. `settings`: environment of the nodes."""
+    """What to start. `nodes`: how many; the blocks are shared out evenly. `copies`: nodes for each of these spans.
+    `settings`: environment of the nodes."""
 
     nodes: int = 2
+    copies: int = 1
     ledger: bool = True
     mine_every: float = 1.0
     settings: tuple[tuple[str, str], ...] = ()
@@ -139,7 +141,8 @@ class LocalNet:
         async with await Bindings.connect(network) as bindings:
             await asyncio.gather(*(self._register(bindings, network, plan) for plan in plans))
         tell("nodes")
-        await asyncio.gather(*(self.start_node(plan) for plan in plans))
+        for copy in range(self._layout.copies):
+            await asyncio.gather(*(self.start_node(plan) for plan in plans[copy :: self._layout.copies]))
         ledger_url = ""
         if self._layout.ledger:
             tell("ledger")
@@ -168,10 +171,11 @@ class LocalNet:
 
     def _share_out(self) -> list[NodePlan]:
         blocks, count = self.model.anatomy.num_blocks, self._layout.nodes
-        if not 1 <= count <= min(blocks, len(PEOPLE) - 2):
-            raise ConfigError(f"{count} nodes are not possible", why=f"1 to {min(blocks, len(PEOPLE) - 2)} are")
+        total, most = count * self._layout.copies, min(blocks, len(PEOPLE) - 2)
+        if not 1 <= total <= most:
+            raise ConfigError(f"{total} nodes are not possible", why=f"1 to {most} are")
         cuts = [round(index * blocks / count) for index in range(count + 1)]
-        return [NodePlan(PEOPLE[index], cuts[index], cuts[index + 1]) for index in range(count)]
+        return [NodePlan(PEOPLE[i], cuts[i % count], cuts[i % count + 1]) for i in range(total)]
 
     def _make_wallets(self, plans: list[NodePlan]) -> None:
         keystores = Keystores(self.home.keystores)

@@ -51,16 +51,23 @@ class Answer:
         return f"{tokens} tokens{rate}{' (stopped)' if self.stopped else ''}{rest}"
 
 
-def ask(how: Asking, ids: Any, bill: "Bill", **more: Any) -> Answer:
+def ask(how: Asking, ids: Any, bill: "Bill", already: Any = None, **more: Any) -> Answer:
     """Generate and stream. Ctrl-C ends the answer where it is: what was computed is paid, nothing more.
 
-    `bill` gets what it has cost, also if it fails. `more`: arguments of `generate`.
+    `bill` gets what it has cost, also if it fails. `already`: token ids of an answer that broke off, `[length]`; it is
+    gone on with. `more`: arguments of `generate`.
     """
     clock = _Clock(how.tokenizer, how.quiet)
     started = time.monotonic()
-    stopped = False
+    stopped, left = False, how.max_tokens
+    if already is not None and len(already):
+        clock.begin(ids, already)
+        ids, left = _longer(ids, already), left - len(already)
     try:
-        how.model.generate(ids, max_new_tokens=how.max_tokens, streamer=clock, bill=bill, **how.sampling, **more)
+        if left > 0 and not _ended(how, clock.ids):
+            how.model.generate(ids, max_new_tokens=left, streamer=clock, bill=bill, **how.sampling, **more)
+        else:
+            clock.end()
     except KeyboardInterrupt:
         stopped = True
         clock.end()
@@ -89,6 +96,20 @@ def encode(tokenizer: Any, turns: list[dict[str, str]], raw: str | None = None) 
     ]
 
 
+def _longer(ids: Any, already: Any) -> Any:
+    import torch
+
+    return torch.cat([ids, already[None]], dim=1)
+
+
+def _ended(how: Asking, answer: list[int]) -> bool:
+    """Whether an answer has come to its own end."""
+    if not answer:
+        return False
+    ends = how.model.generation_config.eos_token_id
+    return answer[-1] in (ends if isinstance(ends, list) else [ends])
+
+
 class _Clock:
     """A transformers streamer: prints words as they are complete, notes when tokens came."""
 
@@ -104,9 +125,19 @@ class _Clock:
         self.streamer: Any = Printed(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.ids: list[int] = []
         self.times: list[float] = []
-        self._prompt_came = False
+        self._prompt_came = self._begun = False
+
+    def begin(self, prompt: Any, already: Any) -> None:
+        """What had come of an answer before; the prompt that `generate` begins with is known then."""
+        self.streamer.put(prompt)
+        self.streamer.put(already)
+        self.ids.extend(already.tolist())
+        self._begun = True
 
     def put(self, value: Any) -> None:
+        if not self._prompt_came and self._begun:
+            self._prompt_came = True
+            return
         if self._prompt_came:
             self.times.append(time.monotonic())
             self.ids.extend(value.reshape(-1).tolist())

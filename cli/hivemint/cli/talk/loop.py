@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hivemint.cli.console import emit, err, show_error
 from hivemint.cli.talk.answers import Asking, ask, encode
 from hivemint.cli.talk.joining import Joined
+from hivemint.cli.talk.keeping import ChatMemory
 from hivemint.cli.talk.lines import Lines, unseen
 from hivemint.cli.talk.means import means_of
 from hivemint.cli.talk.views import say, show, two_columns
@@ -41,6 +42,8 @@ class Talk:
         from hivemint.client.generation.bill import Bill
 
         self._place, self._how, self._lines, self._kept = place, how, lines, kept
+        self._memory = ChatMemory(kept, how.tokenizer)
+        self._earlier = self._memory.found()
         self._system = system
         self._turns: list[dict[str, str]] = []
         self._bill, self._answers = Bill(), 0
@@ -53,7 +56,23 @@ class Talk:
             "/clear": self._clear,
         }
 
+    def resume(self) -> None:
+        """Go on with the chat that broke off; with its last answer first, if that did. Raises BadInput: there is none.
+
+        As at any message, a person sees what goes wrong.
+        """
+        found, self._earlier = self._earlier, None
+        if found is None:
+            raise BadInput("There is no chat to go on with", why="the last one was ended, or nothing of it was kept")
+        self._system, self._turns = found.system or self._system, found.turns
+        say(f"going on with a chat of {len(found.turns)} messages")
+        if found.turns and found.turns[-1]["role"] == "user":
+            message = self._turns.pop()["content"]
+            self._guarded(lambda: self._ask(message, resumed=True))
+
     def run(self) -> None:
+        if self._earlier is not None and self._lines.interactive:
+            say("an earlier chat broke off: hivemint chat --resume goes on with it, a message here takes its place")
         while (message := self._lines.next()) is not None:
             if message == "/bye":
                 return
@@ -61,13 +80,13 @@ class Talk:
                 self._take(message)
 
     def _take(self, message: str) -> None:
+        self._guarded(lambda: self._command(message) if message.startswith("/") else self._ask(message))
+
+    def _guarded(self, act: Callable[[], None]) -> None:
         """Raises what went wrong, unless a person can read it and go on."""
         try:
             with unseen(self._lines.interactive):
-                if message.startswith("/"):
-                    self._command(message)
-                else:
-                    self._ask(message)
+                act()
         except KeyboardInterrupt:
             if not self._lines.interactive:
                 raise
@@ -77,14 +96,20 @@ class Talk:
                 raise
             show_error(error)
 
-    def _ask(self, message: str) -> None:
+    def _ask(self, message: str, *, resumed: bool = False) -> None:
+        """`resumed`: a part of the answer may have come to an earlier process."""
         from hivemint.client.generation.bill import Bill
 
+        if self._earlier is not None:
+            self._earlier = None
+            self._kept.close()
         bill = Bill()
         turns = [*self._turns, {"role": "user", "content": message}]
         try:
             ids = encode(self._how.tokenizer, self._told_first() + turns)
-            answer = ask(self._how, ids, bill, conversation=self._kept)
+            already = self._memory.already(ids) if resumed else None
+            self._memory.keep(self._told_first() + turns)
+            answer = ask(self._how, ids, bill, already=already, conversation=self._kept)
         except HivemintError:
             if bill.tokens and not self._how.quiet:
                 say(f"broke off: {bill}")
@@ -93,6 +118,7 @@ class Talk:
             self._bill.add(bill)  # what failed half-way has cost something too
         self._answers += 1
         self._turns = [*turns, {"role": "assistant", "content": answer.text}]
+        self._memory.keep(self._told_first() + self._turns)
         self._lines.interrupted = answer.stopped
         show(answer, self._how.quiet)
 

@@ -31,6 +31,7 @@ from hivemint.client.generation.sequences import Sequences, Turns, padding, summ
 from hivemint.client.generation.spending import Spending
 from hivemint.client.generation.tuning import ROUNDS, RemoteBlocks
 from hivemint.client.generation.words import in_python
+from hivemint.client.kept import KeptTalk
 from hivemint.client.pipeline import Plan, Swarm
 from hivemint.model import local_models
 from hivemint.model.local_models import LocalModel
@@ -184,12 +185,21 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         A call counts when it has ended, a training as its passes are signed."""
         return self._spending.total
 
-    def conversation(self) -> Turns:
+    def conversation(self, keep: str | Path | None = None) -> Turns:
         """For a talk: `generate(ids, conversation=talk)` computes only what an answer before has not yet.
 
-        Its sessions stay open between the answers; close it, or use it as a context manager.
+        Its sessions stay open between the answers; close it, or use it as a context manager. What nodes have given to
+        others meanwhile is computed again, and the bill says so (`replayed`).
+
+        `keep`: a file in which it outlives its process. After a crash, `conversation(keep=...)` with the same file and
+        the same wallet finds the text so far as `talk.ids`, and `generate(talk.ids, conversation=talk)` goes on with
+        it: nothing is computed or paid again of what its nodes still hold (some two minutes). The file has the token
+        ids, which are the text to anybody who has the tokenizer, and no keys; closing the talk removes it. Without a
+        wallet the key is thrown away with the process, and the text is computed again.
+        Raises BadInput for a file that can't be used.
         """
-        return Turns(self._loop)
+        vocabulary = self.config.vocab_size
+        return Turns(self._loop, KeptTalk(Path(keep), self._local.model_id, vocabulary) if keep else None)
 
     def dry_run(
         self,

@@ -88,6 +88,7 @@ class _Watched(StoppingCriteriaList):
         self._sequences = sequences
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self._sequences.noted(input_ids)
         met = super().__call__(input_ids, scores, **kwargs)
         self._sequences.finish(met)
         return met

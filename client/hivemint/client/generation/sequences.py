@@ -10,16 +10,19 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
+import structlog
 import torch
 
 from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
+from hivemint.client.kept import KeptTalk, TextMark
 from hivemint.client.pipeline import Pipeline, Plan, Rows, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
 
+log = structlog.get_logger(__name__)
 GOODBYE = 5.0
 """Seconds that closing or cancelling may take: what a node does not hear now it learns from the ended stream."""
 
@@ -64,12 +67,34 @@ class Sequence:
         """The token ids whose positions the nodes have."""
         return self._ids[: self._pipeline.position] if self._pipeline else self._ids[:0]
 
-    async def begin_as(self, other: "Sequence", ids: torch.Tensor) -> None:
-        """Begin with what `other` has computed of the text `ids`, all but its last token, if it can be had."""
+    @classmethod
+    def recalled(cls, swarm: Swarm, ends: Ends, ids: torch.Tensor, mark: TextMark) -> "Sequence":
+        """What nodes may still have of the text `ids` of another process: for others to begin with."""
+        found = cls(swarm, ends, len(ids))
+        found._ids, found._pipeline = ids, swarm.recall(mark)
+        return found
+
+    async def mark(self) -> TextMark | None:
+        """See `Swarm.mark`."""
+        return None if self._pipeline is None else await self._swarm.mark(self._pipeline)
+
+    async def begin_as(self, other: "Sequence", ids: torch.Tensor) -> int:
+        """Begin with what `other` has computed of the text `ids`, all but its last token, if it can be had.
+
+        Gives how many positions can't: those that must be computed again.
+        """
         count = min(common([other.computed, ids]), len(ids) - 1)
-        if count >= SHARED and other._pipeline is not None:
-            self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
-            self.plan = self._pipeline.plan if self._pipeline else None
+        if count < SHARED or other._pipeline is None:
+            return 0
+        self._ids, self._pipeline = ids, await self._swarm.fork(other._pipeline, self._tokens, count)
+        self.plan = self._pipeline.plan if self._pipeline else None
+        return 0 if self._pipeline else count
+
+    async def go_on_from(self, other: "Sequence", ids: torch.Tensor) -> None:
+        """The same for the next turn of one talk: what its nodes have given to others meanwhile is counted as lost."""
+        lost = await self.begin_as(other, ids)
+        self._replayed += lost
+        self._paid_again += lost * (len(other._pipeline.plan.hops) if other._pipeline else 0)
 
     async def advance(self, ids: torch.Tensor, rows: Rows = "last") -> torch.Tensor:
         """The last block's output at the end of the text `ids` `[length]`, as `[1, hidden]`; with `all` at each
@@ -150,15 +175,56 @@ class Turns:
     """One talk over several calls of `generate`, one after the other, for a text at a time.
 
     The sessions of an answer stay open, so that the next prompt, which begins with all that was said, computes only
-    what is new. A context manager.
+    what is new. A context manager. With a file it outlives its process: see `SwarmModelForCausalLM.conversation`.
     """
 
-    def __init__(self, loop: LoopThread) -> None:
-        self._loop = loop
+    def __init__(self, loop: LoopThread, kept: KeptTalk | None = None) -> None:
+        """`kept`: the file, and what it held."""
+        self._loop, self._kept = loop, kept
         self._last: Sequence | None = None
+        self._found = None if kept is None else kept.mark
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a file."""
+        return self._kept is not None
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """The text as the file has it, `[1, length]` token ids: of the last call, or of an earlier process."""
+        return torch.tensor([self._kept.ids if self._kept else []], dtype=torch.long)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What was remembered last, here or in an earlier process."""
+        return self._kept.note if self._kept else {}
+
+    def remember(self, note: dict[str, Any]) -> None:
+        """Keep something of the caller's own in the file, as JSON has it. Raises BadInput where it can't be written."""
+        if self._kept is not None:
+            self._kept.remember(note)
+
+    async def write(self, sequence: Sequence, ids: torch.Tensor) -> None:
+        """The text so far, and what names it to its nodes."""
+        if self._kept is None:
+            return
+        mark = await sequence.mark()
+        try:
+            self._kept.write(ids.tolist(), mark)
+        except BadInput as error:
+            log.warning("the talk is not kept any more", reason=str(error))
+            self._kept.close()
+            self._kept = None
 
     def keep(self, sequence: Sequence) -> None:
         self._last = sequence
+
+    def recall(self, swarm: Swarm, ends: Ends) -> Sequence | None:
+        """What an earlier process has left at the nodes; once."""
+        mark, self._found = self._found, None
+        if mark is None:
+            return None
+        return Sequence.recalled(swarm, ends, self.ids[0], mark)
 
     def take(self) -> Sequence | None:
         """What the last call has left; it is the caller's to close."""
@@ -166,15 +232,29 @@ class Turns:
         return last
 
     def close(self) -> None:
-        """Sign off. Harmless when called again, or after the model has been closed."""
+        """Sign off, and remove the file. Harmless when called again, or after the model has been closed."""
+        self._sign_off()
+        if self._kept is not None:
+            self._kept.remove()
+
+    def _sign_off(self) -> None:
+        self._found = None
         if (last := self.take()) is not None and self._loop.alive:
             self._loop.run(last.close())
 
     def __enter__(self) -> "Turns":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """After an error the file stays, for a program that begins again."""
+        try:
+            if kind is None:
+                self.close()
+            else:
+                self._sign_off()
+        finally:
+            if self._kept is not None:
+                self._kept.close()
 
 
 class Sequences:
@@ -225,6 +305,12 @@ class Sequences:
         self._bill.tokens += len(met) if self._finished is None else int((~self._finished).sum())
         self._finished = met if self._finished is None else self._finished | met
 
+    def noted(self, ids: torch.Tensor) -> None:
+        """All ids so far `[batch, length]`, the newest among them: a talk that is kept has them on disk from now on."""
+        row = self._rows[0] if len(self._rows) == 1 else None
+        if self._conversation is not None and row is not None:
+            self._loop.run(self._conversation.write(row, ids[0, self._starts[0] :]))
+
     def advance(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`ids` `[batch, length]`, the texts so far, to the last block's output at their ends `[batch, hidden]`.
 
@@ -268,10 +354,11 @@ class Sequences:
         """Before the first step: begin with what the conversation had, and compute once what rows begin with."""
         texts = [text[start:] for text, start in zip(ids, self._starts, strict=True)]
         rows = [row for row in self._rows if row is not None]  # all are there yet
-        if self._conversation is not None and (before := self._conversation.take()) is not None:
+        talk = self._conversation
+        if talk is not None and (before := talk.take() or talk.recall(self._swarm, self._ends)) is not None:
             try:
                 if len(rows) == 1:
-                    await rows[0].begin_as(before, texts[0])
+                    await rows[0].go_on_from(before, texts[0])
             finally:
                 await before.close()
 
@@ -349,7 +436,7 @@ def common(texts: list[torch.Tensor]) -> int:
     return shortest if bool(same.all()) else int(same.int().argmin())
 
 
-async def _together(work: list[Coroutine[Any, Any, None]]) -> None:
+async def _together(work: list[Coroutine[Any, Any, Any]]) -> None:
     """All at once; the first to fail cancels the others, and its error is raised."""
     try:
         async with asyncio.TaskGroup() as group:

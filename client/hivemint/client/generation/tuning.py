@@ -11,7 +11,6 @@ The nodes keep nothing of it: a forward is asked for by whole sequences, a backw
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from hivemint.client.generation.loop import LoopThread
-from hivemint.client.pipeline import SessionLimit, Swarm, Training
+from hivemint.client.pipeline import SessionLimit, Swarm, Trail, Training
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
@@ -31,22 +30,6 @@ ATTEMPTS = 4
 """Routes tried for one pass of one sequence."""
 PASSES = 3
 """Counts of a position in a forward and a backward pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trail:
-    """What a forward leaves for its backward: the states between the hops, and where the cuts were."""
-
-    spans: tuple[range, ...]
-    states: list[torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One pass of one sequence: positions that go forward, and backward."""
-
-    forward: int = 0
-    backward: int = 0
 
 
 class Ceiling:
@@ -74,7 +57,8 @@ class Ceiling:
 
 
 class TrainingRoute:
-    """One sequence after the other along one route; where a session ends or a node fails, along another one.
+    """One sequence after the other along one route. A node that fails is replaced, and the pass goes on where it was;
+    where that can't be had or a session ends, it goes on along another route.
 
     It signs no more than its plan times the swarm's `replay_margin`: the plan is what a session is signed for, or all
     that was asked of it so far if that is more, at the price of its first route that is paid.
@@ -99,21 +83,16 @@ class TrainingRoute:
 
     async def forward(self, hidden: torch.Tensor) -> Trail:
         """fp32 `[count, hidden]`."""
-        self._asked += len(hidden)
-        return await self._tried(lambda training: _forward(training, hidden), lambda _: Pass(forward=len(hidden)))
+        trail = Trail({0: hidden})
+        self._asked += trail.count
+        await self._tried(trail, lambda training: training.forward(trail))
+        return trail
 
     async def backward(self, trail: Trail, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient of the sequence's input. On a route with other cuts the states are computed anew."""
-        self._asked += 2 * len(gradient)
-
-        def needs(training: Training) -> Pass:
-            return Pass(0 if training.spans == trail.spans else len(gradient), len(gradient))
-
-        async def run(training: Training) -> torch.Tensor:
-            known = trail if training.spans == trail.spans else await _forward(training, trail.states[0])
-            return await training.backward(known.states, gradient)
-
-        return await self._tried(run, needs)
+        """The gradient of the sequence's input."""
+        known = Trail(trail.states, {trail.end: gradient})  # of the same states another gradient may be asked later
+        self._asked += 2 * trail.count
+        return await self._tried(known, lambda training: training.backward(known))
 
     async def close(self) -> None:
         training, self._training = self._training, None
@@ -123,8 +102,8 @@ class TrainingRoute:
             finally:
                 self._signed += training.signed
 
-    async def _tried(self, run: Callable[[Training], Awaitable[T]], needs: Callable[[Training], Pass]) -> T:
-        """Nothing is kept at the nodes, so a pass that failed is simply asked for again, as long as there is a route.
+    async def _tried(self, trail: Trail, run: Callable[[Training], Awaitable[T]]) -> T:
+        """What has come of a pass stays in `trail`: the rest is asked for again, as long as there is a route.
 
         What is raised is what went wrong on the way, not that no other way was left.
         """
@@ -136,12 +115,13 @@ class TrainingRoute:
                 training = self._training = self._training or await self._swarm.relay(self._tokens, self._work)
             except SwarmError as error:
                 raise failure or error from None
-            self._admit(training, needs(training), failure)
+            self._admit(training, trail, failure)
             try:
                 return await run(training)
             except (SwarmError, ProofError, Refusal) as error:
                 failure = error
-                await self.close()
+                if not await training.mend():
+                    await self.close()
                 if fresh and isinstance(error, SessionLimit):
                     break
             finally:
@@ -149,11 +129,11 @@ class TrainingRoute:
         assert failure is not None  # noqa: S101 - no attempt ends otherwise
         raise failure
 
-    def _admit(self, training: Training, one: Pass, failure: HivemintError | None) -> None:
-        """Raises SwarmError where a pass is more than the lane, or all of them, may cost."""
-        wei = training.cost(one.forward, one.backward)
+    def _admit(self, training: Training, trail: Trail, failure: HivemintError | None) -> None:
+        """Raises SwarmError where the rest of a pass is more than the lane, or all of them, may cost."""
+        wei = training.cost(trail)
         self._ceiling.admit(self, wei)
-        self._price = self._price or training.cost(0, 1) // 2
+        self._price = self._price or training.price
         limit = int(self._swarm.replay_margin * self._price * max(self._work, self._asked))
         if self._price and self.signed + wei > limit:
             margin = f"{self._swarm.replay_margin:g}"
@@ -170,10 +150,6 @@ class TrainingRoute:
         if self._training is None or (slow := self._training.slow) is None or not self._swarm.another_way(slow):
             return
         await self.close()
-
-
-async def _forward(training: Training, hidden: torch.Tensor) -> Trail:
-    return Trail(training.spans, await training.forward(hidden))
 
 
 class RemoteBlocks(nn.Module):
@@ -283,7 +259,7 @@ class _Remote(torch.autograd.Function):
         trails = blocks.run_forward(hidden)
         if ctx.needs_input_grad[0]:
             ctx.trails, ctx.blocks = trails, blocks
-        return torch.stack([trail.states[-1] for trail in trails]).to(hidden.device, hidden.dtype)
+        return torch.stack([trail.states[trail.end] for trail in trails]).to(hidden.device, hidden.dtype)
 
     @staticmethod
     @once_differentiable

@@ -2,17 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
-from hivemint.client.sessions.route import MissingBlocks, NotCovered, Route, Wish, plan_route
+from hivemint.client.sessions.route import Leg, MissingBlocks, NotCovered, Route, Wish, plan_route
 from hivemint.client.sessions.shortfall import NodeFunds, not_covered, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid, ClientSettings
 from hivemint.protocol.errors import SwarmError
-from hivemint.protocol.ids import Address
+from hivemint.protocol.ids import Address, PeerId
 from hivemint.swarm.records import CheckedRecord
 
 _LOOK_AGAIN = 0.5
@@ -37,11 +37,13 @@ class RoutePlanner:
         work: int = 0,
         blocks: range | None = None,
         wire: str | None = None,
+        only: PeerId | None = None,
     ) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. `unpaid`: why donated work alone is asked for.
 
         `blocks`: the part of the model that it leads through (None: all of it), over nodes that speak the wire form
-        `wire` (None: any, the same for all). `settings.max_price` then bounds that part's price.
+        `wire` (None: any, the same for all); `only`: at this node alone. `settings.max_price` then bounds the price of
+        that part.
         Raises SwarmError: what is missing, and whether this machine's clock may be why; ValueError for blocks that the
         model has not.
         """
@@ -49,7 +51,7 @@ class RoutePlanner:
         if part.step != 1 or not 0 <= part.start < part.stop <= self._target.blocks:
             raise ValueError(f"{part} is no part of blocks 0:{self._target.blocks}")
         try:
-            return await self._route(tokens, settings, speeds, unpaid, work, part, wire)
+            return await self._route(tokens, settings, speeds, unpaid, work, part, wire, only)
         except MissingBlocks as error:
             if trouble := self._nodes.clock_trouble:
                 raise MissingBlocks(error.what, why=f"{error.why}; {trouble}", next_step=error.next_step) from None
@@ -64,8 +66,9 @@ class RoutePlanner:
         work: int,
         part: range,
         wire: str | None,
+        only: PeerId | None,
     ) -> Route:
-        records = await self._nodes.usable()
+        records = [one for one in await self._nodes.usable() if only is None or one.peer == only]
         bid = Bid("free") if unpaid else settings.bid
         wish = Wish(
             blocks=self._target.blocks,
@@ -99,6 +102,16 @@ class RoutePlanner:
                 pass
         unpaid = shortfall(records, paying, speeds, accounts)
         return replace(plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds), unpaid=unpaid)
+
+    async def at(
+        self, stops: Sequence[tuple[PeerId, range]], tokens: int, settings: ClientSettings, speeds: Speeds
+    ) -> list[Leg]:
+        """These nodes and no others, for these blocks, first to last. Raises what `route` raises."""
+        legs: list[Leg] = []
+        for peer, blocks in stops:
+            wire = legs[0].wire if legs else None
+            legs += (await self.route(tokens, settings, speeds, blocks=blocks, wire=wire, only=peer)).legs
+        return legs
 
     async def spendable(self) -> dict[Address, int] | None:
         """What the account at each node that serves now still admits, in wei. None where no chain is known.

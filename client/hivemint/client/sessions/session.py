@@ -8,6 +8,7 @@ route. Whose signature it carries is looked at last, before that voucher is sign
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Protocol
 
 from hivemint.client.pipeline import RoomLost, SessionLimit
 from hivemint.client.sessions.errors import NodeEquivocated, NodeLied, NodeRefusal
@@ -53,6 +54,17 @@ _USED_UP = (Code.EXPIRY, Code.GAP, Code.LIMIT, Code.BUSY)
 """Closed for these, a session is used up (or its room went to others): the text goes on in a new one."""
 
 
+class Parent(Protocol):
+    """A session at a node whose positions another one begins with. `newest` names its state; `recalled`: it is of an
+    earlier process, so what its positions came to is not known here."""
+
+    recalled: bool
+    output_rows: bytearray
+
+    @property
+    def newest(self) -> MatchedReceipt: ...
+
+
 class RemoteSession:
     """The client's half of a session. The pipeline that owns it receives from `link` and hands every message over."""
 
@@ -61,6 +73,7 @@ class RemoteSession:
         self.session, self.session_id = signed.session, signed.session_id
         self.newest = match(first.signed, first.body)  # derived from this node's own words
         self.proved = self.newest  # and from every other hop's of the same step
+        self.cached = 0  # positions of the state that `proved` is about
         self.bindable = first  # the newest of these that all hops of the route have really signed
         self.spent = 0  # wei of the steps that were delivered, are under way, or whose fate is unknown
         self.raised = 0  # by how much this session's vouchers have raised the highest total signed for the node
@@ -71,14 +84,13 @@ class RemoteSession:
         self.cancelling = False
         """The node has been asked to drop what it has not begun, and has not answered yet."""
         self.parent: MatchedReceipt | None = None
-        self.length = 0
-        """Positions that the node has, by its own receipts."""
-        self.output_rows = bytearray()
-        """Row hashes of the outputs of these positions, 32 bytes each."""
+        self.length = 0  # positions that the node has, by its own receipts
+        self.output_rows = bytearray()  # row hashes of the outputs of these positions, 32 bytes each
+        self.recalled = False  # it began with positions of an earlier process: their row hashes are not known
         self.closed = asyncio.Event()
         self._payer = payer
         self._sent: Voucher | None = None  # the newest voucher that has left
-        self._derived: dict[Step, MatchedReceipt] = {}
+        self._derived: dict[Step, tuple[MatchedReceipt, int]] = {}  # and the positions of the state that it is about
         self._again: Step | None = None  # the last step that was signed anew
 
     @property
@@ -147,11 +159,12 @@ class RemoteSession:
         self.pending[step] = request = StepRequest(step, kind, start, count, paid.voucher, source, push, rows)
         return request
 
-    def prepare_fork(self, parent: "RemoteSession", count: int) -> StepRequest:
+    def prepare_fork(self, parent: Parent, count: int) -> StepRequest:
         """The first step, free: begin with the K/V of `parent`, a session at this node that is at rest."""
         voucher = sign_voucher(self._payer.domain, self.bindable, Credits(0), self._payer.who.key).signed
         self.parent = parent.newest
-        self.output_rows[:] = parent.output_rows[: count * HASH_SIZE]
+        self.output_rows[:] = parent.output_rows[: count * HASH_SIZE].ljust(count * HASH_SIZE, b"\0")
+        self.recalled = parent.recalled
         step = self.next_step
         self.pending[step] = request = StepRequest(step, FORK, 0, count, voucher, parent=parent.newest.head)
         return request
@@ -185,7 +198,8 @@ class RemoteSession:
         else:
             hashes = tensor_hash(input_rows + self.adapter), tensor_hash(message.rows)
             leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
-        self.newest = self._derived[step] = match(message.receipt, following(previous, leaf))
+        self.newest = match(message.receipt, following(previous, leaf))
+        self._derived[step] = self.newest, request.start + request.count
         del self.pending[step]
         if request.kind == FORWARD:
             self.output_rows[request.start * HASH_SIZE :] = message.rows
@@ -197,11 +211,11 @@ class RemoteSession:
 
     def prove(self, step: Step) -> None:
         """All hops' receipts of this step fit together: vouchers may bind it (P17), once signatures are checked too."""
-        self.proved = self._derived.pop(step)
+        self.proved, self.cached = self._derived.pop(step)
 
     def prove_rest(self) -> None:
         """The nodes behind have taken all outputs up to now as their inputs, and signed for that."""
-        self.proved = self.newest
+        self.proved, self.cached = self.newest, self.length
         self._derived.clear()
 
     def check(self, proved: MatchedReceipt) -> CheckedReceipt:

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import structlog
 
+from hivemint.client.kept import TextMark
 from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
 from hivemint.client.sessions.errors import NodeEquivocated, NodeRefusal
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter
 from hivemint.client.sessions.pipelines.live_pipeline import LivePipeline
+from hivemint.client.sessions.pipelines.recalled import RecalledPipeline
 from hivemint.client.sessions.pipelines.relay import Relay
 from hivemint.client.sessions.pipelines.repair import Hole
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
@@ -36,7 +38,7 @@ from hivemint.protocol import evidence
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError, WalletError
 from hivemint.protocol.home import Home
-from hivemint.protocol.ids import Address, Credits
+from hivemint.protocol.ids import Address, Credits, PeerId
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
@@ -151,9 +153,8 @@ class SwarmClient:
         return route.plan(before.tokens, self.settings.margin)
 
     async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
-        pipeline = await self._try(partial(self._planner.awaited, tokens, self.settings, self.speeds, work=work), go)
-        self._keep(pipeline)
-        return pipeline
+        planned = partial(self._planner.awaited, tokens, self.settings, self.speeds, work=work)
+        return self._kept(await self._try(planned, go))
 
     async def _try(self, planned: Callable[..., Awaitable[Route]], go: Callable[[Route], Awaitable[_T]]) -> _T:
         """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
@@ -185,13 +186,18 @@ class SwarmClient:
 
     async def fork(self, parent: Pipeline, tokens: int, count: int) -> LivePipeline | None:
         """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now, and at its bid."""
-        if not isinstance(parent, LivePipeline) or not 0 < count <= min(parent.position, tokens):
+        if not isinstance(parent, LivePipeline | RecalledPipeline) or not 0 < count <= min(parent.position, tokens):
             return None
-        if not parent.offered_as(self.settings):
+        if isinstance(parent, LivePipeline) and not parent.offered_as(self.settings):
             return None
         pipeline = None
         try:
-            await parent.settle()
+            if isinstance(parent, RecalledPipeline):
+                stops = [(PeerId(one.peer), range(one.first, one.end)) for one in parent.mark.hops]
+                legs = await self._planner.at(stops, tokens, self.settings, self.speeds)
+                parent.found(legs, self._payer.domain, self._payer.who.client)
+            else:
+                await parent.settle()
             route = Route(tuple(one.leg for one in parent.sessions), unpaid=parent.plan.unpaid)
             pipeline = await self.along(route, tokens)
             await pipeline.fork(parent, count)
@@ -203,8 +209,15 @@ class SwarmClient:
                 with contextlib.suppress(ProofError):  # it is what failed here
                     await pipeline.close()
             return None
-        self._keep(pipeline)
-        return pipeline
+        return self._kept(pipeline)
+
+    async def mark(self, pipeline: Pipeline) -> TextMark | None:
+        """See `Swarm.mark`."""
+        return await pipeline.mark() if isinstance(pipeline, LivePipeline) else None
+
+    def recall(self, mark: TextMark) -> RecalledPipeline:
+        """See `Swarm.recall`."""
+        return RecalledPipeline(mark, self._target.hidden)
 
     async def plan(self, tokens: int) -> Plan:
         """See `Swarm.plan`."""
@@ -226,8 +239,14 @@ class SwarmClient:
 
     async def relay_along(self, route: Route, tokens: int, work: int) -> Relay:
         """A relay over these nodes."""
-        sessions = await self._opener.open(route, tokens, self.settings, self.speeds, work)
-        return Relay(sessions, self._target.hidden, self._payer, self.settings, self.speeds, self._set_aside)
+        opened = partial(self._opener.open, tokens=tokens, settings=self.settings, speeds=self.speeds, work=work)
+
+        async def others_for(lost: RemoteSession) -> list[RemoteSession]:
+            leg, planned = lost.leg, partial(self._planner.awaited, tokens, self.settings, self.speeds, work=work)
+            return await self._try(partial(planned, blocks=range(leg.first, leg.end), wire=leg.wire), opened)
+
+        sessions, hidden = await opened(route), self._target.hidden
+        return Relay(sessions, hidden, self._payer, self.settings, self.speeds, self._set_aside, others_for)
 
     async def expiry(self) -> int:
         """By the later of the two clocks; never beyond a separate key's own end."""
@@ -244,9 +263,10 @@ class SwarmClient:
 
     # ---- inside
 
-    def _keep(self, pipeline: LivePipeline | Relay) -> None:
+    def _kept(self, pipeline: _P) -> _P:
         self._pipelines -= {one for one in self._pipelines if not one.open}  # in place: `offering` shares it
         self._pipelines.add(pipeline)
+        return pipeline
 
     def _reserved(self) -> Counter[Address]:
         """What each node still reserves for sessions that are open, in wei."""
@@ -278,24 +298,25 @@ class SwarmClient:
 
     def _set_aside(self, error: HivemintError) -> None:
         if isinstance(error, NodeEquivocated):
-            self._keep_proof(error)
+            _keep_proof(self._proofs, error)
         if isinstance(error, RoomLost):
             self.nodes.lost_room(error.peers, self.settings.set_aside)
         elif not isinstance(error, SessionLimit):
             peers, lied = getattr(error, "peers", ()), isinstance(error, ProofError)
             self.nodes.set_aside(peers, self.settings.set_aside, lied=lied)
 
-    def _keep_proof(self, error: NodeEquivocated) -> None:
-        if self._proofs is None:
-            return
-        try:
-            path = evidence.keep(self._proofs, error.evidence)
-        except (OSError, ConfigError) as failure:
-            log.warning("evidence could not be kept", node=error.evidence.node, reason=str(failure))
-        else:
-            if path is not None:
-                told = {"node": error.evidence.node, "evidence": str(path), "next": f"hivemint node report {path}"}
-                log.error("a node signed two answers to one step", **told)
+
+def _keep_proof(folder: Path | None, error: NodeEquivocated) -> None:
+    if folder is None:
+        return
+    try:
+        path = evidence.keep(folder, error.evidence)
+    except (OSError, ConfigError) as failure:
+        log.warning("evidence could not be kept", node=error.evidence.node, reason=str(failure))
+    else:
+        if path is not None:
+            told = {"node": error.evidence.node, "evidence": str(path), "next": f"hivemint node report {path}"}
+            log.error("a node signed two answers to one step", **told)
 
 
 def _told(error: Refusal) -> str:

@@ -43,6 +43,8 @@ class Seat:
     waits: int = 0
     on_evicted: Callable[[], None] | None = None
     loan: Loan | None = None
+    parked: bool = False
+    """Nobody uses it now: it is the first to go. `on_evicted` closes it then."""
 
     @property
     def adapter(self) -> Adapter | None:
@@ -75,7 +77,7 @@ class Seats:
 
     def open(self, lane: Lane, max_tokens: int, blocks: Blocks | None = None) -> Seat:
         """A seat without any page yet, for the whole span or a part of it. Raises OutOfRoom."""
-        if len(self.seats) >= self._max_seats:
+        if len(self.seats) >= self._max_seats and not self._evict_parked():
             raise OutOfRoom("no seat for another session", why=f"{len(self.seats)} are open", next_step="wait")
         try:
             cache = self.store.open(max_tokens, self._tallies[lane], blocks)
@@ -174,7 +176,9 @@ class Seats:
         return grown <= self.store.tokens_total - self._donated_tokens_kept
 
     def _evict_one(self, lane: Lane, now: float, but: Seat | None = None) -> bool:
-        """Take the room of the session that has been quiet longest, if one may be taken."""
+        """Take the room of the session that has been quiet longest, if one may be taken; of parked ones first."""
+        if self._evict_parked():
+            return True
         quiet = [seat for seat in self.seats if seat is not but and not seat.busy and seat.pages]
         idle = [seat for seat in quiet if now - seat.used_at >= keeps(self._idle, seat.waits)]
         if not idle and lane is Lane.PAID and self.used(Lane.DONATED) > self._donated_tokens_kept:
@@ -186,6 +190,15 @@ class Seats:
         self._unload(victim)
         if victim.on_evicted:
             victim.on_evicted()
+        return True
+
+    def _evict_parked(self) -> bool:
+        parked = [seat for seat in self.seats if seat.parked and not seat.busy and seat.on_evicted]
+        if not parked:
+            return False
+        oldest = min(parked, key=lambda seat: seat.used_at)
+        if oldest.on_evicted:
+            oldest.on_evicted()
         return True
 
 

@@ -61,7 +61,7 @@ class Conversation:
         self._services, self._link = services, link
         self._seat: Seat | None = None
         self._steps: Steps | None = None
-        self._over = False
+        self._over = self._lost = False
         self._left = asyncio.Event()
 
     async def run(self) -> None:
@@ -71,7 +71,7 @@ class Conversation:
             if steps is not None:
                 await self._listen(steps)
         except LinkClosed:
-            pass
+            self._lost = True
         except ProtocolError as error:
             with suppress(SwarmError):
                 await self._refuse(Refused.of(error, Code.PROTOCOL))
@@ -257,6 +257,7 @@ class Conversation:
         session, steps = self.session, self._steps
         if session is None:
             return
+        may_return = self._lost and session.closed is None
         session.close(Code.MISSING, "the link has ended")
         if steps is not None:
             steps.drop(Step(1))
@@ -265,8 +266,25 @@ class Conversation:
                 self._services.inbox.forget(SessionId(steps.inputs.previous.session))
         self._services.outlets.leave(session.session_id)
         self._services.kept.forget(session.session_id)
-        self._give_back()
+        if may_return and session.length and not self._services.registry.draining:
+            self._park()
+        else:
+            self._give_back()
         self._services.journal.close_session(session.session_id)
+
+    def _park(self) -> None:
+        """The client may come back: what was computed for it waits a while, and nobody waits for that."""
+        session, seat, services = self.session, self._seat, self._services
+        if session is None or seat is None:
+            return
+
+        def free() -> None:
+            services.seats.pop(session.session_id, None)
+            services.engine.release(seat)
+
+        self._seat = None
+        services.registry.parking.park(session, seat, self.prefix, free)
+        services.registry.leave(self)
 
     def _used(self) -> None:
         """Nothing else keeps a seat: a step that was signed for."""

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -14,6 +14,7 @@ from hivemint.node.engine.scheduler import Lane
 from hivemint.node.engine.seats import IDLE, keeps
 from hivemint.node.sessions.account import Books, ClientAccount
 from hivemint.node.sessions.admission import FundsReader
+from hivemint.node.sessions.parking import Parking, ParkingLimits
 from hivemint.node.sessions.session import ServedSession
 from hivemint.node.sessions.steps.vain import Vain
 from hivemint.protocol.credits import format_credits
@@ -54,6 +55,7 @@ class SessionLimits:
     donated_of_prefix: int = 16
     donated_wait_s: float = 30.0
     idle_s: float = IDLE
+    parking: ParkingLimits = field(default_factory=ParkingLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class SessionRegistry:
         self._ending: set[asyncio.Task[None]] = set()
         self._trouble = ""
         self._vain: dict[Hashable, Vain] = {}
+        self.parking = Parking(limits.parking, self._left)
 
     def account(self, client: Address) -> ClientAccount:
         """The one Account of a client. It is kept from the client's first session to enter to the last to leave."""
@@ -159,12 +162,17 @@ class SessionRegistry:
         session = occupant.session
         if session is None:
             return
-        if not any(other.session and other.session.account is session.account for other in self.occupants):
-            self._accounts.pop(session.terms.client, None)
+        self._left(session.account)
         if session.lane is Lane.PAID:
             self._engine.forget(Lane.PAID, session.session_id)
         elif not self._of(occupant.prefix, self._donated_occupants()):
             self._engine.forget(Lane.DONATED, occupant.prefix)
+
+    def _left(self, account: ClientAccount) -> None:
+        """A session is gone, open or parked: with the last one its account is forgotten."""
+        of_open = any(other.session and other.session.account is account for other in self.occupants)
+        if not of_open and not self.parking.has(account):
+            self._accounts.pop(account.client, None)
 
     async def watch(self, every: float = 1.0) -> None:
         """No step is taken after expiry, on a thaw or a revocation, nor above what the account holds: such sessions
@@ -176,6 +184,7 @@ class SessionRegistry:
 
     async def look(self) -> None:
         """One look at every occupant. What goes wrong at one of them keeps nobody else from being looked at."""
+        self.parking.look()
         for prefix in [one for one, vain in self._vain.items() if vain.forgotten() and not self._of(one)]:
             del self._vain[prefix]
         told = ""
@@ -204,6 +213,7 @@ class SessionRegistry:
     async def drain(self, limit: float, code: Code, why: str) -> None:
         """Take nobody in, finish the steps that were taken, at most `limit` seconds, and close all sessions."""
         self.draining = True
+        self.parking.clear()
         ends = [occupant.end(code, why, limit) for occupant in list(self.occupants)]
         for ended in await asyncio.gather(*ends, *self._ending, return_exceptions=True):
             if isinstance(ended, Exception):

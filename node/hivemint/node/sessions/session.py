@@ -47,6 +47,16 @@ class TakenStep:
         return self.request.kind == FORK or (self.job is not None and self.job.started_at is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a fork may begin with: a session, the receipt of it that was named, and how many positions of that state its
+    cache still has."""
+
+    session: "ServedSession"
+    receipt: CheckedReceipt
+    length: int
+
+
 @dataclass(eq=False)
 class ServedSession:
     """The state of one session at this node. `length` is that of its K/V cache once all taken steps have run."""
@@ -66,11 +76,14 @@ class ServedSession:
     bound: Step = START  # the newest receipt that a voucher binds
     steps: dict[Step, TakenStep] = field(default_factory=dict)
     receipts: dict[Step, CheckedReceipt] = field(default_factory=dict)
+    lengths: dict[Step, int] = field(default_factory=dict)
+    """Of these receipts: how many positions of the state that each is about the cache still has."""
     closed: Code | None = None
     why: str = ""
 
     def __post_init__(self) -> None:
         self.receipts[self.receipt.step] = self.receipt
+        self.lengths[self.receipt.step] = 0
         self.account.sessions.append(self)
 
     @property
@@ -137,7 +150,7 @@ class ServedSession:
         for number in [number for number in self.steps if number <= bound and self.steps[number].answer]:
             del self.steps[number]
         for number in [number for number in self.receipts if number < min(bound, self.last - self.limits.ahead)]:
-            del self.receipts[number]
+            del self.receipts[number], self.lengths[number]
         return pair
 
     def seal(self, step: TakenStep) -> None:
@@ -147,6 +160,12 @@ class ServedSession:
         step.sealed = True
 
     def answer(self, step: TakenStep, receipt: CheckedReceipt, answer: StepReceipt) -> None:
+        request, before = step.request, self.lengths[self.receipt.step]
+        if request.kind == BACKWARD:
+            self.lengths[step.number] = before
+        else:
+            self._cut(request.start)
+            self.lengths[step.number] = request.start + request.count
         self.receipt = self.receipts[step.number] = receipt
         step.answer, step.job = answer, None  # it may be kept for long, its rows need not
 
@@ -162,11 +181,17 @@ class ServedSession:
             # those that never began have cropped nothing; one that did may have written from its start on
             written = [s.request.start for s in gone if s.begun and s.request.kind != BACKWARD]
             self.length = min([gone[0].before, *written])
+            self._cut(self.length)
         return gone
+
+    def _cut(self, length: int) -> None:
+        """What is behind `length` in the cache is of none of the receipts so far."""
+        self.lengths = {number: min(length, before) for number, before in self.lengths.items()}
 
     def evicted(self) -> None:
         """The room has been given to others; the session stays open, at length 0, unless it had an adapter."""
         self.length = 0
+        self._cut(0)
         if self.adapter:
             self.close(Code.GAP, "its adapter's room went to another session")
 
@@ -190,6 +215,16 @@ class ServedSession:
             if self in self.account.sessions:
                 self.account.sessions.remove(self)
 
+    def park(self) -> None:
+        """Its link is lost: nothing is taken any more, others of its key may begin with it until it is forgotten."""
+        self.close(Code.MISSING, "the link has ended")
+        self.account.sessions.append(self)
+
+    def forget(self) -> None:
+        """Parked no longer."""
+        if self in self.account.sessions:
+            self.account.sessions.remove(self)
+
     def refused(self, request: StepRequest, code: Code, what: str, why: str = "", next_step: str = "") -> Refused:
         """A refusal of one step, with where the account stands."""
         return Refused(
@@ -203,11 +238,16 @@ class ServedSession:
             proof=self.account.proof,
         )
 
-    def parent(self, request: StepRequest) -> "ServedSession | None":
-        """The open session whose K/V a fork may begin with: of the same key, blocks, numerics and lane as this one."""
+    def parent(self, request: StepRequest) -> Beginning | None:
+        """The session, open or parked, whose K/V a fork may begin with: of the same key, blocks, numerics and lane as
+        this one. The head is that of any receipt that is still kept: a client that comes back may not have the newest.
+        """
         for other in self.account.sessions:
-            if other is not self and isinstance(other, ServedSession) and other.receipt.head == request.parent:
-                return other if other.kin == self.kin else None
+            if other is self or not isinstance(other, ServedSession) or other.kin != self.kin:
+                continue
+            for number, receipt in other.receipts.items():
+                if receipt.head == request.parent:
+                    return Beginning(other, receipt, other.lengths[number])
         return None
 
     @property

@@ -18,7 +18,7 @@ from hivemint.client.sessions.pipelines.in_flight import StepsInFlight
 from hivemint.client.sessions.pipelines.proofs import StepProofs, StepState
 from hivemint.client.sessions.pipelines.receiver import Receiver
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
-from hivemint.client.sessions.session import FAREWELL, RemoteSession
+from hivemint.client.sessions.session import FAREWELL, Parent, RemoteSession
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError, LinkClosed
@@ -107,10 +107,10 @@ class Circuit:
             self.source.draw_ahead(start + 2, min(_DRAW_WITHIN, _DRAW_AFTER * self._nodes_time()))
         return state.output
 
-    async def fork(self, parent: "Circuit", count: int) -> None:
-        """Each session begins with that of `parent` at the same node. Raises what broke this one."""
+    async def fork(self, parents: Sequence[Parent], count: int) -> None:
+        """Each session begins with the one of `parents` at the same node. Raises what broke this one."""
         self.steps.add_fork(count)
-        for hop, (session, its) in enumerate(zip(self.sessions, parent.sessions, strict=True)):
+        for hop, (session, its) in enumerate(zip(self.sessions, parents, strict=True)):
             self.have[hop] = count
             await self._dispatch(hop, session.prepare_fork(its, count), b"")
         await self.in_flight.room(1)

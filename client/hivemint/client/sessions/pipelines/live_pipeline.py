@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from hivemint.client.kept import TextMark
 from hivemint.client.pipeline import Plan, Rows
 from hivemint.client.sessions.errors import NodeLied
 from hivemint.client.sessions.pipelines.circuit import Circuit, Section
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.finite import check_own
 from hivemint.client.sessions.pipelines.outputs import AwaitedOutputs
+from hivemint.client.sessions.pipelines.recalled import RecalledPipeline, mark_of
 from hivemint.client.sessions.pipelines.repair import Repair, Replacements
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
@@ -115,6 +117,11 @@ class LivePipeline:
         hop = max(late, key=lambda hop: self._speeds.lateness(self.sessions[hop].leg.peer))
         return NodeSlow(self.sessions[hop].leg, *(one.leg for one in self.sessions[max(0, hop - 1) : hop]))
 
+    @property
+    def inputs(self) -> bytearray:
+        """The client's own rows of all positions, in wire form."""
+        return self._inputs
+
     async def forward(self, hidden: torch.Tensor, *, rows: Rows = "last") -> torch.Tensor:
         """See `Pipeline.forward`."""
         count, width = hidden.shape
@@ -149,20 +156,31 @@ class LivePipeline:
             raise ValueError(f"cannot go back to {length}: {self._position} positions are cached")
         self._position = length
         self._circuit.crop(length)
+        for session in self.sessions:
+            session.cached = min(session.cached, length)
 
     async def settle(self) -> None:
         """Until no step is in flight and all receipts have been checked. Raises what broke the pipeline."""
         await self._circuit.in_flight.room(1)
 
-    async def fork(self, parent: "LivePipeline", count: int) -> None:
+    async def fork(self, parent: "LivePipeline | RecalledPipeline", count: int) -> None:
         """Begin with the first `count` positions of a settled pipeline over the same nodes, before anything else.
 
         Nothing is computed and nothing paid for them. Raises SessionLimit where a node has them no more; then, as
         after any other error, only `close` may follow.
         """
-        self._inputs[:] = parent._inputs[: count * self._row_bytes]
+        size = count * self._row_bytes
+        self._inputs[:] = parent.inputs[:size].ljust(size, b"\0")
         self._position = count
-        await self._circuit.fork(parent._circuit, count)
+        await self._circuit.fork(parent.sessions, count)
+
+    async def mark(self) -> TextMark | None:
+        """See `Swarm.mark`."""
+        try:
+            await self.settle()
+        except HivemintError:  # whoever goes on with it is told
+            return None
+        return mark_of(self.sessions)
 
     async def cancel(self) -> None:
         """See `Pipeline.cancel`."""

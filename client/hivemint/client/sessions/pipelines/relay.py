@@ -2,16 +2,19 @@
 
 A node's gradient step needs its own input and the gradient of its output, and only the client has both. So no node
 knows its neighbours here, a step is one request and its answer, and every output is seen, hashed and compared with
-its receipt before the next voucher is signed (P17).
+its receipt before the next voucher is signed (P17). So what a lost node leaves is all here, too: only its blocks are
+asked of others, the rest of the lane stays as it is.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import takewhile
 
 import torch
 
+from hivemint.client.pipeline import SessionLimit, Trail
 from hivemint.client.sessions.errors import blaming
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.pipelines.faults import NodeSlow
@@ -20,7 +23,7 @@ from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError, ProofError, ProtocolError, SwarmError
+from hivemint.protocol.errors import HivemintError, ProofError, ProtocolError, Refusal, SwarmError
 from hivemint.protocol.ids import BACKWARD, FORWARD, Step
 from hivemint.protocol.receipt import work
 from hivemint.swarm.messages import Closed, Refused, StepReceipt, Tensor
@@ -38,15 +41,20 @@ class Relay:
         settings: ClientSettings,
         speeds: Speeds,
         on_error: Callable[[HivemintError], None],
+        others_for: Callable[[RemoteSession], Awaitable[list[RemoteSession]]],
     ) -> None:
-        """`settings.step_timeout`: seconds for one step at one node."""
+        """`settings.step_timeout`: seconds for one step at one node. `others_for` opens sessions for the blocks of one
+        that is lost, at other nodes; it raises what the opening of a route does.
+        """
         self._sessions, self._hidden_size, self._settings = sessions, hidden_size, settings
-        self._speeds, self._on_error = speeds, on_error
-        self._sources = {session: VoucherSource([session], payer, lambda: False) for session in sessions}
-        for session in sessions:
-            speeds.opened(session.leg.peer)
+        self._payer, self._speeds, self._on_error, self._others_for = payer, speeds, on_error, others_for
+        self._sources: dict[RemoteSession, VoucherSource] = {}
+        self._enter(sessions)
         self._wire = sessions[0].leg.wire
         self._closed = self._interrupted = False
+        self._lost: RemoteSession | None = None  # where the last pass failed
+        self._left: list[RemoteSession] = []  # replaced by others
+        self._leaving: list[asyncio.Task[None]] = []
 
     @property
     def open(self) -> bool:
@@ -61,41 +69,98 @@ class Relay:
     @property
     def spent(self) -> int:
         """See `Pipeline.spent`."""
-        return sum(one.spent for one in self._sessions)
+        return sum(one.spent for one in (*self._sessions, *self._left))
 
     @property
     def signed(self) -> int:
         """See `Pipeline.signed`."""
-        return sum(one.signed for one in self._sessions)
+        return sum(one.signed for one in (*self._sessions, *self._left))
 
-    def cost(self, forward: int, backward: int) -> int:
+    @property
+    def price(self) -> int:
+        """See `Training.price`."""
+        return sum(one.price for one in self._sessions)
+
+    def cost(self, trail: Trail) -> int:
         """See `Training.cost`."""
-        counts = ((one, work(FORWARD, forward) + work(BACKWARD, backward)) for one in self._sessions)
-        return sum(one.price * (count + self._trial(one, forward)) for one, count in counts)
+        passes = list(self._due(trail))
+        tried = {session: self._trial(session, trail.count) for session, _ in passes}
+        steps = sum(session.price * work(kind, trail.count) for session, kind in passes)
+        return steps + sum(session.price * small for session, small in tried.items())
 
     @property
     def slow(self) -> NodeSlow | None:
         """See `Pipeline.slow`. Nobody stands between a node and this client here."""
         return next((NodeSlow(one.leg) for one in self._sessions if self._speeds.slow(one.leg.peer)), None)
 
-    @property
-    def spans(self) -> tuple[range, ...]:
-        return tuple(range(one.leg.first, one.leg.end) for one in self._sessions)
-
-    async def forward(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+    async def forward(self, trail: Trail) -> torch.Tensor:
         """See `Training.forward`."""
-        states = [hidden]
-        for session in self._sessions:
-            if small := self._trial(session, len(hidden)):
-                await self._step(session, FORWARD, states[-1][:small])
-            states.append(await self._step(session, FORWARD, states[-1]))
-        return states
+        await self._pass(trail)
+        return trail.states[self._sessions[-1].leg.end]
 
-    async def backward(self, states: Sequence[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
+    async def backward(self, trail: Trail) -> torch.Tensor:
         """See `Training.backward`."""
-        for session, hidden in zip(reversed(self._sessions), reversed(states[:-1]), strict=True):
-            gradient = await self._step(session, BACKWARD, torch.cat([hidden, gradient], dim=1))
-        return gradient
+        await self._pass(trail)
+        return trail.gradients[0]
+
+    async def mend(self) -> bool:
+        """See `Training.mend`. Who is lost hears a farewell meanwhile, if it hears anything."""
+        lost, self._lost = self._lost, None
+        if lost is None or self._closed:
+            return False
+        try:
+            others = await self._others_for(lost)
+        except (SwarmError, ProofError, Refusal):
+            return False
+        if self._closed:
+            await asyncio.gather(*(_sign_off(one) for one in others))
+            return False
+        at = self._sessions.index(lost)
+        self._sessions[at : at + 1] = others
+        self._enter(others)
+        self._leave(lost)
+        self._interrupted = False
+        return True
+
+    def _enter(self, sessions: list[RemoteSession]) -> None:
+        for session in sessions:
+            self._sources[session] = VoucherSource([session], self._payer, lambda: False)
+            self._speeds.opened(session.leg.peer)
+
+    def _leave(self, session: RemoteSession) -> None:
+        del self._sources[session]
+        self._speeds.opened(session.leg.peer, -1)
+        self._left.append(session)
+        self._leaving.append(asyncio.create_task(_sign_off(session)))
+
+    def _due(self, trail: Trail) -> Iterator[tuple[RemoteSession, int]]:
+        """The steps that are left of a pass, in order: session and kind."""
+        known = set(trail.states)
+        if not trail.gradients:
+            yield from ((one, FORWARD) for one in self._towards(self._sessions[-1].leg.end, known))
+            return
+        for session in reversed(self._sessions):
+            if session.leg.first not in trail.gradients:
+                yield from ((one, FORWARD) for one in self._towards(session.leg.first, known))
+                yield session, BACKWARD
+
+    def _towards(self, block: int, known: set[int]) -> list[RemoteSession]:
+        """Who must go forward for the state that enters `block`, which is known from then on, as are those between."""
+        before = [one for one in reversed(self._sessions) if one.leg.end <= block]
+        way = list(takewhile(lambda one: one.leg.end not in known, before))[::-1]
+        known.update(one.leg.end for one in way)
+        return way
+
+    async def _pass(self, trail: Trail) -> None:
+        for session, kind in list(self._due(trail)):
+            first, end, hidden = session.leg.first, session.leg.end, trail.states[session.leg.first]
+            if small := self._trial(session, trail.count):
+                await self._step(session, FORWARD, hidden[:small])
+            if kind == FORWARD:
+                trail.states[end] = await self._step(session, FORWARD, hidden)
+            else:
+                rows = torch.cat([hidden, trail.gradients[end]], dim=1)
+                trail.gradients[first] = await self._step(session, BACKWARD, rows)
 
     async def close(self) -> None:
         """See `Training.close`."""
@@ -103,7 +168,7 @@ class Relay:
             self._closed = True
             for session in self._sessions:
                 self._speeds.opened(session.leg.peer, -1)
-            await asyncio.gather(*(_sign_off(session) for session in self._sessions))
+            await asyncio.gather(*self._leaving, *(_sign_off(session) for session in self._sessions))
 
     def _trial(self, session: RemoteSession, count: int) -> int:
         """Rows of the small step that a paid node gets first if it has not delivered to this client yet."""
@@ -121,6 +186,8 @@ class Relay:
             output = await self._ask(session, kind, data, rows.shape[0])
         except HivemintError as error:
             self._on_error(error)
+            if isinstance(error, SwarmError | ProofError | Refusal) and not isinstance(error, SessionLimit):
+                self._lost = session
             raise
         self._interrupted = False
         return output

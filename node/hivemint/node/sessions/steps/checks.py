@@ -107,7 +107,7 @@ def check_fork(session: ServedSession, request: StepRequest) -> Refused | None:
             f"got step {request.step}, start {request.start}",
         )
     parent = session.parent(request)
-    if parent is not None and parent.pending:
+    if parent is not None and parent.session.pending:
         return session.refused(
             request, Code.STEP, "The session to begin with has steps in flight", "", "wait for its receipts"
         )

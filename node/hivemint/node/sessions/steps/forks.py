@@ -19,11 +19,11 @@ def begin(at: StepService, step: TakenStep) -> tuple[Leaf, Copied]:
     if parent is None:
         raise RuntimeError("a fork was taken without its parent")
     try:
-        copied: Copied = services.engine.fork(services.seats[parent.session_id], at.seat, count)
+        copied: Copied = services.engine.fork(services.seats[parent.session.session_id], at.seat, count)
     except OutOfRoom as error:
         copied = asyncio.get_running_loop().create_future()
         copied.set_exception(error)
-    services.kept.fork(parent.session_id, session.session_id, count)
+    services.kept.fork(parent.session.session_id, session.session_id, count)
     return fork(session.receipt.body, parent.receipt.body, count), copied
 
 
