@@ -7,7 +7,10 @@ from dataclasses import replace
 
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
-from hivemint.client.sessions.route import MissingBlocks, NotCovered, Route, Wish, plan_route
+from hivemint.client.sessions.route import Route
+from hivemint.client.sessions.routing.missing import MissingBlocks, NotCovered
+from hivemint.client.sessions.routing.planning import plan_route
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.shortfall import NodeFunds, not_covered, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid, ClientSettings

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hivemint.client.sessions.route import Route, Wish, plan_route, session_amount
+from hivemint.client.sessions.route import Route, session_amount
+from hivemint.client.sessions.routing.planning import plan_route
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import OverLimit, SwarmError
