@@ -25,6 +25,7 @@ UNITS: dict[str, dict[str, str]] = {
         "patience": "seconds",
         "wait_for_blocks": "seconds",
         "set_aside": "seconds",
+        "spread": "of 1",
         "allowed_nodes": "",
         "blocked_nodes": "",
         "preferred_nodes": "",

@@ -143,6 +143,9 @@ class ClientSettings(Settings):
     """How long to wait for nodes to come where blocks are missing."""
     set_aside: Annotated[float, Field(ge=0)] = 120.0
     """How long a node that failed or lied is left out of routes: twice as long each time, until it has delivered."""
+    spread: Annotated[float, Field(ge=0, le=10)] = 0.25
+    """By up to this share of its time each node looks worse to a wallet, by chance: so clients that plan at once do not
+    all choose the same nodes. 0: always the best."""
     allowed_nodes: NodeNames = ()
     """Nodes that alone are used, by name, operator or peer id, with commas between. None: all."""
     blocked_nodes: NodeNames = ()

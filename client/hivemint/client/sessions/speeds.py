@@ -66,6 +66,7 @@ class Speeds:
         self._delivered: dict[PeerId, float] = {}
         self._shares: dict[PeerId, deque[float]] = {}
         self._sessions: Counter[PeerId] = Counter()
+        self._opened: dict[PeerId, float] = {}
 
     def trip(self, peer: PeerId, seconds: float) -> None:
         """One round trip. A slow one may be a busy moment: it counts half against what was seen before."""
@@ -111,6 +112,12 @@ class Speeds:
     def opened(self, peer: PeerId, sessions: int = 1) -> None:
         """So many more sessions of this client are open there; fewer, below 0."""
         self._sessions[peer] = max(0, self._sessions[peer] + sessions)
+        if sessions > 0:
+            self._opened[peer] = time.monotonic()
+
+    def opened_at(self, peer: PeerId) -> float | None:
+        """When a session was last opened there, by the monotonic clock."""
+        return self._opened.get(peer)
 
     def judge(self, peer: PeerId, seconds: float, published: float) -> None:
         """One step of any kind, and the seconds that it takes by what its node publishes."""

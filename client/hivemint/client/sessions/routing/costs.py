@@ -18,8 +18,6 @@ from hivemint.protocol.ids import ONE_CREDIT, Credits
 
 CROWDED = 5.0
 """Seconds added for a node that publishes too little K/V room for the session."""
-SPREAD = 0.25
-"""By how much of its time a node may look worse to a client than it is: by this, clients that plan at once spread."""
 PREFERRED = 0.5
 """A preferred node's time counts so much."""
 OWN_QUEUE = 0.5
@@ -78,7 +76,7 @@ def costs_of(view: NodeView, wish: Wish, speeds: Speeds, now: float | None = Non
     step = wait + view.compute * (view.end - view.first)
     share = wish.tokens / np.maximum(view.free, 1.0)
     choice = wish.choice
-    factor = 1.0 + SPREAD * view.dice(wish.salt)
+    factor = 1.0 + wish.spread * view.dice(wish.salt)
     if choice.preferred:
         factor[[row for row, one in enumerate(view.records) if choice.prefers(one.record)]] *= PREFERRED
     trusted = np.ones(len(view.records), dtype=np.bool_)

@@ -19,8 +19,8 @@ class Wish:
     at each operator still admits; None: don't ask. `ceiling`: wei per token through all blocks. Without one, nodes that
     ask more than `times_median` times the median of all asks are left out; None: no node is. `first` and `end` (None:
     the model's) name a part of the model to find a way through; `wire`: the wire form that its neighbours speak (None:
-    any). `salt` is the client's own: by it clients that see the same choose differently among what is about as good;
-    b"": always the best.
+    any). By `salt`, the client's own, each node's time looks up to the share `spread` worse than it is, differently for
+    each client: those that see the same choose differently among what is about as good. b"": always the best.
     """
 
     blocks: int
@@ -37,6 +37,7 @@ class Wish:
     wire: str | None = None
     choice: NodeChoice = ANY_NODE
     salt: bytes = b""
+    spread: float = 0.25
 
     @property
     def part(self) -> range:
