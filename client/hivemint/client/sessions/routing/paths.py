@@ -35,13 +35,15 @@ def cheapest_path(
 
     Where a node is entered costs once, what it computes by the block. So it is enough to know, stop by stop, for each
     node what the best path costs that has come to it, and where that path entered it. A stop is where a span begins or
-    ends. n nodes and s stops take s n^2 steps.
+    ends; each block, where accounts admit parts of spans alone. n nodes and s stops take s n^2 steps.
     """
     nodes = np.asarray(rows, dtype=np.int64)
     if not len(nodes):
         return None
-    edges = np.concatenate((view.first[nodes], view.end[nodes], [part.start, part.stop]))
-    stops = np.unique(edges[(edges >= part.start) & (edges <= part.stop)])
+    stops = np.arange(part.start, part.stop + 1)
+    if (costs.most[nodes] >= len(part)).all():
+        edges = np.concatenate((view.first[nodes], view.end[nodes], stops[[0, -1]]))
+        stops = np.unique(edges[(edges >= part.start) & (edges <= part.stop)])
     serves = (view.first[nodes] <= stops[:-1, None]) & (view.end[nodes] >= stops[1:, None])
     if not serves.any(axis=1).all():
         return None
