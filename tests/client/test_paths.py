@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemint.client.sessions.routing.costs import Costs, costs_of
-from hivemint.client.sessions.routing.paths import Ends, PathLeg, cheapest_path
+from hivemint.client.sessions.routing.paths import TextEnds, PathLeg, cheapest_path
 from hivemint.client.sessions.routing.view import NodeView
 from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
@@ -20,7 +20,7 @@ from hivemint.swarm.records import pack_trips
 from support.routes import random_swarm, unsigned
 
 BLOCKS = 5
-ANYWHERE = Ends(first=True, last=True)
+ANYWHERE = TextEnds(first=True, last=True)
 
 
 def every_path(view: NodeView, costs: Costs, part: range) -> Iterator[tuple[PathLeg, ...]]:

@@ -77,9 +77,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held) -> None:
         self.peer = peer
-        self.closed = False
-        self.reason = ""
-        self.trip = 0.0
+        self.closed, self.reason, self.trip = False, "", 0.0
         self._writer = writer  # kept, as its finalizer would close the transport
         self._transport = transport = cast(asyncio.Transport, writer.transport)
         self._loop = asyncio.get_running_loop()

@@ -17,7 +17,7 @@ MOST_KEPT = 4096
 
 
 @dataclass(slots=True)
-class Mark:
+class _Mark:
     """What is held against one node. `until`, `since` by the monotonic clock; `times`: in a row, without a step proved
     between."""
 
@@ -41,7 +41,7 @@ class Aside:
         self, delivered_at: Callable[[PeerId], float | None], opened_at: Callable[[PeerId], float | None]
     ) -> None:
         self._delivered_at, self._opened_at = delivered_at, opened_at
-        self._marks: OrderedDict[PeerId, Mark] = OrderedDict()
+        self._marks: OrderedDict[PeerId, _Mark] = OrderedDict()
         self._busy: dict[PeerId, float] = {}
 
     def misbehaved(self, peer: PeerId, seconds: float, reason: str, *, lied: bool) -> None:
@@ -56,7 +56,7 @@ class Aside:
         if known is not None and known.until > until:
             until = known.until
         lied = lied or (known is not None and known.lied and known.until > now)
-        self._marks[peer] = Mark(reason or (known.reason if known else ""), now, until, times + 1, lied)
+        self._marks[peer] = _Mark(reason or (known.reason if known else ""), now, until, times + 1, lied)
         self._marks.move_to_end(peer)
         while len(self._marks) > MOST_KEPT:
             self._marks.popitem(last=False)
@@ -103,7 +103,7 @@ class Aside:
         opened = self._opened_at(peer)
         return now - mark.tried < TRYING or (opened is not None and opened > mark.until and now - opened < TRIAL)
 
-    def _proved(self, peer: PeerId, mark: Mark) -> bool:
+    def _proved(self, peer: PeerId, mark: _Mark) -> bool:
         """Whether it has delivered since its time was over."""
         delivered = self._delivered_at(peer)
         return delivered is not None and delivered > mark.until

@@ -21,7 +21,7 @@ class PathLeg:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class TextEnds:
     """Whether the path begins with the model's first block, ends with its last."""
 
     first: bool
@@ -29,7 +29,7 @@ class Ends:
 
 
 def cheapest_path(
-    view: NodeView, costs: Costs, rows: Sequence[int], part: range, weight: float, ends: Ends
+    view: NodeView, costs: Costs, rows: Sequence[int], part: range, weight: float, ends: TextEnds
 ) -> tuple[PathLeg, ...] | None:
     """Over the nodes of `rows`, by time and `weight` seconds a credit; None where they serve no whole path.
 
@@ -57,7 +57,7 @@ class _Sweep:
     have entered it compare, whatever comes behind.
     """
 
-    def __init__(self, costs: Costs, nodes: Ints, stops: Ints, serves: Flags, weight: float, ends: Ends) -> None:
+    def __init__(self, costs: Costs, nodes: Ints, stops: Ints, serves: Flags, weight: float, ends: TextEnds) -> None:
         self._nodes, self._stops, self._serves = nodes, stops, serves
         factor, trip = costs.factor[nodes], costs.trip[nodes]
         self._entry: Floats = (costs.wait[nodes] + costs.room[nodes]) * factor

@@ -10,7 +10,7 @@ from hivemint.client.pipeline import Alternative
 from hivemint.client.sessions.route import Leg, Route
 from hivemint.client.sessions.routing.costs import Costs, costs_of
 from hivemint.client.sessions.routing.missing import LeftOut, check_covered, nobody
-from hivemint.client.sessions.routing.paths import Ends, PathLeg, cheapest_path
+from hivemint.client.sessions.routing.paths import TextEnds, PathLeg, cheapest_path
 from hivemint.client.sessions.routing.usual import usual_asks
 from hivemint.client.sessions.routing.view import NodeView
 from hivemint.client.sessions.routing.wish import Wish
@@ -152,7 +152,7 @@ class _Planning:
         offers = [row for row in rows if labels[row]]
         if len(offers) > MOST_NODES:
             offers = self._least_costly(offers, weight)
-        ends = Ends(part.start == 0, part.stop == self._wish.blocks)
+        ends = TextEnds(part.start == 0, part.stop == self._wish.blocks)
         path = cheapest_path(self._view, self._costs, offers, part, weight, ends)
         if path is None:
             return None
