@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemint.client.sessions.routing.costs import Costs, costs_of
-from hivemint.client.sessions.routing.paths import TextEnds, PathLeg, cheapest_path
+from hivemint.client.sessions.routing.paths import PathLeg, TextEnds, cheapest_path
 from hivemint.client.sessions.routing.view import NodeView
 from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds

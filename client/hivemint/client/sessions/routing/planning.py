@@ -10,7 +10,7 @@ from hivemint.client.pipeline import Alternative
 from hivemint.client.sessions.route import Leg, Route
 from hivemint.client.sessions.routing.costs import Costs, costs_of
 from hivemint.client.sessions.routing.missing import LeftOut, check_covered, nobody
-from hivemint.client.sessions.routing.paths import TextEnds, PathLeg, cheapest_path
+from hivemint.client.sessions.routing.paths import PathLeg, TextEnds, cheapest_path
 from hivemint.client.sessions.routing.usual import usual_asks
 from hivemint.client.sessions.routing.view import NodeView
 from hivemint.client.sessions.routing.wish import Wish
