@@ -126,6 +126,14 @@ async def test_one_that_failed_comes_back_where_nobody_else_whom_the_user_allows
         assert mine.peer not in {one.peer for one in await nodes.usable()}
 
 
+async def test_blocks_that_the_model_has_not_bring_nobody_back() -> None:
+    honest, failed = FakeNode(0, 30), FakeNode(0, 31)
+    nodes, _, _, _ = made(honest, failed)
+    await nodes.usable()
+    nodes.set_aside([failed.peer], 60, reason="it died")
+    assert [one.peer for one in await nodes.usable()] == [honest.peer]
+
+
 async def test_who_is_set_aside_is_told_with_the_reason() -> None:
     fakes = [FakeNode(0, 30), FakeNode(0, 30)]
     nodes, _, _, speeds = made(*fakes)

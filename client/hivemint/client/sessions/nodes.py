@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hivemint.client.sessions.routing.aside import Aside
 from hivemint.client.sessions.routing.choice import NodeChoice
-from hivemint.client.sessions.routing.missing import LeftOut
+from hivemint.client.sessions.routing.missing import LeftOut, served_blocks
 from hivemint.client.sessions.routing.view import NodeView
 from hivemint.client.sessions.routing.wish import ANY_NODE
 from hivemint.client.sessions.speeds import Speeds
@@ -68,10 +68,16 @@ class Nodes:
             if self._looked is None or time.monotonic() - self._looked > LOOK_UP_GOOD:
                 found = await self._host.find(self._target.model_id, range(self._target.blocks))
                 self._records, self._looked = await self._registered(found), time.monotonic()
-        alive = self._without(self._aside.liars())
-        rested = self._without(self._left_out())
-        kept, left = {one.peer for one in rested}, self._all_blocks - _served(self._allowed(rested))
-        return [one for one in alive if one.peer in kept or not left.isdisjoint(one.record.blocks)]
+        out = self._left_out()
+        rested = self._without(out)
+        if self._covers(rested):
+            return rested
+        left = self._every & ~self._served(rested)
+        return [
+            one
+            for one in self._without(self._aside.liars())
+            if one.peer not in out or left & served_blocks([one.record])
+        ]
 
     async def view(self) -> NodeView:
         """The same, as planning sees them: made anew only if a record has changed, or who is set aside."""
@@ -131,17 +137,17 @@ class Nodes:
     def _left_out(self) -> set[PeerId]:
         return self._aside.peers()
 
-    @property
-    def _all_blocks(self) -> set[int]:
-        return set(range(self._target.blocks))
-
     def _covers(self, records: list[CheckedRecord]) -> bool:
-        return self._all_blocks <= _served(self._allowed(records))
+        return not self._every & ~self._served(records)
 
-    def _allowed(self, records: list[CheckedRecord]) -> list[CheckedRecord]:
-        if not self.choice.allowed and not self.choice.blocked:
-            return records
-        return [one for one in records if not self.choice.excludes(one.record)]
+    @property
+    def _every(self) -> int:
+        return (1 << self._target.blocks) - 1
+
+    def _served(self, records: list[CheckedRecord]) -> int:
+        """The blocks that nodes among these serve which the user allows, a bit each."""
+        named = self.choice.allowed or self.choice.blocked
+        return served_blocks(one.record for one in records if not named or not self.choice.excludes(one.record))
 
     async def _registered(self, records: list[CheckedRecord]) -> list[CheckedRecord]:
         """The registry is asked for operators alone that are new, or whose answer is old."""
@@ -170,7 +176,3 @@ class Nodes:
     def _as_registered(self, one: CheckedRecord) -> bool:
         known = self._registry.get(one.record.operator)
         return known is not None and known[1] == peer_id_hash(one.peer)
-
-
-def _served(records: Iterable[CheckedRecord]) -> set[int]:
-    return {block for one in records for block in one.record.blocks}
