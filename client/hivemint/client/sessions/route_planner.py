@@ -113,7 +113,7 @@ class RoutePlanner:
                 return plan_route(view, paying, speeds)
             except SwarmError:  # not enough for a paid route: donated work is what `auto` stands for then
                 pass
-        why = shortfall(view.records, paying, speeds, accounts)
+        why = shortfall(view, paying, speeds, accounts)
         return replace(plan_route(view, free, speeds, left_out), unpaid=why)
 
     async def spendable(self) -> dict[Address, int] | None:
