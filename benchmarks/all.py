@@ -14,6 +14,8 @@ NAMES = (
     "prefill",
     "concurrency",
     "load",
+    "priorities",
+    "routing",
     "tuning",
     "receipts",
     "footprint",

@@ -60,12 +60,14 @@ def _draw(dice: random.Random, choices: Mapping[int, float]) -> int:
     return dice.choices(list(choices), list(choices.values()))[0]
 
 
-def arrivals(rate: float, seconds: float, seed: int) -> dict[str, list[tuple[float, int, int]]]:
+def arrivals(
+    rate: float, seconds: float, seed: int, paid_share: float = PAID_SHARE
+) -> dict[str, list[tuple[float, int, int]]]:
     """Poisson arrivals by lane: (when, prompt, answer)."""
     dice, at = random.Random(seed), 0.0
     lanes: dict[str, list[tuple[float, int, int]]] = {"paid": [], "donated": []}
     while (at := at + dice.expovariate(rate)) < seconds:
-        lanes["paid" if dice.random() < PAID_SHARE else "donated"].append((at, *size(dice)))
+        lanes["paid" if dice.random() < paid_share else "donated"].append((at, *size(dice)))
     return lanes
 
 

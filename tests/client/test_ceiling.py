@@ -3,7 +3,8 @@
 import pytest
 
 from hivemint.client.sessions.ceiling import too_dear
-from hivemint.client.sessions.route import Wish, plan_route
+from hivemint.client.sessions.routing.planning import plan_route
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
 from hivemint.protocol.errors import OverLimit

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.client.sessions.route import Route, Wish, plan_route, session_amount, wire_of
+from hivemint.client.sessions.route import Route, session_amount, wire_of
+from hivemint.client.sessions.routing.planning import plan_route
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
 from hivemint.protocol.errors import SwarmError

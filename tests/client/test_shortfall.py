@@ -3,7 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivemint.client.sessions.route import Wish, plan_route, session_amount
+from hivemint.client.sessions.route import session_amount
+from hivemint.client.sessions.routing.planning import plan_route
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.shortfall import NodeFunds, lacking, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid

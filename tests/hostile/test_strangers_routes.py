@@ -11,6 +11,7 @@ from hivemint.protocol.errors import SwarmError
 from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.identity import PeerKey
 from hivemint.swarm.messages import Code, Neighbours, Peer, Refused, Routed
+from hivemint.swarm.records import pack_trips
 from support.node_pair import ASK, Pair
 from support.promises import signer
 
@@ -79,7 +80,7 @@ async def test_a_route_anew_gives_up_the_old_neighbour(pair: Pair) -> None:
 
 
 class FakeLink:
-    closed = False
+    closed, trip = False, 0.02
 
     async def close(self, reason: str = "") -> None:
         self.closed = True
@@ -106,6 +107,8 @@ async def test_outlets_are_bounded() -> None:
         await outlets.open(SessionId(b"\xff" * 32), Peer(bytes(peers[-1]), ()), 1)
     outlets.leave(SessionId(bytes(32)))
     await outlets.open(SessionId(b"\xff" * 32), Peer(bytes(peers[-1]), ()), 1)
+    assert len(outlets.trips) == 16 * 6, "round trips to the newest 16 alone are kept, and told"
+    assert outlets.trips.endswith(pack_trips([(peers[-1], FakeLink.trip)]))
 
 
 async def test_many_routes_cost_few_look_ups() -> None:

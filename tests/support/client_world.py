@@ -36,7 +36,9 @@ class World:
 
         `machine`: one with a file of its own.
         """
-        chosen = ClientSettings(**{"min_chunk": 4, "step_timeout": 5, "repairs": 0, "bid": Bid("times"), **settings})
+        chosen = ClientSettings(
+            **{"min_chunk": 4, "step_timeout": 5, "repairs": 0, "spread": 0.0, "bid": Bid("times"), **settings}
+        )
         book = VoucherBook.open(self.folder / f"vouchers{machine}.db", DOMAIN, WALLET.address, GENESIS)
         payer = Payer(who or Identity.own(WALLET), DOMAIN, book, self.chain)
         swarm: Any = self.swarm

@@ -51,7 +51,7 @@ class FakeLink:
 
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
-        self.closed, self.reason = False, ""
+        self.closed, self.reason, self.trip = False, "", 0.0
         self.other: FakeLink
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
 

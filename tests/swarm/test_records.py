@@ -22,7 +22,9 @@ from hivemint.swarm.records import (
     SignedRecord,
     _digest,
     check_record,
+    pack_trips,
     sign_record,
+    trip_key,
 )
 from support.node_records import KEY, MODEL, OPERATOR, OTHER, OTHER_KEY, of, record, signed
 from support.wire import NETWORK, hosts
@@ -40,6 +42,16 @@ def test_a_signed_record_is_read_back() -> None:
     assert checked.record == mine
     assert checked.peer == KEY.peer_id
     assert checked.model_id == MODEL
+
+
+def test_round_trips_are_told_in_six_bytes_each() -> None:
+    near, far = KEY.peer_id, OTHER_KEY.peer_id
+    told = msgspec.structs.replace(record(), trips=pack_trips([(near, 0.01234), (far, 100.0)]))
+    checked = check_record(sign_record(told, OPERATOR, KEY).to_bytes()).record
+    assert len(checked.trips) == 12
+    assert checked.trips_s() == {trip_key(near): pytest.approx(0.0123), trip_key(far): pytest.approx(6.5535)}
+    assert len(pack_trips([(PeerKey(bytes([number]) * 32).peer_id, 0.1) for number in range(1, 30)])) == 16 * 6
+    assert record().trips_s() == {}
 
 
 def test_forged_signatures_are_refused() -> None:
@@ -105,6 +117,8 @@ def test_time_and_size() -> None:
         {"tokens_per_s": math.inf},
         {"tokens_per_s": math.nan},
         {"numerics": ()},
+        {"trips": bytes(7)},
+        {"trips": bytes(6 * 17)},
         {"addresses": ("/ip4/1",) * 17},
         {"addresses": ("a" * 201,)},
         {"model_id": b"short"},

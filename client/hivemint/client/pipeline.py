@@ -34,10 +34,23 @@ class RoomLost(SessionLimit):
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """The best route without one node of a plan: its `way` for people, and by how much a token on it is slower (ms)
+    and dearer (wei) than on the route of the plan; below 0: faster, cheaper."""
+
+    way: str
+    slower_ms: float
+    dearer: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One node of a plan: it computes blocks `[first, end)` for `price` credits (wei) a token, the whole span.
 
-    `name` is what people call it, `operator` and `peer` are who it is.
+    `name` is what people call it, `operator` and `peer` are who it is. What a token takes there, in ms: `wait_ms` in
+    the queue of its lane and bid, `trip_ms` on the way there (and back from the last), `compute_ms`, and `room_ms`
+    for the risk that its K/V room does not last. `instead`: the best route without it; None where there is none, or
+    nobody looked.
     """
 
     peer: PeerId
@@ -47,6 +60,10 @@ class Hop:
     price: Credits
     wait_ms: float
     operator: Address
+    trip_ms: float = 0.0
+    compute_ms: float = 0.0
+    room_ms: float = 0.0
+    instead: Alternative | None = None
 
 
 @dataclass(frozen=True, slots=True)

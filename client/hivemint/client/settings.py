@@ -89,6 +89,16 @@ def _or_value_error(parse: Any, value: object) -> object:
         raise ValueError(str(error)) from None
 
 
+def _names(value: object) -> object:
+    """`a, b` as it stands in an environment's variable or on a command line, or a list."""
+    if not isinstance(value, str):
+        return value
+    return tuple(name for one in value.split(",") if (name := one.strip()))
+
+
+NodeNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+
+
 class ClientSettings(Settings):
     """What a client may choose. Times in seconds."""
 
@@ -132,7 +142,18 @@ class ClientSettings(Settings):
     wait_for_blocks: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for nodes to come where blocks are missing."""
     set_aside: Annotated[float, Field(ge=0)] = 120.0
-    """How long a node that failed or lied is left out of routes."""
+    """How long a node that failed or lied is left out of routes: twice as long each time, until it has delivered."""
+    spread: Annotated[float, Field(ge=0, le=10)] = 0.25
+    """By up to this share of its time each node looks worse to a wallet, by chance: so clients that plan at once do not
+    all choose the same nodes. 0: always the best."""
+    allowed_nodes: NodeNames = ()
+    """Nodes that alone are used, by name, operator or peer id, with commas between. None: all."""
+    blocked_nodes: NodeNames = ()
+    """Nodes that are never used."""
+    preferred_nodes: NodeNames = ()
+    """Nodes that are used as long as they take less than twice the time of others."""
+    trusted_nodes: NodeNames = ()
+    """Nodes that alone compute a model's first and last blocks, where prompts and answers are plainest. None: any."""
     max_ahead: Annotated[int, Field(ge=1, le=64)] = 4
     """Steps in flight at a node, whatever it offers; one until it has delivered to this client."""
     max_rows: Annotated[int, Field(ge=1, le=16_384)] = 512

@@ -214,6 +214,7 @@ class Node:
             wait_donated_s=max(gauge.wait_s[Lane.DONATED], self.engine.donated_wait()),
             tokens_per_s=gauge.rows_per_s,
             free_tokens=self.engine.capacity().kv_free,
+            trips=self.outlets.trips,
             leaving=self.registry.draining,
             expires=self.kit.host.clock.now() + LIFETIME,
         )

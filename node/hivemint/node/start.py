@@ -15,9 +15,9 @@ from hivemint.model.local_models import LocalModel, resolve
 from hivemint.node.identity import IdentityLock
 from hivemint.node.last_record import LastRecord
 from hivemint.node.market import AskRule, Market
-from hivemint.node.self_check import SelfCheck
 from hivemint.node.placement.rule import Placed
 from hivemint.node.placement.watch import PlacementWatch
+from hivemint.node.self_check import SelfCheck
 from hivemint.node.settings import NodeSettings, free_cores
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import ConfigError, ModelError

@@ -165,7 +165,9 @@ class Host:
                 await self._daemon.connect(peer, usable)
                 _, writer = await self._daemon.open(peer, protocol)
                 link = self._links.add(peer, writer, self._gate.enter(peer, self._now()))
+                began = self._now()
                 await greet(link, self._badge)
+                link.trip = self._now() - began
         except TimeoutError:
             if link is not None:
                 link.abort("no Hello in time")

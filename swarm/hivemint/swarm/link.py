@@ -72,12 +72,12 @@ class Link(asyncio.Protocol):
 
     `peer` is the id that libp2p has authenticated. `closed` and `reason` tell how it ended. `expects` is asked of a
     tensor that has begun, once all before it has been dealt with: one that is not expected is passed over unkept.
+    `trip`: seconds of a round trip, as Hello took here; 0.0 where the other side has dialled.
     """
 
     def __init__(self, peer: PeerId, writer: asyncio.StreamWriter, held: Held) -> None:
         self.peer = peer
-        self.closed = False
-        self.reason = ""
+        self.closed, self.reason, self.trip = False, "", 0.0
         self._writer = writer  # kept, as its finalizer would close the transport
         self._transport = transport = cast(asyncio.Transport, writer.transport)
         self._loop = asyncio.get_running_loop()

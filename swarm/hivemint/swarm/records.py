@@ -6,16 +6,18 @@ nothing hangs on how a reader would encode it again. The operator's prefix begin
 """
 
 import math
+import struct
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 from eth_utils.address import is_checksum_address
 
-from hivemint.protocol.eip712 import Bytes32, SignatureBytes, Uint32
+from hivemint.protocol.eip712 import Bytes32, SignatureBytes, Uint32, peer_id_hash
 from hivemint.protocol.errors import ProofError
 from hivemint.protocol.ids import Address, Credits, Digest, ModelId, PeerId
 from hivemint.protocol.keccak import keccak
@@ -32,6 +34,11 @@ MAX_BLOCKS = 1024
 MAX_RECORD = 4096
 CHECKED_BYTES = 16 * 1024 * 1024
 """Memory for records that were found good."""
+MOST_TRIPS = 16
+"""Neighbours whose round trips a record tells."""
+TRIP_UNIT = 1e-4
+"""Seconds that a round trip is counted in."""
+_TRIP = struct.Struct(">4sH")
 _COST = 4
 """Bytes in memory for one of a record: itself, its payload, its fields."""
 _PREFIX = b"\x19Hivemint node record 1\n"
@@ -59,6 +66,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     wait_donated_s: _Seconds = 0.0
     tokens_per_s: _Seconds = 0.0
     free_tokens: _Count = 0
+    trips: Annotated[bytes, msgspec.Meta(max_length=MOST_TRIPS * _TRIP.size)] = b""
+    """Round trips to neighbours, as `pack_trips` writes them."""
     leaving: bool = False
     """The node takes no new sessions: in place of its record, until that one would have expired."""
     expires: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -72,10 +81,16 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError("a measure is not finite")
         if not 0 <= self.ask < 2**96:
             raise ValueError("ask is outside 0 .. 2^96-1")
+        if len(self.trips) % _TRIP.size:
+            raise ValueError(f"trips are no whole number of {_TRIP.size} bytes")
 
     @property
     def blocks(self) -> range:
         return range(self.first_block, self.end_block)
+
+    def trips_s(self) -> dict[bytes, float]:
+        """Seconds of a round trip to each neighbour that the node has measured, by `trip_key`. Only its word."""
+        return {key: units * TRIP_UNIT for key, units in _TRIP.iter_unpack(self.trips)}
 
 
 class SignedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,6 +118,17 @@ class CheckedRecord:
     @property
     def model_id(self) -> ModelId:
         return ModelId(self.record.model_id)
+
+
+def trip_key(peer: PeerId) -> bytes:
+    """What stands for a peer among the round trips of a record: the first 4 bytes of its id's hash."""
+    return peer_id_hash(peer)[:4]
+
+
+def pack_trips(trips: Iterable[tuple[PeerId, float]]) -> bytes:
+    """The first 16 of these, in seconds, 6 bytes each: `trip_key`, and 0.1 ms as an unsigned short."""
+    counted = [(trip_key(peer), min(round(seconds / TRIP_UNIT), 0xFFFF)) for peer, seconds in trips]
+    return b"".join(_TRIP.pack(*one) for one in counted[:MOST_TRIPS])
 
 
 def sign_record(record: NodeRecord, operator: Signer, peer_key: PeerKey) -> SignedRecord:

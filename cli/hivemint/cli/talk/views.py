@@ -12,7 +12,7 @@ from hivemint.protocol.credits import exact_credits, format_credits
 from hivemint.protocol.text import plain
 
 if TYPE_CHECKING:
-    from hivemint.client.pipeline import Plan
+    from hivemint.client.pipeline import Hop, Plan
 
 
 def show(answer: Answer, as_json: bool) -> None:
@@ -37,6 +37,23 @@ def two_columns(rows: Mapping[str, str]) -> Table:
     return view
 
 
+def _why(hop: "Hop") -> dict[str, object]:
+    """What speaks for a node of a plan, for JSON: what a token takes there, and the best route without it."""
+    other = hop.instead
+    instead = None
+    if other is not None:
+        instead = {"way": other.way, "slower_ms": round(other.slower_ms, 1), "dearer_wei": other.dearer}
+    times = {"trip_ms": hop.trip_ms, "compute_ms": hop.compute_ms, "room_ms": hop.room_ms}
+    return {name: round(ms, 1) for name, ms in times.items()} | {"instead": instead}
+
+
+def _instead(hop: "Hop") -> str:
+    if (other := hop.instead) is None:
+        return "none"
+    price = f", {'+' * (other.dearer > 0)}{format_credits(other.dearer, digits=9)}" if other.dearer else ""
+    return f"{other.slower_ms:+.0f} ms{price}: {other.way}"
+
+
 def show_plan(plan: "Plan", as_json: bool) -> None:
     from hivemint.client.generation.bill import hops
 
@@ -46,7 +63,7 @@ def show_plan(plan: "Plan", as_json: bool) -> None:
                 "lane": plan.lane,
                 "unpaid": plain(plan.unpaid),
                 "notes": [plain(note) for note in plan.notes],
-                "nodes": hops(plan.hops),
+                "nodes": [told | _why(hop) for told, hop in zip(hops(plan.hops), plan.hops, strict=True)],
                 "price_wei": sum(hop.price for hop in plan.hops),
                 "tokens": plan.tokens,
                 "cost_wei": int(plan.cost),
@@ -54,8 +71,18 @@ def show_plan(plan: "Plan", as_json: bool) -> None:
             }
         )
         return
-    lines = [(hop.name, f"{hop.first}:{hop.end}", exact_credits(hop.price), f"{hop.wait_ms:.0f}") for hop in plan.hops]
-    table("Route", "node", "blocks", ">credits a token", ">wait ms", rows=lines)
+    lines = [
+        (
+            hop.name,
+            f"{hop.first}:{hop.end}",
+            exact_credits(hop.price),
+            *(f"{ms:.0f}" for ms in (hop.wait_ms, hop.trip_ms, hop.compute_ms)),
+            _instead(hop),
+        )
+        for hop in plan.hops
+    ]
+    columns = ("node", "blocks", ">credits a token", ">wait ms", ">trip ms", ">compute ms", "best without it")
+    table("Route", *columns, rows=lines)
     out.print(
         f"{plan.lane} lane, {plan.tokens} tokens: {format_credits(plan.cost)} "
         f"(sessions for at most {format_credits(plan.reserved)}). {plain('; '.join(plan.notes))}",

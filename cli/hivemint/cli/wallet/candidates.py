@@ -42,7 +42,7 @@ class Candidates:
     def leave_out_dear(self) -> None:
         """Who asks more than this client's own ceiling, by the rule of its routes: it would never be paid."""
         from hivemint.client.sessions.ceiling import too_dear
-        from hivemint.client.sessions.route import Wish
+        from hivemint.client.sessions.routing.wish import Wish
         from hivemint.client.settings import Bid, ClientSettings
 
         settings = ClientSettings.load()
@@ -68,7 +68,8 @@ class Candidates:
 
     def buys(self, deposits: dict[Address, int]) -> dict[str, int]:
         """Model -> how many usual answers the accounts pay for after these deposits; 0 where they pay for none."""
-        from hivemint.client.sessions.route import Wish, plan_route
+        from hivemint.client.sessions.routing.planning import plan_route
+        from hivemint.client.sessions.routing.wish import Wish
         from hivemint.client.sessions.speeds import Speeds
         from hivemint.client.settings import Bid
 
@@ -91,7 +92,8 @@ class Candidates:
 
     def costs(self) -> dict[str, int]:
         """Model -> what one usual answer costs on the cheapest route, in wei, whatever the accounts hold."""
-        from hivemint.client.sessions.route import Wish, plan_route
+        from hivemint.client.sessions.routing.planning import plan_route
+        from hivemint.client.sessions.routing.wish import Wish
         from hivemint.client.sessions.speeds import Speeds
         from hivemint.client.settings import Bid
 

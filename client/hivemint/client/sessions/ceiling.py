@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from hivemint.client.sessions.route import Wish, highest_usual
+from hivemint.client.sessions.routing.usual import highest_usual
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.ids import Address, Credits
 from hivemint.swarm.records import CheckedRecord, NodeRecord

@@ -1,4 +1,4 @@
-"""The nodes of one model as this client knows them: looked up, registered, and not set aside."""
+"""The nodes of one model as this client knows them: looked up, registered, allowed by the user, and not set aside."""
 
 import asyncio
 import time
@@ -6,15 +6,23 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from hivemint.client.sessions.routing.aside import Aside
+from hivemint.client.sessions.routing.choice import NodeChoice
+from hivemint.client.sessions.routing.missing import LeftOut, served_blocks
+from hivemint.client.sessions.routing.view import NodeView
+from hivemint.client.sessions.routing.wish import ANY_NODE
+from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.sessions.wallet import ChainPort
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import SwarmError
-from hivemint.protocol.ids import ModelId, PeerId
+from hivemint.protocol.ids import Address, ModelId, PeerId
 from hivemint.swarm.host import Host
 from hivemint.swarm.records import CheckedRecord
 
 LOOK_UP_GOOD = 3.0
 """Seconds that the directory's answer serves for further routes."""
+REGISTERED_GOOD = 600.0
+"""Seconds that the registry's word on an operator serves; who is not registered is asked for again at each look-up."""
 
 _TWICE = 2
 
@@ -29,37 +37,77 @@ class Target:
 
 
 class Nodes:
-    """`chain` None: nobody is asked who is registered."""
+    """`chain` None: nobody is asked who is registered. `speeds` tells which nodes have delivered, `choice` which the
+    user allows."""
 
-    def __init__(self, host: Host, target: Target, chain: ChainPort | None) -> None:
-        self._host, self._target, self._chain = host, target, chain
+    def __init__(
+        self,
+        host: Host,
+        target: Target,
+        chain: ChainPort | None,
+        speeds: Speeds | None = None,
+        choice: NodeChoice = ANY_NODE,
+    ) -> None:
+        self._host, self._target, self._chain, self.choice = host, target, chain, choice
         self._records: list[CheckedRecord] = []
         self._looked: float | None = None
         self._look_up = asyncio.Lock()
-        self._aside: dict[PeerId, float] = {}
-        self._liars: dict[PeerId, float] = {}
+        known = speeds or Speeds()
+        self._aside = Aside(known.delivered_at, known.opened_at)
+        self._registry: dict[Address, tuple[float, bytes]] = {}
         self._lost: Counter[PeerId] = Counter()
+        self._view = NodeView(())
 
     async def usable(self) -> list[CheckedRecord]:
         """Registered with the peer id that they show, and not set aside.
 
         A node that merely failed counts again where blocks are left that nobody else serves; one that lied does not.
+        Nodes that the user does not allow are among them: a plan leaves them out, by name.
         """
         async with self._look_up:
             if self._looked is None or time.monotonic() - self._looked > LOOK_UP_GOOD:
                 found = await self._host.find(self._target.model_id, range(self._target.blocks))
                 self._records, self._looked = await self._registered(found), time.monotonic()
-        alive = self._without(self._now(self._liars))
-        rested = self._without(self._left_out())
-        kept, left = {one.peer for one in rested}, self._all_blocks - _served(rested)
-        return [one for one in alive if one.peer in kept or not left.isdisjoint(one.record.blocks)]
+        out = self._left_out()
+        rested = self._without(out)
+        if self._covers(rested):
+            return rested
+        left = self._every & ~self._served(rested)
+        return [
+            one
+            for one in self._without(self._aside.liars())
+            if one.peer not in out or left & served_blocks([one.record])
+        ]
 
-    def set_aside(self, peers: Iterable[PeerId], seconds: float, *, lied: bool = False) -> None:
-        """Leave these out of routes for a while."""
-        until = time.monotonic() + seconds
+    async def view(self) -> NodeView:
+        """The same, as planning sees them: made anew only if a record has changed, or who is set aside."""
+        records = await self.usable()
+        if not self._view.holds(records):
+            self._view = NodeView(records)
+        return self._view
+
+    def left_out(self) -> list[LeftOut]:
+        """Those of the last look-up that are set aside now, with the reasons."""
+        reasons = ((one.record, self._aside.reason(one.peer)) for one in self._without(()))
+        return [LeftOut(record, reason) for record, reason in reasons if reason]
+
+    def set_aside(
+        self, peers: Iterable[PeerId], seconds: float, *, lied: bool = False, reason: str = "", busy: bool = False
+    ) -> None:
+        """Leave these out of routes for a while: longer each time, until they deliver again (`Aside`).
+
+        `reason`: what they did, for people. `busy`: they have no room now, which is no fault.
+        """
         for peer in peers:
-            book = self._liars if lied else self._aside
-            book[peer] = max(until, book.get(peer, 0.0))
+            if busy:
+                self._aside.busy(peer, seconds)
+            else:
+                self._aside.misbehaved(peer, seconds, reason, lied=lied)
+
+    def trying(self, peers: Iterable[PeerId]) -> None:
+        """A route over these is about to be opened: of those that are to prove themselves, others keep off for now."""
+        for peer in peers:
+            self._aside.trying(peer)
 
     def lost_room(self, peers: Iterable[PeerId], seconds: float) -> None:
         """These made a text be computed again: whoever does so twice is left out of routes for a while."""
@@ -67,7 +115,7 @@ class Nodes:
             self._lost[peer] += 1
             if self._lost[peer] >= _TWICE:
                 del self._lost[peer]
-                self.set_aside([peer], seconds)
+                self.set_aside([peer], seconds, reason="it lost a text's keys and values twice")
 
     def enough_without(self, peers: Collection[PeerId]) -> bool:
         """Whether all blocks are served by others, none of them set aside."""
@@ -78,8 +126,9 @@ class Nodes:
         return any(self._covers(self._without((self._left_out() - set(peers)) | {peer})) for peer in peers)
 
     def forget(self) -> None:
-        """Look again at the next call."""
+        """Look again at the next call, and ask the registry for all that is found."""
         self._looked = None
+        self._registry.clear()
 
     @property
     def clock_trouble(self) -> str:
@@ -90,27 +139,37 @@ class Nodes:
         now = self._host.clock.earliest()
         return [one for one in self._records if one.record.expires > now and one.peer not in peers]
 
-    def _now(self, book: dict[PeerId, float]) -> set[PeerId]:
-        now = time.monotonic()
-        for peer in [peer for peer, until in book.items() if until <= now]:
-            del book[peer]
-        return set(book)
-
     def _left_out(self) -> set[PeerId]:
-        return self._now(self._liars) | self._now(self._aside)
-
-    @property
-    def _all_blocks(self) -> set[int]:
-        return set(range(self._target.blocks))
+        return self._aside.peers()
 
     def _covers(self, records: list[CheckedRecord]) -> bool:
-        return self._all_blocks <= _served(records)
+        return not self._every & ~self._served(records)
+
+    @property
+    def _every(self) -> int:
+        return (1 << self._target.blocks) - 1
+
+    def _served(self, records: list[CheckedRecord]) -> int:
+        """The blocks that nodes among these serve which the user allows, a bit each."""
+        named = self.choice.allowed or self.choice.blocked
+        return served_blocks(one.record for one in records if not named or not self.choice.excludes(one.record))
 
     async def _registered(self, records: list[CheckedRecord]) -> list[CheckedRecord]:
+        """The registry is asked for operators alone that are new, or whose answer is old."""
         if self._chain is None or not records:
             return records
-        hashes = await self._chain.peer_hashes(sorted({one.record.operator for one in records}))
-        known = [one for one in records if hashes.get(one.record.operator) == peer_id_hash(one.peer)]
+        now = time.monotonic()
+        operators = {one.record.operator for one in records}
+        self._registry = {
+            operator: known
+            for operator, known in self._registry.items()
+            if operator in operators and now - known[0] < REGISTERED_GOOD
+        }
+        wrong = {one.record.operator for one in records if not self._as_registered(one)}
+        if wrong:
+            hashes = await self._chain.peer_hashes(sorted(wrong))
+            self._registry |= {operator: (now, peer_hash) for operator, peer_hash in hashes.items()}
+        known = [one for one in records if self._as_registered(one)]
         if not known:
             raise SwarmError(
                 f"None of the {len(records)} nodes of this model is registered",
@@ -119,6 +178,6 @@ class Nodes:
             )
         return known
 
-
-def _served(records: Iterable[CheckedRecord]) -> set[int]:
-    return {block for one in records for block in one.record.blocks}
+    def _as_registered(self, one: CheckedRecord) -> bool:
+        known = self._registry.get(one.record.operator)
+        return known is not None and known[1] == peer_id_hash(one.peer)

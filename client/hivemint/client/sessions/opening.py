@@ -73,7 +73,7 @@ async def greet(host: Host, leg: Leg, timeout: float) -> Greeting:
                 link.abort("the handshake failed")
                 raise
     trips = 2  # to open the stream, and for Hello; the terms come with the answer
-    return Greeting(leg, link, terms, (time.monotonic() - started) / trips)
+    return Greeting(leg, link, terms, link.trip or (time.monotonic() - started) / trips)
 
 
 def sign_session(

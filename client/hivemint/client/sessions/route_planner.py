@@ -5,9 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from hivemint.client.pipeline import Alternative
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
-from hivemint.client.sessions.route import Leg, MissingBlocks, NotCovered, Route, Wish, plan_route
+from hivemint.client.sessions.route import Leg, Route
+from hivemint.client.sessions.routing.missing import MissingBlocks, NotCovered
+from hivemint.client.sessions.routing.planning import explain_route, plan_route
+from hivemint.client.sessions.routing.view import NodeView
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.shortfall import NodeFunds, not_covered, shortfall
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid, ClientSettings
@@ -16,6 +21,7 @@ from hivemint.protocol.ids import Address, PeerId
 from hivemint.swarm.records import CheckedRecord
 
 _LOOK_AGAIN = 0.5
+_MOST_NAMED = 8
 
 
 class RoutePlanner:
@@ -26,6 +32,7 @@ class RoutePlanner:
     ) -> None:
         """`reserved` tells what each node still reserves for open sessions, in wei."""
         self._nodes, self._target, self._payer, self._reserved = nodes, target, payer, reserved
+        self._salt = bytes.fromhex(payer.who.client.removeprefix("0x"))
 
     async def route(
         self,
@@ -51,29 +58,37 @@ class RoutePlanner:
         if part.step != 1 or not 0 <= part.start < part.stop <= self._target.blocks:
             raise ValueError(f"{part} is no part of blocks 0:{self._target.blocks}")
         try:
-            return await self._route(tokens, settings, speeds, unpaid, work, part, wire, only)
+            view = await self._nodes.view()
+            if only is not None:
+                view = NodeView([one for one in view.records if one.peer == only])
+            wish = self._wish(tokens, settings, part, work, wire)
+            if unpaid:
+                wish = replace(wish, bid=Bid("free"))
+            return await self._in_lane(view, wish, speeds, unpaid)
         except MissingBlocks as error:
             if trouble := self._nodes.clock_trouble:
                 raise MissingBlocks(error.what, why=f"{error.why}; {trouble}", next_step=error.next_step) from None
             raise
 
-    async def _route(
-        self,
-        tokens: int,
-        settings: ClientSettings,
-        speeds: Speeds,
-        unpaid: str,
-        work: int,
-        part: range,
-        wire: str | None,
-        only: PeerId | None,
-    ) -> Route:
-        records = [one for one in await self._nodes.usable() if only is None or one.peer == only]
-        bid = Bid("free") if unpaid else settings.bid
-        wish = Wish(
+    async def explained(
+        self, tokens: int, settings: ClientSettings, speeds: Speeds
+    ) -> tuple[Route, tuple[Alternative | None, ...]]:
+        """The route, and for each of its legs the best one without that node. Raises what `route` raises."""
+        route, view = await self.route(tokens, settings, speeds), await self._nodes.view()
+        wish = self._wish(tokens, settings, range(self._target.blocks), 0, None)
+        if not route.paid:
+            wish = replace(wish, bid=Bid("free"))
+        elif (accounts := await self._funds(view.records)) is not None:
+            bid = Bid("times") if wish.bid.kind == "auto" else wish.bid
+            wish = replace(wish, bid=bid, funds={node: one.left for node, one in accounts.items()})
+        notes = (*route.notes, *(str(one) for one in self._nodes.left_out()[:_MOST_NAMED]))
+        return replace(route, notes=notes), explain_route(view, wish, speeds, route)
+
+    def _wish(self, tokens: int, settings: ClientSettings, part: range, work: int, wire: str | None) -> Wish:
+        return Wish(
             blocks=self._target.blocks,
             tokens=tokens,
-            bid=bid,
+            bid=settings.bid,
             ceiling=settings.max_price,
             seconds_per_credit=settings.seconds_per_credit,
             margin=settings.margin,
@@ -82,26 +97,34 @@ class RoutePlanner:
             first=part.start,
             end=part.stop,
             wire=wire,
+            choice=self._nodes.choice,
+            salt=self._salt,
+            spread=settings.spread,
         )
+
+    async def _in_lane(self, view: NodeView, wish: Wish, speeds: Speeds, unpaid: str) -> Route:
+        """Paid or donated, as the bid and the accounts have it."""
+        bid, left_out = wish.bid, self._nodes.left_out()
+        free = replace(wish, bid=Bid("free"), funds=None)
         if not bid.paid:
-            return replace(plan_route(records, wish, speeds), unpaid=unpaid)
-        accounts = await self._funds(records)
+            return replace(plan_route(view, wish, speeds, left_out), unpaid=unpaid)
+        accounts = await self._funds(view.records)
         funds = None if accounts is None else {node: one.left for node, one in accounts.items()}
         if bid.kind != "auto":
             try:
-                return plan_route(records, replace(wish, funds=funds), speeds)
+                return plan_route(view, replace(wish, funds=funds), speeds, left_out)
             except NotCovered:
-                raise not_covered(records, wish, speeds, accounts or {}) from None
-        if not any(one.record.ask for one in records):  # nobody asks for anything
-            return plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds)
+                raise not_covered(view.records, wish, speeds, accounts or {}) from None
+        if not any(one.record.ask for one in view.records):  # nobody asks for anything
+            return plan_route(view, free, speeds, left_out)
         paying = replace(wish, bid=Bid("times"), funds=funds)
         if funds is not None:
             try:
-                return plan_route(records, paying, speeds)
+                return plan_route(view, paying, speeds)
             except SwarmError:  # not enough for a paid route: donated work is what `auto` stands for then
                 pass
-        unpaid = shortfall(records, paying, speeds, accounts)
-        return replace(plan_route(records, replace(wish, bid=Bid("free"), funds=None), speeds), unpaid=unpaid)
+        why = shortfall(view, paying, speeds, accounts)
+        return replace(plan_route(view, free, speeds, left_out), unpaid=why)
 
     async def at(
         self, stops: Sequence[tuple[PeerId, range]], tokens: int, settings: ClientSettings, speeds: Speeds
@@ -136,14 +159,16 @@ class RoutePlanner:
         deadline = time.monotonic() + settings.wait_for_blocks
         while True:
             try:
-                return await self.route(tokens, settings, speeds, unpaid=unpaid, work=work, blocks=blocks, wire=wire)
+                route = await self.route(tokens, settings, speeds, unpaid=unpaid, work=work, blocks=blocks, wire=wire)
+                self._nodes.trying(leg.peer for leg in route.legs)
+                return route
             except MissingBlocks:
                 if time.monotonic() + _LOOK_AGAIN > deadline:
                     raise
                 await asyncio.sleep(_LOOK_AGAIN)
                 self._nodes.forget()
 
-    async def _funds(self, records: list[CheckedRecord]) -> dict[Address, NodeFunds] | None:
+    async def _funds(self, records: Sequence[CheckedRecord]) -> dict[Address, NodeFunds] | None:
         """What each node's account still admits: funded, less what is owed already. None where no chain is known."""
         payer = self._payer
         if payer.chain is None:

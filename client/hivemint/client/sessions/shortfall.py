@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hivemint.client.sessions.route import Route, Wish, plan_route, session_amount
+from hivemint.client.sessions.route import Route, session_amount
+from hivemint.client.sessions.routing.planning import plan_route
+from hivemint.client.sessions.routing.view import NodeView
+from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import OverLimit, SwarmError
@@ -45,7 +48,7 @@ class NodeFunds:
 
 
 def shortfall(
-    records: Sequence[CheckedRecord], wish: Wish, speeds: Speeds, funds: Mapping[Address, NodeFunds] | None
+    records: Sequence[CheckedRecord] | NodeView, wish: Wish, speeds: Speeds, funds: Mapping[Address, NodeFunds] | None
 ) -> str:
     """Why there is no paid route, in a line: which accounts do not cover the cheapest one, or what else stands against
     it, a price ceiling for one."""

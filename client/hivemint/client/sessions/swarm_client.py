@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import re
 import secrets
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.route import Route
 from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.route_planner import RoutePlanner
+from hivemint.client.sessions.routing.choice import NodeChoice
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Allowance, Speeds
 from hivemint.client.sessions.wallet import ContractPort, Identity, sign_by_key, unlock
@@ -52,6 +54,8 @@ _P = TypeVar("_P", LivePipeline, Relay)
 _T = TypeVar("_T")
 ATTEMPTS = 4
 """Routes tried for one pipeline, each without the nodes that failed before."""
+_BLAMED = re.compile(r"The node \S+ \(operator [^)]*\) (.*)", re.DOTALL)
+"""How an error names its node: see `Leg`."""
 _TRY_LATER = (Code.BUSY, Code.RATE)
 _UNFUNDED = (Code.FUNDS, Code.THAWING, Code.RELEASED)
 _OUR_OWN = (*_UNFUNDED, Code.KEY, Code.REVOKED, Code.EXPIRY, Code.NETWORK)
@@ -85,7 +89,7 @@ class SwarmClient:
         self._network, self._throw_away = network, throw_away
         self.settings = settings
         self.speeds = Speeds(Allowance(settings.slow_times, settings.slow_floor))
-        self.nodes = Nodes(host, target, payer.chain)
+        self.nodes = Nodes(host, target, payer.chain, self.speeds, NodeChoice.of(settings))
         self._pipelines: set[LivePipeline | Relay] = set()
         self._planner = RoutePlanner(self.nodes, target, payer, self._reserved)
         self._opener = RouteOpener(host, payer, adapter)
@@ -179,7 +183,7 @@ class SwarmClient:
         peers = () if getattr(error, "code", None) in _OUR_OWN else getattr(error, "peers", ())
         if not self.nodes.replaceable(peers):
             return False
-        self.nodes.set_aside(peers, self.settings.set_aside)
+        self.nodes.set_aside(peers, self.settings.set_aside, reason=_reason(error))
         for peer in peers:
             self.speeds.forgive(peer)
         return True
@@ -221,7 +225,8 @@ class SwarmClient:
 
     async def plan(self, tokens: int) -> Plan:
         """See `Swarm.plan`."""
-        return (await self.route(tokens)).plan(tokens, self.settings.margin)
+        route, instead = await self._planner.explained(tokens, self.settings, self.speeds)
+        return route.plan(tokens, self.settings.margin, instead)
 
     async def route(self, tokens: int, *, work: int = 0) -> Route:
         """The cheapest route by what is known now, `work` as in `Wish`. Raises SwarmError: what is missing."""
@@ -282,7 +287,7 @@ class SwarmClient:
             return False
         peers = set(getattr(error, "peers", ()))
         if peers and self.nodes.enough_without(peers):
-            self.nodes.set_aside(peers, wait)
+            self.nodes.set_aside(peers, wait, busy=True)
         else:
             await asyncio.sleep(wait)
         return True
@@ -303,7 +308,7 @@ class SwarmClient:
             self.nodes.lost_room(error.peers, self.settings.set_aside)
         elif not isinstance(error, SessionLimit):
             peers, lied = getattr(error, "peers", ()), isinstance(error, ProofError)
-            self.nodes.set_aside(peers, self.settings.set_aside, lied=lied)
+            self.nodes.set_aside(peers, self.settings.set_aside, lied=lied, reason=_reason(error))
 
 
 def _keep_proof(folder: Path | None, error: NodeEquivocated) -> None:
@@ -317,6 +322,12 @@ def _keep_proof(folder: Path | None, error: NodeEquivocated) -> None:
         if path is not None:
             told = {"node": error.evidence.node, "evidence": str(path), "next": f"hivemint node report {path}"}
             log.error("a node signed two answers to one step", **told)
+
+
+def _reason(error: HivemintError) -> str:
+    """What a node did, without its name: that stands beside it."""
+    found = _BLAMED.fullmatch(error.what)
+    return plain(found[1] if found else error.what)
 
 
 def _told(error: Refusal) -> str:

@@ -19,7 +19,7 @@ from hivemint.swarm.addresses import is_name
 from hivemint.swarm.held import Held
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, HopReceipt, Peer, Tensor, TensorHead
-from hivemint.swarm.records import CheckedRecord
+from hivemint.swarm.records import MOST_TRIPS, CheckedRecord, pack_trips
 
 KEEP = 2.0
 """Seconds that an input is kept before somebody reads it."""
@@ -262,6 +262,7 @@ class Outlets:
         self._users: dict[SessionId, PeerId] = {}
         self._opening: dict[PeerId, asyncio.Lock] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._trips: dict[PeerId, float] = {}
 
     async def open(self, session: SessionId, to: Peer, block: int) -> None:
         """A standing link to `to`, which serves `block`.
@@ -300,6 +301,11 @@ class Outlets:
             raise SwarmError("There is no link to the next node", next_step="name it again")
         await link.send(*messages)
 
+    @property
+    def trips(self) -> bytes:
+        """Round trips to the nodes that were linked to last, as a record tells them."""
+        return pack_trips(self._trips.items())
+
     def leave(self, session: SessionId) -> None:
         """The session pushes no more; its next node's link ends if no other session uses it."""
         peer = self._users.pop(session, None)
@@ -316,7 +322,11 @@ class Outlets:
         addresses = await self._neighbours.addresses(peer, block)
         if not addresses or len(self._links) >= MOST_OUTLETS:
             raise SwarmError("No record names this peer for the next block")
-        self._links[peer] = await self._dial(peer, addresses)
+        link = self._links[peer] = await self._dial(peer, addresses)
+        best = min(link.trip, self._trips.pop(peer, link.trip))  # a longer one may have been a busy moment
+        self._trips[peer] = (best + link.trip) / 2
+        while len(self._trips) > MOST_TRIPS:
+            del self._trips[next(iter(self._trips))]
 
     def _hang_up(self, peer: PeerId) -> None:
         if peer in self._users.values() or (link := self._links.pop(peer, None)) is None:

@@ -1,0 +1,157 @@
+"""A client's view of the nodes: refreshed by difference, and who comes back into it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from hivemint.client.sessions.nodes import Nodes, Target
+from hivemint.client.sessions.routing.choice import NodeChoice
+from hivemint.client.sessions.speeds import Speeds
+from hivemint.protocol.errors import ProofError
+from hivemint.protocol.ids import Address
+from hivemint.protocol.node_name import node_name
+from hivemint.swarm import identity
+from hivemint.swarm import records as wire
+from hivemint.swarm.records import CheckedRecord, check_record, sign_record
+from support.fake_swarm import MODEL, FakeAccounts, FakeNode
+
+
+class Directory:
+    """Stands for a host whose look-ups bring bytes: each is checked as the real directory does it."""
+
+    def __init__(self, *nodes: FakeNode) -> None:
+        self.texts = {node.peer: self._text(node) for node in nodes}
+
+    def _text(self, node: FakeNode) -> bytes:
+        record = msgspec.structs.replace(node.record().record, expires=time.time() + 61)  # not the one checked here
+        return sign_record(record, node.operator, node.key).to_bytes()
+
+    def publish(self, node: FakeNode) -> None:
+        self.texts[node.peer] = self._text(node)
+
+    async def find(self, model_id: bytes, blocks: range) -> list[CheckedRecord]:
+        return [check_record(text) for text in self.texts.values()]
+
+
+def made(*nodes: FakeNode, **more: Any) -> tuple[Nodes, Directory, FakeAccounts, Speeds]:
+    directory, chain, speeds = Directory(*nodes), FakeAccounts.of(*nodes), Speeds()
+    host: Any = directory
+    return Nodes(host, Target(MODEL, 30, 8), chain, speeds, **more), directory, chain, speeds
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The peers whose signatures were verified."""
+    seen: list[bytes] = []
+
+    def counted(peer: Any, data: bytes, signature: bytes) -> None:
+        seen.append(peer)
+        identity.verify(peer, data, signature)
+
+    monkeypatch.setattr(wire, "verify", counted)
+    return seen
+
+
+async def look_again(nodes: Nodes) -> list[CheckedRecord]:
+    nodes._looked = None
+    return await nodes.usable()
+
+
+async def test_a_second_look_checks_and_asks_for_what_is_new_alone(
+    verified: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = [FakeNode(0, 15), FakeNode(15, 30), FakeNode(0, 30)]
+    nodes, directory, chain, _ = made(*fakes)
+    asked: list[Sequence[Address]] = []
+    answer = chain.peer_hashes
+
+    async def peer_hashes(operators: Sequence[Address]) -> Any:
+        asked.append(list(operators))
+        return await answer(operators)
+
+    monkeypatch.setattr(chain, "peer_hashes", peer_hashes)
+    verified.clear()  # the fakes check their own as they are made
+    first = await nodes.usable()
+    assert sorted(verified) == sorted(fake.peer for fake in fakes)
+    assert len(asked) == 1
+    verified.clear()
+    again = await look_again(nodes)
+    assert verified == []
+    assert len(asked) == 1
+    assert all(one is other for one, other in zip(first, again, strict=True)), "the same objects: nothing is made anew"
+    directory.publish(fakes[1])
+    newcomer = FakeNode(0, 15)
+    chain.add(newcomer, 0)
+    directory.publish(newcomer)
+    verified.clear()
+    await look_again(nodes)
+    assert sorted(verified) == sorted([fakes[1].peer, newcomer.peer])
+    assert asked[1:] == [[newcomer.operator.address]]
+
+
+async def test_the_view_of_plans_is_made_anew_only_if_something_changed() -> None:
+    fakes = [FakeNode(0, 15), FakeNode(15, 30)]
+    nodes, directory, _, _ = made(*fakes)
+    view = await nodes.view()
+    nodes._looked = None
+    assert await nodes.view() is view
+    directory.publish(fakes[0])
+    nodes._looked = None
+    assert await nodes.view() is not view
+
+
+async def test_who_is_registered_with_another_peer_is_asked_for_again() -> None:
+    fakes = [FakeNode(0, 30), FakeNode(0, 30)]
+    nodes, _, chain, _ = made(*fakes)
+    chain.peers[fakes[1].operator.address] = b"\0" * 32
+    assert [one.peer for one in await nodes.usable()] == [fakes[0].peer]
+    chain.add(fakes[1], 0)
+    assert len(await look_again(nodes)) == 2
+
+
+async def test_one_that_failed_comes_back_where_nobody_else_whom_the_user_allows_serves() -> None:
+    mine, other = FakeNode(0, 30), FakeNode(0, 30)
+    name = node_name(mine.operator.address)
+    for choice, back in ((NodeChoice(allowed=(name,)), True), (NodeChoice(), False)):
+        nodes, _, _, _ = made(mine, other, choice=choice)
+        await nodes.usable()
+        nodes.set_aside([mine.peer], 60, reason="it died")
+        assert (mine.peer in {one.peer for one in await nodes.usable()}) == back
+        assert nodes.enough_without([other.peer]) is False
+        assert nodes.replaceable([mine.peer]) != back
+        nodes.set_aside([mine.peer], 60, lied=True)
+        assert mine.peer not in {one.peer for one in await nodes.usable()}
+
+
+async def test_blocks_that_the_model_has_not_bring_nobody_back() -> None:
+    honest, failed = FakeNode(0, 30), FakeNode(0, 31)
+    nodes, _, _, _ = made(honest, failed)
+    await nodes.usable()
+    nodes.set_aside([failed.peer], 60, reason="it died")
+    assert [one.peer for one in await nodes.usable()] == [honest.peer]
+
+
+async def test_who_is_set_aside_is_told_with_the_reason() -> None:
+    fakes = [FakeNode(0, 30), FakeNode(0, 30)]
+    nodes, _, _, speeds = made(*fakes)
+    await nodes.usable()
+    assert nodes.left_out() == []
+    nodes.set_aside([fakes[0].peer], 60, reason="did not answer while connecting")
+    nodes.set_aside([fakes[1].peer], 60, busy=True)
+    told = {one.record.peer: one.reason for one in nodes.left_out()}
+    assert "did not answer while connecting" in told[fakes[0].peer]
+    assert "busy" in told[fakes[1].peer]
+    assert not speeds.sessions
+
+
+def test_another_operators_record_is_not_taken_for_a_checked_one() -> None:
+    """What is kept is found by all of its bytes."""
+    node, other = FakeNode(0, 30), FakeNode(0, 30)
+    record = node.record()
+    forged = sign_record(other.record().record, other.operator, other.key)
+    swapped = type(forged)(record.signed.payload, forged.operator_signature, forged.peer_signature)
+    with pytest.raises(ProofError, match=r"is forged|does not hold"):
+        check_record(swapped.to_bytes())
