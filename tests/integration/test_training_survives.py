@@ -128,11 +128,11 @@ async def lane(folder: Path, tmp_path: Path) -> AsyncIterator[Lane]:
 async def opened(net: RealNodes) -> Relay:
     """A lane over the first three nodes; then all others may be asked too."""
     known = net.client.nodes
-    known._liars.clear()
+    known._aside._marks.clear()
     known.set_aside([node.offer.peer for node in net.nodes[3:]], 3600)
     relay = await net.client.relay(COUNT, 3 * COUNT * 4)
     assert [one.leg.peer for one in relay.sessions] == [node.offer.peer for node in net.nodes[:3]]
-    known._aside.clear()
+    known._aside._marks.clear()
     return relay
 
 
