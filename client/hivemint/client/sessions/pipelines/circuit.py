@@ -25,6 +25,8 @@ from hivemint.protocol.errors import HivemintError, LinkClosed
 from hivemint.protocol.ids import Step
 from hivemint.swarm.messages import FIRST_RESEND, Resend, RowMode, StepRequest
 
+_DONATED_QUEUE = 30.0
+"""Seconds more for a step of donated work: a node lets its queue there grow so long before it says `busy`."""
 _DRAW_AFTER, _DRAW_WITHIN = 1 / 3, 0.05
 """The part of the nodes' time for a step after which the next vouchers are drawn, and seconds at most."""
 
@@ -127,14 +129,15 @@ class Circuit:
         most = self._settings.step_timeout
         if not self.steps.open:
             return most
-        state, seconds = self.steps.open[0], 0.0
+        state, seconds, floor = self.steps.open[0], 0.0, self._settings.step_floor
         for hop in state.hops:
             session = self.sessions[hop]
             if not self._speeds.knows(session.leg.peer):
                 return most
             measured = (self._speeds.of(session.leg.peer).step or 0.0) * session.session.blocks * state.count
             seconds += max(session.leg.published(state.count), measured)
-        return min(most, self._settings.step_floor + self._settings.step_times * seconds)
+            floor += 0.0 if session.price else _DONATED_QUEUE
+        return min(most, floor + self._settings.step_times * seconds)
 
     # ---- the end
 
