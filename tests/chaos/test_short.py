@@ -17,6 +17,7 @@ SEED = 13
 WITHIN = 420.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(480)
 def test_a_short_time_of_trouble(tmp_path: Path) -> None:
     seed = os.environ.get("HIVEMINT_CHAOS_SEED") or str(SEED)

@@ -1,5 +1,7 @@
 """`hivemint node register` on a real chain, once and again: a stake is a target, and what changes is named first."""
 
+import re
+
 import pytest
 
 from hivemint.cli.node import leaving, registering, verbs
@@ -102,7 +104,7 @@ def test_stake_and_coin_are_looked_at_before_anything_is_sent(testchain: TestCha
     mine = ["--network", str(testchain.network.path), "--wallet", "op"]
     dear = error_of(verbs.app, "register", *mine, "--stake", "1000000")
     assert "1,000,000 coins is more than this wallet can pay" in dear.what
-    assert "holds 10,000 coins" in dear.why
+    assert re.search(r"holds (10,000|9,999\.\d+) coins", dear.why), "what others of this account have paid for gas"
     small = error_of(verbs.app, "register", *mine, "--stake", "0.5")
     assert ("0.5 coins is too small" in small.what, "1 coin at least" in small.why) == (True, True)
     assert not told(verbs.app, "status", *mine)["registered"]

@@ -140,7 +140,7 @@ async def test_going_on_costs_no_more_than_the_plan_allows(world: World) -> None
     with pytest.raises(SwarmError, match="times its plan"):
         await text(world, 58)
     total = sum(world.client.payer.book.totals()[node.operator.address][0] for node in world.nodes if node.signed)
-    assert total <= 60 * 30 * ASK
+    assert total <= 60 * 30 * (ASK + 1), "the plan was over whichever nodes it was"
 
 
 async def test_no_room_after_each_token_costs_no_more_than_the_plan_allows(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hivemint.protocol.ids import Address
 from hivemint.protocol.node_name import node_name
 from hivemint.swarm import identity
 from hivemint.swarm import records as wire
+from hivemint.swarm.dht.clock import SwarmClock
 from hivemint.swarm.records import CheckedRecord, check_record, sign_record
 from support.fake_swarm import MODEL, FakeAccounts, FakeNode
 
@@ -23,6 +24,7 @@ class Directory:
     """Stands for a host whose look-ups bring bytes: each is checked as the real directory does it."""
 
     def __init__(self, *nodes: FakeNode) -> None:
+        self.clock = SwarmClock()
         self.texts = {node.peer: self._text(node) for node in nodes}
 
     def _text(self, node: FakeNode) -> bytes:

@@ -56,8 +56,13 @@ class Swarm:
             "bootstrap": self.boot.addresses,
             "operator": operator,
         }
+        path = os.pathsep.join([str(PROCESS.parents[1]), os.environ.get("PYTHONPATH", "")])
         node = await asyncio.create_subprocess_exec(
-            sys.executable, str(PROCESS), json.dumps(asked), stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            str(PROCESS),
+            json.dumps(asked),
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
         )
         self.running.append(node)
         assert node.stdout is not None

@@ -136,11 +136,12 @@ async def test_while_the_prompt_is_under_way(swarm: RealNodes, hop: int) -> None
             await asyncio.sleep(0)
     kill(text.at(hop))
     assert torch.allclose(await running, text.wanted, atol=1e-5)
-    stay = [text.at(one) for one in range(LAYERS)]
+    stay, again = [text.at(one) for one in range(LAYERS)], text.pipeline.paid_again
     await text.pipeline.close()
-    for node in stay:
+    for one, node in enumerate(stay):
         await emptied(node)
-        assert computed(node) == 40
+        most = 40 if one < hop else 40 + again  # whoever took what nobody can prove any more is one of the lost
+        assert 40 <= computed(node) <= most
 
 
 async def test_a_text_that_was_cropped_and_forked_goes_on(swarm: RealNodes) -> None:
@@ -227,8 +228,10 @@ def other_shape(message: AnyMessage) -> AnyMessage:
     return Tensor(message.head, message.data[:-4]) if isinstance(message, Tensor) else message
 
 
-@pytest.mark.parametrize("treat", [other_rows, fewer_rows, other_head, nothing])
-@pytest.mark.parametrize("hop", range(LAYERS))
+LIES = [*((treat, hop) for treat in (other_rows, nothing) for hop in range(LAYERS)), (fewer_rows, 1), (other_head, 1)]
+
+
+@pytest.mark.parametrize(("treat", "hop"), LIES)
 async def test_a_node_that_lies_or_says_nothing_is_replaced(
     folder: Path, tmp_path: Path, hop: int, treat: Callable[[AnyMessage], AnyMessage | None]
 ) -> None:

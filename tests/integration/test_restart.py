@@ -127,8 +127,10 @@ async def child(net: RealNodes, folder: Path, home: Path, rest_at: int = 0, bid:
     job: dict[str, Any] = {"bootstrap": list(net.nodes[0].kit.host.addresses)}
     job |= {"home": str(home), "model": str(folder), "bid": bid}
     job |= {"prompt": PROMPT, "tokens": TOKENS, "rest_at": rest_at}
+    here = str(Path(kept_client.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, kept_client.__file__, json.dumps(job), stdout=PIPE, env=dict(os.environ), limit=1 << 20
+        sys.executable, kept_client.__file__, json.dumps(job), stdout=PIPE, env=environment, limit=1 << 20
     )
     try:
         yield process

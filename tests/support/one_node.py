@@ -114,7 +114,7 @@ async def one_node(
         journal = Journal.open(f"sqlite:///{folder / 'journal'}.db", DOMAIN, key.address)
         stack.push_async_callback(journal.close)
         kit: Any = Kit(_NETWORK, ModelId(b"\x07" * 32), span, key, host, journal, chain)  # type: ignore[arg-type]
-        defaults: dict[str, Any] = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16}
+        defaults: dict[str, Any] = {"ask": ASK, "kv_bytes": 1 << 22, "max_rows": 16, "park": 0}
         node = await Node.start(kit, NodeSettings(**defaults | settings))
         stack.push_async_callback(node.close)
         stack.callback(span.open)

@@ -8,7 +8,7 @@ from typing import Any
 from eth_utils.address import to_checksum_address
 
 from hivemint.protocol.ids import ONE_CREDIT, Address, BlockIndex, Credits, PeerId
-from hivemint.swarm.records import CheckedRecord, NodeRecord, SignedRecord, pack_trips
+from hivemint.swarm.records import LIFETIME, CheckedRecord, NodeRecord, SignedRecord, pack_trips
 
 ASK = Credits(ONE_CREDIT // 10_000)
 NUMERICS = "bf16/bf16/bf16"
@@ -27,7 +27,7 @@ def unsigned(first: int, end: int, **changes: Any) -> CheckedRecord:
         "ask": ASK,
         "tokens_per_s": 20.0,
         "free_tokens": 100_000,
-        "expires": time.time() + 60,
+        "expires": time.time() + LIFETIME,
     }
     record = NodeRecord(**{**values, **changes})
     return CheckedRecord(record, SignedRecord(b"", b"", b""))  # type: ignore[arg-type]
