@@ -165,6 +165,19 @@ async def test_a_slow_node_is_left_between_two_tokens(world: World) -> None:
     assert len(world.nodes[1].sessions) == 1
 
 
+async def test_a_slow_node_is_kept_where_what_it_has_cannot_be_sent_again(world: World) -> None:
+    """A pipeline that began with an earlier process's positions has no inputs of theirs: zeros would be computed."""
+    world.client.speeds = Speeds(Allowance(times=1.0, floor=0.02))
+    pipeline = await world.client.open(60)
+    for session in pipeline.sessions:
+        session.recalled = True
+    world.nodes[1].delay = 0.4
+    await decode(pipeline, 8)
+    assert pipeline.slow is not None
+    assert not world.nodes[4].sessions
+    await pipeline.close()
+
+
 async def test_a_node_that_reads_nothing_has_the_steps_own_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stream is full and it pings: `send` would wait for ever."""
     world.client.settings = world.client.settings.model_copy(update={"step_timeout": 0.3})

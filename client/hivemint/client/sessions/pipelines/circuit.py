@@ -82,6 +82,11 @@ class Circuit:
             return self._chunking
         return Chunking([self.sessions[hop] for hop in part.hops], self._settings, self._speeds)
 
+    @property
+    def recalled(self) -> bool:
+        """It began with positions of an earlier process: what would have to be computed again is not here."""
+        return any(one.recalled for one in self.sessions)
+
     def crop(self, length: int) -> None:
         """The next step begins at `length`, or before."""
         self.have = [min(one, length) for one in self.have]

@@ -242,8 +242,9 @@ class LivePipeline:
 
     async def _leave_slow(self, wanted: AwaitedOutputs) -> None:
         """Where a node is far slower than it publishes and another can take its place, that one does."""
-        slow = self.slow
-        if slow is None or self._circuit.in_flight.error is not None or not self._swarm.another_way(slow):
+        slow, circuit = self.slow, self._circuit
+        broken = circuit.in_flight.error is not None
+        if slow is None or broken or circuit.recalled or not self._swarm.another_way(slow):
             return
         try:
             await self._circuit.in_flight.room(1)

@@ -75,10 +75,8 @@ class Repair:
 
     def may(self, circuit: Circuit, error: HivemintError) -> bool:
         """Whether it is to be tried: `error` is about nodes of the circuit, and there are others, or room was lost."""
-        if self._failures >= self._most or not circuit.lost(error):
+        if self._failures >= self._most or circuit.recalled or not circuit.lost(error):
             return False
-        if any(one.recalled for one in circuit.sessions):
-            return False  # what would have to be computed again is not here
         if isinstance(error, SessionLimit) and not isinstance(error, RoomLost):
             return False
         self._failures += 1
