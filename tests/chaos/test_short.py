@@ -1,4 +1,4 @@
-"""Each kind of fault once over random traffic of both lanes, in a minute; the whole of it is `make chaos`. Slow as well.
+"""Each kind of fault once over random traffic of both lanes, in a minute; the whole is `make chaos`. Slow as well.
 
 Each node is a machine of its own (a network namespace) where this user may make them (`test_machines.py` says why not),
 else all are on loopback.
