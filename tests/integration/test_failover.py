@@ -113,6 +113,28 @@ async def test_several_at_once(swarm: RealNodes, hops: tuple[int, ...]) -> None:
         assert computed(node) == 40
 
 
+@pytest.mark.parametrize("hop", [0, 1])
+async def test_the_one_behind_dies_while_the_first_is_replaced(
+    swarm: RealNodes, monkeypatch: pytest.MonkeyPatch, hop: int
+) -> None:
+    """The new node says that it cannot reach the next one, which is true: it keeps its place."""
+    text = await begin(swarm)
+    await text.to(25)
+    opener, behind = swarm.client._opener, text.at(hop + 1)
+    opens = opener.open
+
+    async def late(*args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(opener, "open", opens)
+        kill(behind)
+        return await opens(*args, **named)
+
+    monkeypatch.setattr(opener, "open", late)
+    kill(text.at(hop))
+    await text.to(40)
+    assert text.at(hop + 1) is not behind
+    await text.pipeline.close()
+
+
 async def test_one_after_the_other_until_nobody_is_left(swarm: RealNodes) -> None:
     text = await begin(swarm)
     for number, hop in enumerate(range(LAYERS)):

@@ -19,6 +19,10 @@ class NodeGone(SwarmError):
         self.peers = (leg.peer,)
 
 
+class NeighbourGone(NodeGone):
+    """A node that was to stay on a route has gone, which a new neighbour of it was first to notice."""
+
+
 class NodeLied(ProofError):
     """What a node signed does not fit what it did. Both ends of that link are set aside, no voucher follows."""
 

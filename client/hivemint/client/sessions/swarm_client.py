@@ -16,7 +16,7 @@ import structlog
 
 from hivemint.client.kept import TextMark
 from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
-from hivemint.client.sessions.errors import NodeEquivocated, NodeRefusal
+from hivemint.client.sessions.errors import NeighbourGone, NodeEquivocated, NodeRefusal
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter
@@ -139,11 +139,7 @@ class SwarmClient:
         settings = self.settings
         if settings.max_price is not None:
             settings = settings.model_copy(update={"max_price": Credits(max(0, settings.max_price - hole.kept))})
-        before = hole.before.as_previous if hole.before else None
-        after = hole.after.as_next if hole.after else None
-        go = partial(
-            self._opener.open, tokens=hole.tokens, settings=settings, speeds=self.speeds, before=before, after=after
-        )
+        go = partial(hole.fill, opener=self._opener, settings=settings, speeds=self.speeds)
         planned = partial(self._planner.awaited, hole.tokens, settings, self.speeds, blocks=hole.blocks, wire=hole.wire)
         return await self._try(planned, go)
 
@@ -297,7 +293,8 @@ class SwarmClient:
         self._set_aside(error)
         failures += 1
         peers = set(getattr(error, "peers", ()))
-        if failures >= ATTEMPTS or not self.nodes.replaceable(peers):
+        elsewhere = isinstance(error, NeighbourGone)  # no other route for the same blocks mends that
+        if elsewhere or failures >= ATTEMPTS or not self.nodes.replaceable(peers):
             raise error
         return failures
 

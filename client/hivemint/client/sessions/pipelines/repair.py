@@ -5,20 +5,28 @@ lacks, from the outputs that the hop before has kept, or from the client's own i
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
 from hivemint.client.pipeline import Plan, RoomLost, SessionLimit
-from hivemint.client.sessions.errors import NodeRefusal, blaming
+from hivemint.client.sessions.errors import NeighbourGone, NodeRefusal, blaming
 from hivemint.client.sessions.pipelines.circuit import Circuit
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
+from hivemint.client.sessions.route import Route
+from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.session import RemoteSession
+from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError
-from hivemint.swarm.messages import Closed, Neighbours, Refused, Routed
+from hivemint.swarm.link import SILENCE_LIMIT
+from hivemint.swarm.messages import Closed, Code, Neighbours, Refused, Routed
+
+_LAST_SIGN = SILENCE_LIMIT + 0.5
+"""Seconds after which a node that has died is known to be gone, however it died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,20 @@ class Hole:
     kept: int
     before: RemoteSession | None
     after: RemoteSession | None
+
+    async def fill(
+        self, route: Route, opener: RouteOpener, settings: ClientSettings, speeds: Speeds
+    ) -> list[RemoteSession]:
+        """Sessions along `route`, between those that stay. Raises what `RouteOpener.open` raises, and NeighbourGone
+        where it is a node that was to stay which has failed."""
+        before = self.before.as_previous if self.before else None
+        after = self.after.as_next if self.after else None
+        try:
+            return await opener.open(route, self.tokens, settings, speeds, before=before, after=after)
+        except NodeRefusal as refusal:
+            if refusal.leg is route.legs[-1]:
+                await _check_next(refusal, self.after)
+            raise
 
 
 class Replacements(Protocol):
@@ -176,7 +198,19 @@ async def _rewire(made: Sequence[RemoteSession], at: int, timeout: float) -> Non
             await session.link.send(Neighbours(previous, following))
             while not isinstance(answer := await session.link.receive(), Routed):
                 if isinstance(answer, Refused) and not answer.step:
-                    raise NodeRefusal(session.leg, answer)
+                    await _check_next(refusal := NodeRefusal(session.leg, answer), after)
+                    raise refusal
                 if isinstance(answer, Closed):
                     session.closed.set()
                     raise session.ended(answer)
+
+
+async def _check_next(refusal: NodeRefusal, following: RemoteSession | None) -> None:
+    """Raises NeighbourGone where a node says that it cannot reach the next one, and that one has gone indeed."""
+    if refusal.code != Code.MISSING or following is None:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_SIGN):
+            await following.link.wait_closed()
+    if following.over:
+        raise NeighbourGone(following.leg, "went away", following.link.reason) from refusal
