@@ -17,7 +17,7 @@ from hivemint.ledger.books.writer import GroupWriter, WriteFailed
 from hivemint.ledger.store.database import reading
 from hivemint.ledger.store.tables import accounts, sessions
 from hivemint.node.sessions.account import ClientAccount
-from hivemint.node.sessions.neighbours import Inbox
+from hivemint.node.sessions.inbox import Inbox
 from hivemint.protocol import evidence
 from hivemint.protocol.eip712 import MAX_UINT96, Delegation, Receipt
 from hivemint.protocol.errors import LinkClosed

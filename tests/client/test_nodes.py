@@ -1,5 +1,6 @@
 """A client's view of the nodes: refreshed by difference, and who comes back into it."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hivemint.client.sessions.nodes import Nodes, Target
+from hivemint.client.sessions.nodes import LOOK_AROUND, LOOK_UP_GOOD, LOOK_UP_PATIENCE, Nodes, Target
 from hivemint.client.sessions.routing.choice import NodeChoice
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.protocol.errors import ProofError
@@ -92,6 +93,56 @@ async def test_a_second_look_checks_and_asks_for_what_is_new_alone(
     await look_again(nodes)
     assert sorted(verified) == sorted([fakes[1].peer, newcomer.peer])
     assert asked[1:] == [[newcomer.operator.address]]
+
+
+class Slow(Directory):
+    """A directory that answers when the test lets it."""
+
+    def __init__(self, *nodes: FakeNode) -> None:
+        super().__init__(*nodes)
+        self.answers, self.asked = asyncio.Event(), 0
+        self.answers.set()
+
+    async def find(self, model_id: bytes, blocks: range) -> list[CheckedRecord]:
+        self.asked += 1
+        await self.answers.wait()
+        return await super().find(model_id, blocks)
+
+
+async def test_a_slow_look_up_is_not_waited_for_where_what_is_known_would_do() -> None:
+    first, second = FakeNode(0, 30), FakeNode(0, 30)
+    directory: Any = Slow(first)
+    nodes = Nodes(directory, Target(MODEL, 30, 8), FakeAccounts.of(first, second), Speeds())
+    assert [one.peer for one in await nodes.usable()] == [first.peer]
+    directory.publish(second)
+    directory.answers.clear()
+    nodes._looked = time.monotonic() - 2 * LOOK_UP_GOOD
+    assert [one.peer for one in await nodes.usable()] == [first.peer]
+    nodes.look_around()
+    assert directory.asked == 2, "one at a time"
+    nodes.set_aside([first.peer], 60)
+    waiting = asyncio.ensure_future(nodes.usable())
+    await asyncio.wait((waiting,), timeout=2 * LOOK_UP_PATIENCE)
+    assert not waiting.done(), "what is known would not do"
+    directory.answers.set()
+    assert [one.peer for one in await waiting] == [second.peer]
+
+
+async def test_a_text_that_goes_on_has_the_directory_asked_now_and_then() -> None:
+    directory: Any = Slow(node := FakeNode(0, 30))
+    nodes = Nodes(directory, Target(MODEL, 30, 8), FakeAccounts.of(node), Speeds())
+    await nodes.usable()
+    nodes.look_around()
+    assert directory.asked == 1
+    nodes._looked = time.monotonic() - 2 * LOOK_AROUND
+    directory.answers.clear()
+    nodes.look_around()
+    nodes.look_around()
+    await asyncio.sleep(0)
+    assert directory.asked == 2
+    await nodes.close()
+    assert nodes._look_up is not None
+    assert nodes._look_up.cancelled()
 
 
 async def test_the_view_of_plans_is_made_anew_only_if_something_changed() -> None:

@@ -8,8 +8,8 @@ from itertools import count
 
 import pytest
 
-from hivemint.node.sessions import neighbours
-from hivemint.node.sessions.neighbours import Inbox
+from hivemint.node.sessions import inbox
+from hivemint.node.sessions.inbox import Inbox
 from hivemint.protocol.errors import LinkClosed, ProtocolError, Refusal, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId, Step
 from hivemint.swarm import link as link_module
@@ -242,7 +242,7 @@ async def test_an_unnamed_peer_can_push_nothing() -> None:
 
 
 async def test_pushed_tensors_count_for_their_peer_and_leave_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "KEEP", 0.3)
+    monkeypatch.setattr(inbox, "KEEP", 0.3)
     async with neighbour(ahead=2) as at:
         assert at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
         for step in range(1, 6):
@@ -254,7 +254,7 @@ async def test_pushed_tensors_count_for_their_peer_and_leave_after_their_time(mo
 
 async def test_a_step_behind_one_that_waits_keeps_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both requests are here; the first one's input never comes. The second is told that its own is missing."""
-    monkeypatch.setattr(neighbours, "KEEP", 0.3)
+    monkeypatch.setattr(inbox, "KEEP", 0.3)
     async with neighbour() as at:
         at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
         at.inbox.want(SOURCE, Step(1))
@@ -293,7 +293,7 @@ async def test_a_pushed_tensor_for_which_there_is_no_room_is_dropped_at_its_head
 
 
 async def test_a_tensor_that_is_read_stays_until_its_step_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "KEEP", 0.1)
+    monkeypatch.setattr(inbox, "KEEP", 0.1)
     async with neighbour() as at:
         at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
         arrival, tensor = await _read(at)
@@ -317,7 +317,7 @@ def _dialer(at: Neighbour) -> PeerId:
     return peer
 
 
-async def _read(at: Neighbour) -> tuple[neighbours.Arrival, Tensor]:
+async def _read(at: Neighbour) -> tuple[inbox.Arrival, Tensor]:
     arrival = at.inbox.want(SOURCE, Step(1))
     await at.push(1)
     async with asyncio.timeout(10):

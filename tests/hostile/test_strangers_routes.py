@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hivemint.node.sessions.neighbours import MOST_OUTLETS, NeighbourLinks, Outlets
+from hivemint.node.sessions.outlets import MOST_OUTLETS, NeighbourLinks, Outlets
 from hivemint.protocol.errors import SwarmError
 from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.identity import PeerKey
@@ -91,7 +91,7 @@ async def test_outlets_are_bounded() -> None:
     peers = [PeerId(number.to_bytes(38, "big")) for number in range(MOST_OUTLETS + 1)]
 
     class Everybody(NeighbourLinks):
-        async def addresses(self, peer: PeerId, block: int) -> tuple[str, ...]:
+        async def addresses(self, peer: PeerId, block: int, *, but: tuple[str, ...] = ()) -> tuple[str, ...]:
             return ("/ip4/192.0.2.1/tcp/1",)
 
     async def nobody(block: int) -> list[object]:

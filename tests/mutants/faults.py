@@ -279,7 +279,7 @@ FAULTS = (
     fault("P17: two signed answers are not kept", SWARM, "            _keep_proof(self._proofs, error)\n",
           "            pass\n",
           BELIEFS + "test_two_signed_answers_are_kept_and_their_node_is_named"),
-    fault("P17: a node keeps no pair of its neighbour's", "node/hivemint/node/sessions/neighbours.py",
+    fault("P17: a node keeps no pair of its neighbour's", "node/hivemint/node/sessions/inbox.py",
           "self._differ(first, signed)", "pass", MONEY + "test_two_receipts_of_one_step_are_kept_as_a_pair"),
     # ---- settlement
     fault("no hurry before a key's end", WORTH,

@@ -7,7 +7,6 @@ import pytest
 
 from hivemint.node.market import CHANGE_EVERY, AskRule, Market, Rival, median, others
 from hivemint.node.sessions.offer import SHOWN
-from hivemint.protocol.errors import SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, ModelId
 from hivemint.protocol.signing import Signer
 from hivemint.swarm.identity import PeerKey
@@ -19,13 +18,13 @@ COIN = 10**18
 RULE = AskRule(floor=10, ceiling=1000)
 
 
-def record(key: int, ask: int) -> CheckedRecord:
+def record(key: int, ask: int, first: int = 0) -> CheckedRecord:
     operator, peer = Signer(bytes([key]) * 32), PeerKey.generate()
     told = NodeRecord(
         network="test",
         model_id=MODEL,
-        first_block=BlockIndex(0),
-        end_block=BlockIndex(4),
+        first_block=BlockIndex(first),
+        end_block=BlockIndex(first + 4),
         peer=peer.peer_id,
         operator=operator.address,
         numerics=("fp32/fp32/fp32",),
@@ -41,16 +40,10 @@ class Listed:
     def __init__(self) -> None:
         self.records: list[CheckedRecord] = []
         self.stakes: dict[Address, int] = {}
-        self.away = False
 
-    def add(self, key: int, ask: int, stake: int) -> None:
-        self.records.append(record(key, ask))
+    def add(self, key: int, ask: int, stake: int, first: int = 0) -> None:
+        self.records.append(record(key, ask, first))
         self.stakes[self.records[-1].record.operator] = stake
-
-    async def find(self, model_id: ModelId, blocks: range) -> list[CheckedRecord]:
-        if self.away:
-            raise SwarmError("nobody answers")
-        return self.records
 
     def stake_of(self, one: CheckedRecord) -> int:
         return self.stakes[one.record.operator]
@@ -60,8 +53,11 @@ class Place:
     def __init__(self, ask: int, rule: AskRule | None = RULE) -> None:
         self.listed, self.ask, self.now = Listed(), ask, 0.0
         self.market = Market(
-            self.listed, MODEL, range(4), OWN.address, lambda: self.ask, self._reprice, rule, lambda: self.now
+            self.listed.stake_of, range(4), OWN.address, lambda: self.ask, self._reprice, rule, lambda: self.now
         )
+
+    def look(self) -> None:
+        self.market.see(self.listed.records)
 
     def _reprice(self, ask: Credits) -> None:
         self.ask = int(ask)
@@ -101,45 +97,45 @@ def test_an_ask_follows_within_floor_and_ceiling_in_steps() -> None:
     assert AskRule(floor=100, ceiling=1000).next(98, rivals((100, 5))) == 100, "no bound is too near to be kept"
 
 
-async def test_a_stakeholder_who_asks_one_wei_pulls_an_ask_to_the_floor_and_no_further() -> None:
+def test_a_stakeholder_who_asks_one_wei_pulls_an_ask_to_the_floor_and_no_further() -> None:
     place = Place(400)
     place.listed.add(2, 1, 1000 * COIN)
     for _ in range(20):
-        await place.market.look()
+        place.look()
         place.now += CHANGE_EVERY
     assert place.ask == RULE.floor
 
 
-async def test_nobody_else_there_the_bounds_still_hold_and_the_first_to_come_is_followed_at_once() -> None:
+def test_nobody_else_there_the_bounds_still_hold_and_the_first_to_come_is_followed_at_once() -> None:
     for ask, bound in ((3, RULE.floor), (5000, RULE.ceiling), (300, 300)):
         place = Place(ask)
-        await place.market.look()
+        place.look()
         assert place.ask == bound
         place.listed.add(2, 100, COIN)
-        await place.market.look()
+        place.look()
         assert place.ask == 100
 
 
-async def test_an_ask_changes_once_in_a_while_only() -> None:
+def test_an_ask_changes_once_in_a_while_only() -> None:
     place = Place(400)
     place.listed.add(2, 100, COIN)
-    await place.market.look()
+    place.look()
     assert place.ask == 100
     place.listed.records.clear()
     place.listed.add(3, 160, COIN)
-    await place.market.look()
+    place.look()
     assert place.ask == 100
     place.now += CHANGE_EVERY
-    await place.market.look()
+    place.look()
     assert place.ask == 160
 
 
-async def test_without_the_rule_the_ask_stays_and_it_is_said_how_dear_it_is() -> None:
+def test_without_the_rule_the_ask_stays_and_it_is_said_how_dear_it_is() -> None:
     place = Place(500, None)
     assert place.market.note == ""
     place.listed.add(2, 100, COIN)
     place.listed.add(3, 200, COIN)
-    await place.market.look()
+    place.look()
     assert place.ask == 500
     assert "your ask is 5 times the cheapest for these blocks" in place.market.note
     place.ask = 160
@@ -147,16 +143,17 @@ async def test_without_the_rule_the_ask_stays_and_it_is_said_how_dear_it_is() ->
     place.ask = 120
     assert place.market.note == ""
     place.listed.add(4, 0, COIN)
-    await place.market.look()
+    place.look()
     assert "more than the cheapest" in place.market.note
 
 
-async def test_a_swarm_that_is_away_changes_nothing() -> None:
+def test_a_swarm_that_is_away_changes_nothing_and_nodes_of_other_blocks_are_no_rivals() -> None:
     place = Place(500)
-    place.listed.away = True
-    with pytest.raises(SwarmError):
-        await place.market.look()
+    place.market.see([])
     assert place.ask == 500
+    place.listed.add(2, 100, COIN, first=4)
+    place.look()
+    assert (place.ask, place.market.rivals) == (500, [])
 
 
 def test_who_was_shown_a_lower_ask_may_still_open(monkeypatch: pytest.MonkeyPatch) -> None:

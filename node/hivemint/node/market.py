@@ -11,18 +11,14 @@ step keep one who asks 1 wei from pulling the others down with it. Nobody else t
 stays, within the same bounds.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from hivemint.protocol.credits import in_words
-from hivemint.protocol.errors import HivemintError
-from hivemint.protocol.ids import Address, Credits, ModelId
+from hivemint.protocol.ids import Address, Credits
 from hivemint.swarm.records import CheckedRecord
 
-LOOK_EVERY = 30.0
 CHANGE_EVERY = 300.0
 STEP, SMALL = 2, 0.05
 DEAR = 1.5
@@ -31,13 +27,6 @@ MOST = 256
 """Other operators that are looked at, the most stake first."""
 BONDED = 2
 """A stake of 1 wei stands for a node that is registered and has nothing bonded."""
-
-
-class Listings(Protocol):
-    """The host, as far as it is asked here."""
-
-    async def find(self, model_id: ModelId, blocks: range) -> list[CheckedRecord]: ...
-    def stake_of(self, one: CheckedRecord) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +68,7 @@ class Market:
 
     def __init__(
         self,
-        directory: Listings,
-        model: ModelId,
+        stake_of: Callable[[CheckedRecord], int],
         blocks: range,
         operator: Address,
         ask: Callable[[], int],
@@ -90,14 +78,18 @@ class Market:
     ) -> None:
         self.rivals: list[Rival] = []
         self.rule = rule
-        self._directory, self._model, self._blocks, self._operator = directory, model, blocks, operator
+        self._stake_of, self._blocks, self._operator = stake_of, blocks, operator
         self._ask, self._reprice, self._clock = ask, reprice, clock
         self._changed = float("-inf")  # so the first change is at once: the default was nobody's price
 
-    async def look(self) -> None:
-        """Ask the directory, and follow if that is the rule. Raises SwarmError."""
-        found = await self._directory.find(self._model, self._blocks)
-        self.rivals = others(found, self._directory.stake_of, self._operator)
+    def see(self, found: Iterable[CheckedRecord]) -> None:
+        """What the directory has just told, nothing if it does not answer; follow it if that is the rule."""
+        here = [
+            one
+            for one in found
+            if one.record.first_block < self._blocks.stop and one.record.end_block > self._blocks.start
+        ]
+        self.rivals = others(here, self._stake_of, self._operator)
         if self.rule is None or self._clock() - self._changed < CHANGE_EVERY:
             return
         ask = self._ask()
@@ -105,15 +97,6 @@ class Market:
             if self.rivals:  # coming within the bounds follows nobody: the first to follow still is followed at once
                 self._changed = self._clock()
             self._reprice(Credits(new))
-
-    async def run(self) -> None:
-        """Until cancelled. A swarm that does not answer is looked at again."""
-        while True:
-            try:
-                await self.look()
-            except HivemintError:
-                self.rivals = []
-            await asyncio.sleep(LOOK_EVERY)
 
     @property
     def note(self) -> str:

@@ -20,10 +20,11 @@ from hivemint.node.kv.cache import free_share
 from hivemint.node.last_record import LastRecord
 from hivemint.node.sessions.admission import Admission, FundsReader
 from hivemint.node.sessions.conversation import Conversation
+from hivemint.node.sessions.inbox import Inbox
 from hivemint.node.sessions.leaving import Leaving
 from hivemint.node.sessions.metering import Meter, ReceiptMeter
-from hivemint.node.sessions.neighbours import Inbox, NeighbourLinks, Outlets
 from hivemint.node.sessions.offer import Offer
+from hivemint.node.sessions.outlets import NeighbourLinks, Outlets
 from hivemint.node.sessions.parking import ParkingLimits
 from hivemint.node.sessions.registry import SessionLimits, SessionRegistry
 from hivemint.node.sessions.services import Counts, Services
@@ -102,8 +103,8 @@ class Node:
         )
         self.registry = SessionRegistry(self.engine, kit.chain, kit.journal, limits, self.supervisor.broken)
         self.inbox = Inbox(settings.ahead, self._differ)
-        neighbours = NeighbourLinks(lambda block: kit.host.find(kit.model_id, range(block, block + 1)))
-        self.outlets = Outlets(neighbours, lambda peer, addresses: kit.host.dial(peer, addresses, PUSH))
+        self.neighbours = NeighbourLinks(lambda block: kit.host.find(kit.model_id, range(block, block + 1)))
+        self.outlets = Outlets(self.neighbours, lambda peer, addresses: kit.host.dial(peer, addresses, PUSH))
         domain = kit.network.domain
         meter = kit.meter or ReceiptMeter(domain, kit.signer, self._worker)
         admission = Admission(self.offer, domain, kit.chain, self._hop_worker, self.registry.account)

@@ -19,6 +19,7 @@ from hivemint.node.placement.rule import Placed
 from hivemint.node.placement.watch import PlacementWatch
 from hivemint.node.self_check import SelfCheck
 from hivemint.node.settings import NodeSettings, free_cores
+from hivemint.node.surroundings import Surroundings
 from hivemint.protocol.eip712 import peer_id_hash
 from hivemint.protocol.errors import ConfigError, ModelError
 from hivemint.protocol.home import Home
@@ -122,7 +123,7 @@ async def running(plan: ServePlan, tell: Progress) -> AsyncIterator[Running]:
         node.supervisor.keep_up("outlook", outlook.run)
         node.supervisor.keep_up("self-check", _self_check(plan, contracts, host, node).run)
         market = _market(plan, host, node)
-        node.supervisor.keep_up("market", market.run)
+        node.supervisor.keep_up("surroundings", _surroundings(plan, host, node, market).run)
         if (placement := _placement(plan, host)) is not None:
             node.supervisor.keep_up("placement", placement.run)
         up = Running(plan, node, host, journal, settler, span, earnings, outlook, market, placement)
@@ -142,7 +143,12 @@ def _market(plan: ServePlan, host: "Host", node: "Node") -> Market:
     settings, offer = plan.settings, node.offer
     rule = AskRule(settings.ask_floor, settings.ask_ceiling) if settings.ask_auto else None
     blocks, operator = range(plan.first, plan.end), plan.signer.address
-    return Market(host, plan.model.model_id, blocks, operator, lambda: offer.ask, offer.reprice, rule)
+    return Market(host.stake_of, blocks, operator, lambda: offer.ask, offer.reprice, rule)
+
+
+def _surroundings(plan: ServePlan, host: "Host", node: "Node", market: Market) -> Surroundings:
+    tell = (market.see, node.neighbours.learn)
+    return Surroundings(host, plan.model.model_id, (plan.first, plan.end), plan.model.anatomy.num_blocks, tell)
 
 
 def _placement(plan: ServePlan, host: "Host") -> PlacementWatch | None:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import structlog
+
 from hivemint.client.sessions.routing.aside import Aside
 from hivemint.client.sessions.routing.choice import NodeChoice
 from hivemint.client.sessions.routing.missing import LeftOut, served_blocks
@@ -19,8 +21,16 @@ from hivemint.protocol.ids import Address, ModelId, PeerId
 from hivemint.swarm.host import Host
 from hivemint.swarm.records import CheckedRecord
 
+log = structlog.get_logger(__name__)
+
 LOOK_UP_GOOD = 3.0
 """Seconds that the directory's answer serves for further routes."""
+LOOK_UP_PATIENCE = 0.25
+"""Seconds that a new answer is waited for where what is known would do: a look-up that asks a peer that has just died
+takes seconds."""
+LOOK_AROUND = 25.0
+"""Seconds after which the directory is asked again, while a text goes on that may need another node at once: records are
+20 s old at most when they are found, and live 45 s."""
 REGISTERED_GOOD = 600.0
 """Seconds that the registry's word on an operator serves; who is not registered is asked for again at each look-up."""
 
@@ -51,7 +61,7 @@ class Nodes:
         self._host, self._target, self._chain, self.choice = host, target, chain, choice
         self._records: list[CheckedRecord] = []
         self._looked: float | None = None
-        self._look_up = asyncio.Lock()
+        self._look_up: asyncio.Task[None] | None = None
         known = speeds or Speeds()
         self._aside = Aside(known.delivered_at, known.opened_at)
         self._registry: dict[Address, tuple[float, bytes]] = {}
@@ -62,12 +72,10 @@ class Nodes:
         """Registered with the peer id that they show, and not set aside.
 
         A node that merely failed counts again where blocks are left that nobody else serves; one that lied does not.
-        Nodes that the user does not allow are among them: a plan leaves them out, by name.
+        Nodes that the user does not allow are among them: a plan leaves them out, by name. Raises SwarmError.
         """
-        async with self._look_up:
-            if self._looked is None or time.monotonic() - self._looked > LOOK_UP_GOOD:
-                found = await self._host.find(self._target.model_id, range(self._target.blocks))
-                self._records, self._looked = await self._registered(found), time.monotonic()
+        if self._age > LOOK_UP_GOOD:
+            await self._asked()
         out = self._left_out()
         rested = self._without(out)
         if self._covers(rested):
@@ -125,6 +133,17 @@ class Nodes:
         """Whether at least one of these, set aside or not, can be done without."""
         return any(self._covers(self._without((self._left_out() - set(peers)) | {peer})) for peer in peers)
 
+    def look_around(self) -> None:
+        """A text goes on: where what is known grows old, the directory is asked beside it."""
+        if self._age > LOOK_AROUND:
+            self._look()
+
+    async def close(self) -> None:
+        """Ask nobody any more."""
+        if self._look_up is not None:
+            self._look_up.cancel()
+            await asyncio.wait((self._look_up,))
+
     def forget(self) -> None:
         """Look again at the next call, and ask the registry for all that is found."""
         self._looked = None
@@ -134,6 +153,30 @@ class Nodes:
     def clock_trouble(self) -> str:
         """What is wrong with this machine's clock, in a line; "" if nothing is known to be."""
         return self._host.clock.trouble()
+
+    @property
+    def _age(self) -> float:
+        """Seconds since the directory's last answer came."""
+        return float("inf") if self._looked is None else time.monotonic() - self._looked
+
+    async def _asked(self) -> None:
+        """Until the directory has answered, or for a moment where what is known would do. Raises SwarmError."""
+        look_up = self._look()
+        enough = self._looked is not None and self.enough_without(())
+        done, _ = await asyncio.wait((look_up,), timeout=LOOK_UP_PATIENCE if enough else None)
+        if done:
+            look_up.result()
+
+    def _look(self) -> "asyncio.Task[None]":
+        """The look-up that is under way, or a new one."""
+        if self._look_up is None or self._look_up.done():
+            self._look_up = asyncio.create_task(self._find())
+            self._look_up.add_done_callback(_heard)
+        return self._look_up
+
+    async def _find(self) -> None:
+        found = await self._host.find(self._target.model_id, range(self._target.blocks))
+        self._records, self._looked = await self._registered(found), time.monotonic()
 
     def _without(self, peers: Collection[PeerId]) -> list[CheckedRecord]:
         now = self._host.clock.earliest()
@@ -181,3 +224,9 @@ class Nodes:
     def _as_registered(self, one: CheckedRecord) -> bool:
         known = self._registry.get(one.record.operator)
         return known is not None and known[1] == peer_id_hash(one.peer)
+
+
+def _heard(look_up: "asyncio.Task[None]") -> None:
+    """Whoever waits is told what went wrong; a look-up that nobody waits for is made again at the next need."""
+    if not look_up.cancelled() and (error := look_up.exception()) is not None:
+        log.debug("the directory could not be asked", reason=str(error))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from hivemint.client.sessions.errors import NodeRefusal
 from hivemint.client.sessions.opening import (
     Greeting,
     SignedSession,
@@ -16,6 +17,7 @@ from hivemint.client.sessions.opening import (
 )
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter, load_adapter
+from hivemint.client.sessions.pipelines.repair import Hole, check_next
 from hivemint.client.sessions.route import Leg, Route
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Speeds
@@ -67,6 +69,18 @@ class RouteOpener:
             await _hang_up(greetings)
             raise
         return sessions
+
+    async def fill(self, hole: Hole, route: Route, settings: ClientSettings, speeds: Speeds) -> list[RemoteSession]:
+        """Sessions along `route`, between those that stay. Raises what `open` raises, and NeighbourGone where it is a
+        node that was to stay which has failed."""
+        before = hole.before.as_previous if hole.before else None
+        after = hole.after.as_next if hole.after else None
+        try:
+            return await self.open(route, hole.tokens, settings, speeds, before=before, after=after)
+        except NodeRefusal as refusal:
+            if refusal.leg is route.legs[-1]:
+                await check_next(refusal, hole.after)
+            raise
 
     async def _greet_all(self, route: Route, settings: ClientSettings, speeds: Speeds) -> list[Greeting]:
         done: list[Greeting] = []

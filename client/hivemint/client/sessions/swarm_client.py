@@ -134,12 +134,16 @@ class SwarmClient:
         """See `Swarm.relay`."""
         return await self._place(partial(self.relay_along, tokens=tokens, work=work), tokens, work)
 
+    def look_around(self) -> None:
+        """See `Replacements.look_around`."""
+        self.nodes.look_around()
+
     async def replace(self, hole: Hole) -> list[RemoteSession]:
         """See `Replacements.replace`. At the bid of this client; a ceiling holds for the whole route."""
         settings = self.settings
         if settings.max_price is not None:
             settings = settings.model_copy(update={"max_price": Credits(max(0, settings.max_price - hole.kept))})
-        go = partial(hole.fill, opener=self._opener, settings=settings, speeds=self.speeds)
+        go = partial(self._opener.fill, hole, settings=settings, speeds=self.speeds)
         planned = partial(self._planner.awaited, hole.tokens, settings, self.speeds, blocks=hole.blocks, wire=hole.wire)
         return await self._try(planned, go)
 
@@ -257,6 +261,7 @@ class SwarmClient:
         """Sign off everywhere, leave the swarm. Harmless when called again."""
         await asyncio.gather(*(one.close() for one in self._pipelines), return_exceptions=True)
         self._pipelines.clear()
+        await self.nodes.close()
         await self._host.close()
         if self._payer.chain is not None:
             await self._payer.chain.close()

@@ -11,10 +11,11 @@ from hivemint.ledger.books.journal import Journal
 from hivemint.node.engine.engine import Engine
 from hivemint.node.engine.seats import Seat
 from hivemint.node.sessions.admission import Admission
+from hivemint.node.sessions.inbox import Inbox
 from hivemint.node.sessions.leaving import Leaving
 from hivemint.node.sessions.metering import Meter
-from hivemint.node.sessions.neighbours import Inbox, Outlets
 from hivemint.node.sessions.offer import Offer
+from hivemint.node.sessions.outlets import Outlets
 from hivemint.node.sessions.registry import SessionRegistry
 from hivemint.node.sessions.steps.kept import KeptOutputs
 from hivemint.node.span.lora import Adapters

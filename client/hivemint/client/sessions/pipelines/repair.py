@@ -16,10 +16,7 @@ from hivemint.client.sessions.errors import NeighbourGone, NodeRefusal, blaming
 from hivemint.client.sessions.pipelines.circuit import Circuit
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
-from hivemint.client.sessions.route import Route
-from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.session import RemoteSession
-from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError
 from hivemint.swarm.link import SILENCE_LIMIT
@@ -41,20 +38,6 @@ class Hole:
     before: RemoteSession | None
     after: RemoteSession | None
 
-    async def fill(
-        self, route: Route, opener: RouteOpener, settings: ClientSettings, speeds: Speeds
-    ) -> list[RemoteSession]:
-        """Sessions along `route`, between those that stay. Raises what `RouteOpener.open` raises, and NeighbourGone
-        where it is a node that was to stay which has failed."""
-        before = self.before.as_previous if self.before else None
-        after = self.after.as_next if self.after else None
-        try:
-            return await opener.open(route, self.tokens, settings, speeds, before=before, after=after)
-        except NodeRefusal as refusal:
-            if refusal.leg is route.legs[-1]:
-                await _check_next(refusal, self.after)
-            raise
-
 
 class Replacements(Protocol):
     """What a pipeline asks of the network when a node fails."""
@@ -69,6 +52,10 @@ class Replacements(Protocol):
 
     def another_way(self, error: HivemintError) -> bool:
         """Whether another node can take the place of one that `error` names; then these are left out for a while."""
+        ...
+
+    def look_around(self) -> None:
+        """A text goes on, and may need another node at any moment."""
         ...
 
     async def replace(self, hole: Hole) -> list[RemoteSession]:
@@ -94,6 +81,7 @@ class Repair:
     def held(self) -> None:
         """An output has come: what failed until now has been mended."""
         self._failures = 0
+        self._swarm.look_around()
 
     def may(self, circuit: Circuit, error: HivemintError) -> bool:
         """Whether it is to be tried: `error` is about nodes of the circuit, and there are others, or room was lost."""
@@ -198,14 +186,14 @@ async def _rewire(made: Sequence[RemoteSession], at: int, timeout: float) -> Non
             await session.link.send(Neighbours(previous, following))
             while not isinstance(answer := await session.link.receive(), Routed):
                 if isinstance(answer, Refused) and not answer.step:
-                    await _check_next(refusal := NodeRefusal(session.leg, answer), after)
+                    await check_next(refusal := NodeRefusal(session.leg, answer), after)
                     raise refusal
                 if isinstance(answer, Closed):
                     session.closed.set()
                     raise session.ended(answer)
 
 
-async def _check_next(refusal: NodeRefusal, following: RemoteSession | None) -> None:
+async def check_next(refusal: NodeRefusal, following: RemoteSession | None) -> None:
     """Raises NeighbourGone where a node says that it cannot reach the next one, and that one has gone indeed."""
     if refusal.code != Code.MISSING or following is None:
         return

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass
 
 from hivemint.node.engine import seats
+from hivemint.node.sessions.inbox import Arrival, Inbox
 from hivemint.node.sessions.metering import Meter, Source
-from hivemint.node.sessions.neighbours import Arrival, Inbox
 from hivemint.node.unable import StepFailed
 from hivemint.protocol.errors import ProofError
 from hivemint.protocol.ids import Address, SessionId, Step, TensorHash

@@ -1,40 +1,29 @@
-"""Between neighbours: outputs that leave for the next node, and inputs that came from the previous one.
+"""Inputs that come from the previous node.
 
-One link to each next node, shared by the sessions whose `Neighbours` name it, closed with the last of them. What comes
-in is kept by (source session, step): at most `ahead` a session, for 2 s, and only from the peer that an open session
-has named, whose bytes it counts among.
+What comes in is kept by (source session, step): at most `ahead` a session, for 2 s, and only from the peer that an open
+session has named, whose bytes it counts among.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from hivemint.protocol.errors import LinkClosed, ProtocolError, SwarmError
+from hivemint.protocol.errors import LinkClosed, ProtocolError
 from hivemint.protocol.ids import PeerId, SessionId, Step
 from hivemint.protocol.receipt import SignedReceipt
-from hivemint.swarm.addresses import is_name
 from hivemint.swarm.held import Held
 from hivemint.swarm.link import Link
-from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, HopReceipt, Peer, Tensor, TensorHead
-from hivemint.swarm.records import MOST_TRIPS, CheckedRecord, pack_trips
+from hivemint.swarm.messages import MAX_TENSOR, AnyMessage, HopReceipt, Tensor, TensorHead
 
 KEEP = 2.0
 """Seconds that an input is kept before somebody reads it."""
 GRACE = 5.0
 """Seconds after the last session that named a peer, in which tensors of that session may still be on their way."""
-LOOK_AGAIN, LOOK_UP_GOOD = 0.5, 5.0
-"""Seconds between looks into the directory for a peer that was not there, and that an answer serves otherwise."""
-MOST_OUTLETS = 256
-OPEN_LIMIT = 20.0
-"""Seconds for the look-up of a next node and its dialling, the look-ups of others before it included."""
 
 Differ = Callable[[SignedReceipt, SignedReceipt], None]
-Dial = Callable[[PeerId, Sequence[str]], Awaitable[Link]]
-Find = Callable[[int], Awaitable[list[CheckedRecord]]]
-"""The records of the nodes that serve one block."""
 
 
 @dataclass(eq=False)
@@ -232,111 +221,3 @@ class Inbox:
         most = max((source.most for source in self._named.values() if source.peer == peer), default=0)
         for link in self._links.get(peer, ()):
             link.allow(Tensor, most)
-
-
-class NeighbourLinks:
-    """Where the nodes of a block can be dialled, as the directory says; what a client says of it counts nothing."""
-
-    def __init__(self, find: Find) -> None:
-        self._find = find
-        self._known: dict[int, tuple[float, dict[PeerId, tuple[str, ...]]]] = {}
-        self._looking = asyncio.Lock()
-
-    async def addresses(self, peer: PeerId, block: int) -> tuple[str, ...]:
-        """() if no record of `peer` names `block`. Raises SwarmError if the directory does not answer."""
-        async with self._looking:
-            at, known = self._known.get(block, (float("-inf"), {}))
-            age = time.monotonic() - at
-            if age > LOOK_UP_GOOD or (peer not in known and age > LOOK_AGAIN):
-                known = {one.peer: _plain(one.record.addresses) for one in await self._find(block)}
-                self._known[block] = (time.monotonic(), known)
-        return known.get(peer, ())
-
-
-class Outlets:
-    """Links to next nodes, one a peer, each closed with the last session that named it."""
-
-    def __init__(self, neighbours: NeighbourLinks, dial: Dial) -> None:
-        self._neighbours, self._dial = neighbours, dial
-        self._links: dict[PeerId, Link] = {}
-        self._users: dict[SessionId, PeerId] = {}
-        self._opening: dict[PeerId, asyncio.Lock] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._trips: dict[PeerId, float] = {}
-
-    async def open(self, session: SessionId, to: Peer, block: int) -> None:
-        """A standing link to `to`, which serves `block`.
-
-        Raises SwarmError, the same for a peer that is unknown, refuses or does not answer: whoever asks is not told
-        what this node can reach.
-        """
-        peer = PeerId(to.peer)
-        if self._users.get(session) != peer:
-            self.leave(session)
-        self._users[session] = peer
-        try:
-            async with asyncio.timeout(OPEN_LIMIT), self._opening.setdefault(peer, asyncio.Lock()):
-                link = self._links.get(peer)
-                if link is None or link.closed:
-                    await self._connect(peer, block)
-        except (SwarmError, TimeoutError):
-            self.leave(session)
-            raise SwarmError(
-                "The next node cannot be reached", next_step="leave it out of the route, or carry the tensor yourself"
-            ) from None
-        except asyncio.CancelledError:  # its client has left
-            self.leave(session)
-            raise
-        finally:
-            if peer not in self._users.values():
-                self._opening.pop(peer, None)
-        if self._users.get(session) != peer:  # it has left meanwhile
-            self.leave(session)
-            self._hang_up(peer)
-
-    async def send(self, to: Peer, *messages: AnyMessage) -> None:
-        """Raises SwarmError (LinkClosed among it) when the link has ended."""
-        link = self._links.get(PeerId(to.peer))
-        if link is None:
-            raise SwarmError("There is no link to the next node", next_step="name it again")
-        await link.send(*messages)
-
-    @property
-    def trips(self) -> bytes:
-        """Round trips to the nodes that were linked to last, as a record tells them."""
-        return pack_trips(self._trips.items())
-
-    def leave(self, session: SessionId) -> None:
-        """The session pushes no more; its next node's link ends if no other session uses it."""
-        peer = self._users.pop(session, None)
-        if peer is not None:
-            self._hang_up(peer)
-
-    async def close(self) -> None:
-        links, self._links = list(self._links.values()), {}
-        self._users.clear()
-        await asyncio.gather(*(link.close("the node is going down") for link in links), return_exceptions=True)
-        await asyncio.gather(*self._closing, return_exceptions=True)
-
-    async def _connect(self, peer: PeerId, block: int) -> None:
-        addresses = await self._neighbours.addresses(peer, block)
-        if not addresses or len(self._links) >= MOST_OUTLETS:
-            raise SwarmError("No record names this peer for the next block")
-        link = self._links[peer] = await self._dial(peer, addresses)
-        best = min(link.trip, self._trips.pop(peer, link.trip))  # a longer one may have been a busy moment
-        self._trips[peer] = (best + link.trip) / 2
-        while len(self._trips) > MOST_TRIPS:
-            del self._trips[next(iter(self._trips))]
-
-    def _hang_up(self, peer: PeerId) -> None:
-        if peer in self._users.values() or (link := self._links.pop(peer, None)) is None:
-            return
-        self._opening.pop(peer, None)
-        task = asyncio.create_task(link.close("no session pushes to this node any more"))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-
-def _plain(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Without names: whoever publishes one would choose what this node's resolver is asked."""
-    return tuple(address for address in addresses if not is_name(address))
