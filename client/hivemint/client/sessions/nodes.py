@@ -29,8 +29,8 @@ LOOK_UP_PATIENCE = 0.25
 """Seconds that a new answer is waited for where what is known would do: a look-up that asks a peer that has just died
 takes seconds."""
 LOOK_AROUND = 25.0
-"""Seconds after which the directory is asked again, while a text goes on that may need another node at once: records are
-20 s old at most when they are found, and live 45 s."""
+"""Seconds after which the directory is asked again, while a text goes on that may need another node at once: records
+are 20 s old at most when they are found, and live 45 s."""
 REGISTERED_GOOD = 600.0
 """Seconds that the registry's word on an operator serves; who is not registered is asked for again at each look-up."""
 
