@@ -23,7 +23,8 @@ class Lot:
 
     def park(self, name: str, client: str = "one", prefix: str = "here") -> None:
         account = self.accounts.setdefault(client, SimpleNamespace(client=client, sessions=[]))
-        session: Any = SimpleNamespace(account=account, park=lambda: account.sessions.append(name))
+        account.sessions.append(name)  # since its link ended
+        session: Any = SimpleNamespace(account=account, park=lambda: None)
         session.forget = lambda: account.sessions.remove(name)
         seat = self.seats[name] = SimpleNamespace(parked=False, on_evicted=None)
         self.parking.park(session, seat, prefix, lambda: self.freed.append(name))  # type: ignore[arg-type]

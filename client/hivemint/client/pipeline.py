@@ -25,6 +25,10 @@ class SessionLimit(SwarmError):
     """
 
 
+class StillBusy(SessionLimit):
+    """What a session was to begin with has steps under way: in a moment it has not."""
+
+
 class RoomLost(SessionLimit):
     """A node ended a session, or gave its room to others, before it was used up: its text must be computed again."""
 

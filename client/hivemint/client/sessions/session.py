@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from hivemint.client.pipeline import RoomLost, SessionLimit
+from hivemint.client.pipeline import RoomLost, SessionLimit, StillBusy
 from hivemint.client.sessions.errors import NodeEquivocated, NodeLied, NodeRefusal
 from hivemint.client.sessions.opening import Greeting, SignedSession
 from hivemint.client.sessions.payer import NodeUnproven, Paid, Payer, believe
@@ -235,15 +235,14 @@ class RemoteSession:
             self._payer.book.released(self.leg.operator, cost)
 
     async def refused(self, message: Refused) -> SwarmError | Refusal | None:
-        """What a refused step means to the caller. None: sign the step anew, once; this process was behind.
-
-        Then another process or machine of the wallet has changed the sum owed, and the node has said so in a way that
-        can be believed. Raises StoreError, ChainError.
-        """
+        """What a refused step means to the caller. None: sign the step anew, once: another process or machine of the
+        wallet has changed the sum owed, and the node has shown it. Raises StoreError, ChainError."""
         request = self.pending.get(message.step)
         self.drop(message.step)
         if message.code in (Code.GAP, Code.BUSY):
             return self.lost_room("The session has lost its room", message.what)
+        if message.code is Code.STEP and request is not None and request.kind == FORK:
+            return StillBusy(message.what, why=f"at the {self.leg}")
         if message.code is not Code.VOUCHER or request is None or not self.cost(request):
             return NodeRefusal(self.leg, message)
         try:

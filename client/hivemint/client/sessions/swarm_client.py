@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import copy
-import re
 import secrets
 import time
 from collections import Counter
@@ -15,8 +14,8 @@ from typing import Any, TypeVar
 import structlog
 
 from hivemint.client.kept import TextMark
-from hivemint.client.pipeline import Pipeline, Plan, RoomLost, SessionLimit
-from hivemint.client.sessions.errors import NeighbourGone, NodeEquivocated, NodeRefusal
+from hivemint.client.pipeline import Pipeline, Plan, StillBusy
+from hivemint.client.sessions.attempts import Attempts
 from hivemint.client.sessions.nodes import Nodes, Target
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.peft import LoraAdapter
@@ -36,7 +35,6 @@ from hivemint.client.settings import Bid, ClientSettings
 from hivemint.ledger.books.voucher_book import VoucherBook
 from hivemint.model import companions
 from hivemint.model.local_models import LocalModel
-from hivemint.protocol import evidence
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import ConfigError, HivemintError, ProofError, Refusal, SwarmError, WalletError
 from hivemint.protocol.home import Home
@@ -44,22 +42,14 @@ from hivemint.protocol.ids import Address, Credits, PeerId
 from hivemint.protocol.keystore import Keystores
 from hivemint.protocol.network import Network
 from hivemint.protocol.signing import Signer
-from hivemint.protocol.text import plain
 from hivemint.swarm.host import Host, HostSettings
-from hivemint.swarm.messages import Code
 
 log = structlog.get_logger(__name__)
 
 _P = TypeVar("_P", LivePipeline, Relay)
-_T = TypeVar("_T")
-ATTEMPTS = 4
-"""Routes tried for one pipeline, each without the nodes that failed before."""
-_BLAMED = re.compile(r"The node \S+ \(operator [^)]*\) (.*)", re.DOTALL)
-"""How an error names its node: see `Leg`."""
-_TRY_LATER = (Code.BUSY, Code.RATE)
-_UNFUNDED = (Code.FUNDS, Code.THAWING, Code.RELEASED)
-_OUR_OWN = (*_UNFUNDED, Code.KEY, Code.REVOKED, Code.EXPIRY, Code.NETWORK)
-"""Refusals that are not the node's fault: another one would say the same."""
+
+RETURN = 5.0
+"""Seconds that a node may take to see that a client which comes back had gone: its silence, and one step."""
 
 
 class SwarmClient:
@@ -85,11 +75,12 @@ class SwarmClient:
         `proofs`: the folder that keeps evidence against nodes. `network`: its name, for people. `throw_away`: the key
         is nobody's wallet, so nobody can be paid.
         """
-        self._host, self._target, self._payer, self._proofs = host, target, payer, proofs
+        self._host, self._target, self._payer = host, target, payer
         self._network, self._throw_away = network, throw_away
         self.settings = settings
         self.speeds = Speeds(Allowance(settings.slow_times, settings.slow_floor))
         self.nodes = Nodes(host, target, payer.chain, self.speeds, NodeChoice.of(settings))
+        self._attempts = Attempts(self.nodes, self.speeds, proofs)
         self._pipelines: set[LivePipeline | Relay] = set()
         self._planner = RoutePlanner(self.nodes, target, payer, self._reserved)
         self._opener = RouteOpener(host, payer, adapter)
@@ -145,7 +136,7 @@ class SwarmClient:
             settings = settings.model_copy(update={"max_price": Credits(max(0, settings.max_price - hole.kept))})
         go = partial(self._opener.fill, hole, settings=settings, speeds=self.speeds)
         planned = partial(self._planner.awaited, hole.tokens, settings, self.speeds, blocks=hole.blocks, wire=hole.wire)
-        return await self._try(planned, go)
+        return await self._attempts.until_open(planned, go, settings)
 
     def vouchers(self, sessions: Sequence[RemoteSession]) -> VoucherSource:
         """See `Replacements.vouchers`."""
@@ -158,35 +149,11 @@ class SwarmClient:
 
     async def _place(self, go: Callable[[Route], Awaitable[_P]], tokens: int, work: int = 0) -> _P:
         planned = partial(self._planner.awaited, tokens, self.settings, self.speeds, work=work)
-        return self._kept(await self._try(planned, go))
-
-    async def _try(self, planned: Callable[..., Awaitable[Route]], go: Callable[[Route], Awaitable[_T]]) -> _T:
-        """Sessions along some route. Tries others when nodes fail, and waits for a place while all are busy."""
-        deadline = time.monotonic() + self.settings.patience
-        failures, unpaid = 0, ""
-        while True:
-            route = await planned(unpaid=unpaid)
-            try:
-                return await go(route)
-            except Refusal as error:
-                if error.code in _UNFUNDED and route.paid and self.settings.bid.kind == "auto":
-                    unpaid = _told(error)  # a deposit that does not count yet, or sessions elsewhere that reserve it
-                elif error.code in _OUR_OWN:
-                    raise
-                elif error.code not in _TRY_LATER or not await self._later(error, deadline):
-                    failures = self._failed(error, failures)
-            except (SwarmError, ProofError) as error:
-                failures = self._failed(error, failures)
+        return self._kept(await self._attempts.until_open(planned, go, self.settings))
 
     def another_way(self, error: HivemintError) -> bool:
-        """See `Replacements.another_way`. A refusal that is this client's own fault names nobody."""
-        peers = () if getattr(error, "code", None) in _OUR_OWN else getattr(error, "peers", ())
-        if not self.nodes.replaceable(peers):
-            return False
-        self.nodes.set_aside(peers, self.settings.set_aside, reason=_reason(error))
-        for peer in peers:
-            self.speeds.forgive(peer)
-        return True
+        """See `Replacements.another_way`."""
+        return self._attempts.another_way(error, self.settings)
 
     async def fork(self, parent: Pipeline, tokens: int, count: int) -> LivePipeline | None:
         """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now, and at its bid."""
@@ -194,7 +161,20 @@ class SwarmClient:
             return None
         if isinstance(parent, LivePipeline) and not parent.offered_as(self.settings):
             return None
-        pipeline = None
+        patience = time.monotonic() + RETURN
+        while True:
+            try:
+                return self._kept(await self._forked(parent, tokens, count))
+            except StillBusy as error:  # the node computes its last step yet
+                if isinstance(parent, LivePipeline) or time.monotonic() > patience:
+                    log.info("nothing to begin with", reason=str(error))
+                    return None
+                await asyncio.sleep(RETURN / 20)
+            except (SwarmError, Refusal, ProofError) as error:
+                log.info("nothing to begin with", reason=str(error))
+                return None
+
+    async def _forked(self, parent: LivePipeline | RecalledPipeline, tokens: int, count: int) -> LivePipeline:
         try:
             if isinstance(parent, RecalledPipeline):
                 stops = [(PeerId(one.peer), range(one.first, one.end)) for one in parent.mark.hops]
@@ -204,16 +184,16 @@ class SwarmClient:
                 await parent.settle()
             route = Route(tuple(one.leg for one in parent.sessions), unpaid=parent.plan.unpaid)
             pipeline = await self.along(route, tokens)
+        except (SwarmError, ProofError) as error:
+            self._set_aside(error)
+            raise
+        try:
             await pipeline.fork(parent, count)
-        except (SwarmError, Refusal, ProofError) as error:
-            log.info("nothing to begin with", reason=str(error))
-            if pipeline is None and not isinstance(error, Refusal):
-                self._set_aside(error)
-            elif pipeline is not None:
-                with contextlib.suppress(ProofError):  # it is what failed here
-                    await pipeline.close()
-            return None
-        return self._kept(pipeline)
+        except BaseException:
+            with contextlib.suppress(ProofError):  # it is what failed here
+                await pipeline.close()
+            raise
+        return pipeline
 
     async def mark(self, pipeline: Pipeline) -> TextMark | None:
         """See `Swarm.mark`."""
@@ -248,10 +228,14 @@ class SwarmClient:
 
         async def others_for(lost: RemoteSession) -> list[RemoteSession]:
             leg, planned = lost.leg, partial(self._planner.awaited, tokens, self.settings, self.speeds, work=work)
-            return await self._try(partial(planned, blocks=range(leg.first, leg.end), wire=leg.wire), opened)
+            part = partial(planned, blocks=range(leg.first, leg.end), wire=leg.wire)
+            return await self._attempts.until_open(part, opened, self.settings)
 
         sessions, hidden = await opened(route), self._target.hidden
         return Relay(sessions, hidden, self._payer, self.settings, self.speeds, self._set_aside, others_for)
+
+    def _set_aside(self, error: HivemintError) -> None:
+        self._attempts.set_aside(error, self.settings)
 
     async def expiry(self) -> int:
         """By the later of the two clocks; never beyond a separate key's own end."""
@@ -280,70 +264,6 @@ class SwarmClient:
         for session in (session for one in self._pipelines if one.open for session in one.sessions):
             reserved[session.leg.operator] += session.unspent
         return reserved
-
-    async def _later(self, error: Refusal, deadline: float) -> bool:
-        """After a `busy`: take another node meanwhile if there is one, else wait. False: there is no time left."""
-        wait = min(error.retry_after, self.settings.max_wait)
-        if not wait or time.monotonic() + wait > deadline:
-            return False
-        peers = set(getattr(error, "peers", ()))
-        if peers and self.nodes.enough_without(peers):
-            self.nodes.set_aside(peers, wait, busy=True)
-        else:
-            await asyncio.sleep(wait)
-        return True
-
-    def _failed(self, error: HivemintError, failures: int) -> int:
-        """Set the nodes aside and allow another route, as long as there is another one."""
-        self._set_aside(error)
-        failures += 1
-        peers = set(getattr(error, "peers", ()))
-        elsewhere = isinstance(error, NeighbourGone)  # no other route for the same blocks mends that
-        if elsewhere or failures >= ATTEMPTS or not self.nodes.replaceable(peers):
-            raise error
-        return failures
-
-    def _set_aside(self, error: HivemintError) -> None:
-        if isinstance(error, NodeEquivocated):
-            _keep_proof(self._proofs, error)
-        if isinstance(error, RoomLost):
-            self.nodes.lost_room(error.peers, self.settings.set_aside)
-        elif not isinstance(error, SessionLimit):
-            peers, lied = getattr(error, "peers", ()), isinstance(error, ProofError)
-            self.nodes.set_aside(peers, self.settings.set_aside, lied=lied, reason=_reason(error))
-
-
-def _keep_proof(folder: Path | None, error: NodeEquivocated) -> None:
-    if folder is None:
-        return
-    try:
-        path = evidence.keep(folder, error.evidence)
-    except (OSError, ConfigError) as failure:
-        log.warning("evidence could not be kept", node=error.evidence.node, reason=str(failure))
-    else:
-        if path is not None:
-            told = {"node": error.evidence.node, "evidence": str(path), "next": f"hivemint node report {path}"}
-            log.error("a node signed two answers to one step", **told)
-
-
-def _reason(error: HivemintError) -> str:
-    """What a node did, without its name: that stands beside it."""
-    found = _BLAMED.fullmatch(error.what)
-    return plain(found[1] if found else error.what)
-
-
-def _told(error: Refusal) -> str:
-    """Which node's account does not count as this client reads it, and the node's own words, in one line."""
-    told = f"{error.what} ({error.why})" if error.why else error.what
-    if not isinstance(error, NodeRefusal):
-        return plain(f"a node says: {told}")
-    node, refused = error.leg.name, error.refused
-    if error.code == Code.THAWING:
-        return f"the escrow at {node} thaws"
-    if error.code != Code.FUNDS:
-        return plain(f"{node} says: {refused.what}" + (f" ({refused.why})" if refused.why else ""))
-    words = f" ({refused.why})" if refused.why else ""
-    return plain(f"the deposit at {node} does not count there yet, or other sessions of this wallet reserve it{words}")
 
 
 async def connect(

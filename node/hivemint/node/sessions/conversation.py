@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
@@ -259,6 +260,8 @@ class Conversation:
             return
         may_return = self._lost and session.closed is None
         session.close(Code.MISSING, "the link has ended")
+        if may_return:
+            session.park()  # a client that is back already is told to wait until its last step has run out
         if steps is not None:
             steps.drop(Step(1))
             await steps.settle()
@@ -269,22 +272,17 @@ class Conversation:
         if may_return and session.length and not self._services.registry.draining:
             self._park()
         else:
+            session.forget()
             self._give_back()
         self._services.journal.close_session(session.session_id)
 
     def _park(self) -> None:
         """The client may come back: what was computed for it waits a while, and nobody waits for that."""
-        session, seat, services = self.session, self._seat, self._services
-        if session is None or seat is None:
-            return
-
-        def free() -> None:
-            services.seats.pop(session.session_id, None)
-            services.engine.release(seat)
-
-        self._seat = None
-        services.registry.parking.park(session, seat, self.prefix, free)
-        services.registry.leave(self)
+        session, seat, registry = self.session, self._seat, self._services.registry
+        if session is not None and seat is not None:
+            self._seat = None
+            registry.parking.park(session, seat, self.prefix, partial(self._free, session, seat))
+            registry.leave(self)
 
     def _used(self) -> None:
         """Nothing else keeps a seat: a step that was signed for."""
@@ -292,9 +290,11 @@ class Conversation:
 
     def _give_back(self) -> None:
         """The seat and its room; once."""
-        if self.session is None or self._seat is None:
-            return
-        self._services.seats.pop(self.session.session_id, None)
-        self._services.engine.release(self._seat)
-        self._seat = None
-        self._services.registry.leave(self)
+        if self.session is not None and self._seat is not None:
+            self._free(self.session, self._seat)
+            self._seat = None
+            self._services.registry.leave(self)
+
+    def _free(self, session: ServedSession, seat: Seat) -> None:
+        self._services.seats.pop(session.session_id, None)
+        self._services.engine.release(seat)

@@ -55,6 +55,7 @@ class Parking:
     def park(self, session: ServedSession, seat: Seat, prefix: Hashable, free: Callable[[], None]) -> None:
         """A session without steps under way. Those that are too many with it go, the oldest first."""
         if not self._limits.seconds:
+            session.forget()
             return free()
         one = Parked(session, seat, prefix, self._clock() + self._limits.seconds, free)
         session.park()

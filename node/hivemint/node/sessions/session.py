@@ -218,7 +218,8 @@ class ServedSession:
     def park(self) -> None:
         """Its link is lost: nothing is taken any more, others of its key may begin with it until it is forgotten."""
         self.close(Code.MISSING, "the link has ended")
-        self.account.sessions.append(self)
+        if self not in self.account.sessions:
+            self.account.sessions.append(self)
 
     def forget(self) -> None:
         """Parked no longer."""
