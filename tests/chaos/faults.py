@@ -104,14 +104,9 @@ class Trouble:
             over.set()
             watcher.join()
 
-    def at_once(self, names: list[str], began: float, ended: float, *, to_the_end: bool = False) -> bool:
-        """Whether at some moment between `began` and `ended` all of them were in trouble.
-
-        `to_the_end`: who was in trouble at some moment stays out of it until `ended`.
-        """
+    def at_once(self, names: list[str], began: float, ended: float) -> bool:
+        """Whether at some moment between `began` and `ended` all of them were in trouble."""
         spells = {name: [(a, b) for a, b in self.spells.get(name, []) if a < ended and b > began] for name in names}
-        if to_the_end:
-            return all(spells.values())
         edges = [began, *(start for those in spells.values() for start, _ in those if began < start)]
         return any(all(any(a <= moment < b for a, b in those) for those in spells.values()) for moment in edges)
 

@@ -86,9 +86,8 @@ def excused(net: ChaosNet, paid: bool, began: float, ended: float, trouble: Trou
     """Whether no node was left for some block at some moment; or the chain, which says who may pay."""
     firsts = {plan.first for plan in net.plans}
     assert len(firsts) == SPANS
-    # As of now a text knows the nodes that it found as it began: who came back since is none of them.
     spans = [[plan.operator for plan in net.plans if plan.first == first] for first in firsts]
-    lost = any(trouble.at_once(span, began, ended, to_the_end=True) for span in spans)
+    lost = any(trouble.at_once(span, began, ended) for span in spans)
     return lost or any(trouble.at_once([name], began, ended) for name in ("chain", "machine"))
 
 

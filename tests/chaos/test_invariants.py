@@ -70,6 +70,7 @@ def test_a_text_that_is_another_one_is_never_excused(tmp_path: Path) -> None:
     [
         ({FIRST: [(6.0, 7.0)], OTHER: [(5.5, 6.5)]}, True),
         ({FIRST: [(6.0, 7.0)]}, False),
+        ({FIRST: [(6.0, 7.0)], OTHER: [(7.5, 8.0)]}, False),
         ({FIRST: [(6.0, 7.0)], ELSEWHERE: [(6.0, 7.0)]}, False),
         ({FIRST: [(6.0, 7.0)], OTHER: [(1.0, 4.9)]}, False),
         ({"chain": [(4.0, 5.1)]}, True),
