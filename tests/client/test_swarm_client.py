@@ -53,7 +53,7 @@ async def test_sessions_of_another_bid_are_not_gone_on_with(world: World) -> Non
     await decode(pipeline, 20)
     assert await world.client.offering(bid="2x").fork(pipeline, 60, 16) is None
     assert not world.nodes[0].refused, "no node was asked"
-    assert pipeline.offered_as(world.client.offering(bid="ask").settings)
+    assert await world.client.offering(bid="ask").fork(pipeline, 60, 16) is not None
     await pipeline.close()
 
 

@@ -11,11 +11,23 @@ import torch
 
 from hivemint.client.kept import TextMark
 from hivemint.protocol.credits import format_credits
-from hivemint.protocol.errors import HivemintError, SwarmError
+from hivemint.protocol.errors import HivemintError, ProofError, SwarmError
 from hivemint.protocol.ids import Address, BlockIndex, Credits, PeerId
 from hivemint.protocol.text import plain
 
 Rows = Literal["all", "last"]
+
+
+class Misled(ProofError):
+    """A token was made of a state that its node never signed for, and that is wrong: a text cannot go on from it."""
+
+    def __init__(self, peers: tuple[PeerId, ...], why: str) -> None:
+        super().__init__(
+            "The last token was made of a state that another node does not confirm",
+            why=why,
+            next_step="ask again from the token before it: a new route is planned without these nodes",
+        )
+        self.peers = peers
 
 
 class SessionLimit(SwarmError):

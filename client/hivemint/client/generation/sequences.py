@@ -17,7 +17,7 @@ from hivemint.client.generation.bill import Bill
 from hivemint.client.generation.ends import Ends
 from hivemint.client.generation.loop import LoopThread
 from hivemint.client.kept import KeptTalk, TextMark
-from hivemint.client.pipeline import Pipeline, Plan, Rows, SessionLimit, Swarm
+from hivemint.client.pipeline import Misled, Pipeline, Plan, Rows, SessionLimit, Swarm
 from hivemint.protocol.credits import format_credits
 from hivemint.protocol.errors import BadInput, HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import Credits
@@ -120,7 +120,7 @@ class Sequence:
                     next_step="shorten the text, or raise the price ceiling or the funds of the accounts",
                 ) from limit
         except (SwarmError, ProofError, Refusal) as error:
-            if self._failure is not None or isinstance(error, OverLimit) or not self._swarm.another_way(error):
+            if self._failure is not None or isinstance(error, OverLimit | Misled) or not self._swarm.another_way(error):
                 raise
             self._failure = error
         else:

@@ -79,7 +79,8 @@ class Attempts:
         if isinstance(error, RoomLost):
             self._nodes.lost_room(error.peers, settings.set_aside)
         elif not isinstance(error, SessionLimit):
-            peers, lied = getattr(error, "peers", ()), isinstance(error, ProofError)
+            peers = getattr(error, "peers", ())
+            lied = isinstance(error, ProofError) and len(peers) == 1  # of two, one is honest
             self._nodes.set_aside(peers, settings.set_aside, lied=lied, reason=_reason(error))
 
     async def _later(self, error: Refusal, settings: ClientSettings, deadline: float) -> bool:

@@ -23,8 +23,14 @@ class NeighbourGone(NodeGone):
     """A node that was to stay on a route has gone, which a new neighbour of it was first to notice."""
 
 
+class OtherInput(ProofError):
+    """A receipt is what it should be but for its head: it may be for an input that its node got, and this client has
+    not heard of."""
+
+
 class NodeLied(ProofError):
-    """What a node signed does not fit what it did. Both ends of that link are set aside, no voucher follows."""
+    """What a node signed does not fit what it did: it is not used again within its time, no voucher follows. Where it
+    may as well be the one that its input came from, both have failed, as far as can be told from here."""
 
     def __init__(self, legs: tuple[Leg, ...], error: Exception) -> None:
         names = " or ".join(f"the {leg}" for leg in legs)

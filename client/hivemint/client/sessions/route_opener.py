@@ -23,7 +23,7 @@ from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
 from hivemint.swarm.host import Host
-from hivemint.swarm.messages import Peer, Previous
+from hivemint.swarm.messages import Code, Peer, Previous
 
 
 class RouteOpener:
@@ -60,7 +60,10 @@ class RouteOpener:
                 for one in greetings
             ]
             places = [(None, None)] * len(signed) if work else neighbours(greetings, signed, before, after)
-            sessions = await self._shake_hands(greetings, signed, settings.open_timeout, places)
+            try:
+                sessions = await self._shake_hands(greetings, signed, settings.open_timeout, places)
+            except NodeRefusal as refusal:
+                raise _with_next(refusal, route) from None
             if self.adapter is not None:
                 loads = [load_adapter(one, self.adapter, settings.step_timeout) for one in greetings]
                 for session, digest in zip(sessions, await _all(loads), strict=True):
@@ -115,6 +118,13 @@ class RouteOpener:
             RemoteSession(one, its, self._payer, first)
             for one, its, first in zip(greetings, signed, reversed(firsts), strict=True)
         ]
+
+
+def _with_next(refusal: NodeRefusal, route: Route) -> NodeRefusal:
+    """Who says that it cannot reach the next node of the route is named with it: either may not take the other."""
+    if refusal.code != Code.MISSING or refusal.leg is route.legs[-1]:
+        return refusal
+    return NodeRefusal(refusal.leg, refusal.refused, route.legs[route.legs.index(refusal.leg) + 1])
 
 
 async def _all(work: list[Any]) -> list[Any]:

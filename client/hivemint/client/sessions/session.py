@@ -10,13 +10,15 @@ import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from msgspec import structs
+
 from hivemint.client.pipeline import RoomLost, SessionLimit, StillBusy
-from hivemint.client.sessions.errors import NodeEquivocated, NodeLied, NodeRefusal
+from hivemint.client.sessions.errors import NodeEquivocated, NodeLied, NodeRefusal, OtherInput
 from hivemint.client.sessions.opening import Greeting, SignedSession
 from hivemint.client.sessions.payer import NodeUnproven, Paid, Payer, believe
 from hivemint.ledger.store.database import StoreError
 from hivemint.protocol import evidence
-from hivemint.protocol.eip712 import Voucher
+from hivemint.protocol.eip712 import Receipt, Voucher
 from hivemint.protocol.errors import LinkClosed, ProofError, Refusal, SwarmError
 from hivemint.protocol.ids import BACKWARD, FORK, FORWARD, Credits, Step
 from hivemint.protocol.receipt import (
@@ -183,7 +185,7 @@ class RemoteSession:
     def take(self, message: StepReceipt, input_rows: bytes) -> bytes:
         """Compare the next receipt with what this client knows: the row hashes of the step's input.
 
-        Gives those of its output. Raises ProofError.
+        Gives those of its output. Raises ProofError, of it OtherInput.
         """
         step = Step(self.newest.step + 1)
         request = self.pending.get(step)
@@ -198,7 +200,7 @@ class RemoteSession:
         else:
             hashes = tensor_hash(input_rows + self.adapter), tensor_hash(message.rows)
             leaf = Leaf(previous.head, step, request.kind, request.start, request.count, *hashes)
-        self.newest = match(message.receipt, following(previous, leaf))
+        self.newest = _fitting(message.receipt, following(previous, leaf))
         self._derived[step] = self.newest, request.start + request.count
         del self.pending[step]
         if request.kind == FORWARD:
@@ -324,3 +326,10 @@ def check_signatures(proved: Sequence[tuple[RemoteSession, MatchedReceipt]]) -> 
     checked = [session.check(receipt) for session, receipt in proved]
     for (session, _), receipt in zip(proved, checked, strict=True):
         session.bindable = receipt
+
+
+def _fitting(signed: SignedReceipt, expected: Receipt) -> MatchedReceipt:
+    """Raises ProofError, of it OtherInput."""
+    if signed.body != expected and structs.replace(signed.body, head=expected.head) == expected:
+        raise OtherInput("A receipt is for another input or output", why=f"step {expected.step}")
+    return match(signed, expected)

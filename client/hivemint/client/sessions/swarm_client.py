@@ -24,7 +24,7 @@ from hivemint.client.sessions.pipelines.recalled import RecalledPipeline
 from hivemint.client.sessions.pipelines.relay import Relay
 from hivemint.client.sessions.pipelines.repair import Hole
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
-from hivemint.client.sessions.route import Route
+from hivemint.client.sessions.route import Leg, Route
 from hivemint.client.sessions.route_opener import RouteOpener
 from hivemint.client.sessions.route_planner import RoutePlanner
 from hivemint.client.sessions.routing.choice import NodeChoice
@@ -138,6 +138,11 @@ class SwarmClient:
         planned = partial(self._planner.awaited, hole.tokens, settings, self.speeds, blocks=hole.blocks, wire=hole.wire)
         return await self._attempts.until_open(planned, go, settings)
 
+    async def reopen(self, leg: Leg, tokens: int) -> RemoteSession:
+        """See `Replacements.reopen`."""
+        (session,) = await self._opener.open(Route((leg,)), tokens, self.settings, self.speeds)
+        return session
+
     def vouchers(self, sessions: Sequence[RemoteSession]) -> VoucherSource:
         """See `Replacements.vouchers`."""
         return VoucherSource(sessions, self._payer, lambda: sum(one.open for one in self._pipelines) < 2)
@@ -159,7 +164,7 @@ class SwarmClient:
         """See `Swarm.fork`. A child is at the nodes of its parent, whatever the best route is now, and at its bid."""
         if not isinstance(parent, LivePipeline | RecalledPipeline) or not 0 < count <= min(parent.position, tokens):
             return None
-        if isinstance(parent, LivePipeline) and not parent.offered_as(self.settings):
+        if isinstance(parent, LivePipeline) and not _offered_alike(parent.settings, self.settings):
             return None
         patience = time.monotonic() + RETURN
         while True:
@@ -317,6 +322,11 @@ async def connect(
     payer = Payer(who, place.domain, book, chain)
     proofs = home.client / "evidence"
     return SwarmClient(host, target, payer, chosen, lora, proofs, network=place.name, throw_away=throw_away)
+
+
+def _offered_alike(one: ClientSettings, other: ClientSettings) -> bool:
+    """Whether sessions opened by these may stand for each other: their bid and their ceiling."""
+    return (one.bid, one.max_price) == (other.bid, other.max_price)
 
 
 def _unpaid(settings: ClientSettings) -> ClientSettings:

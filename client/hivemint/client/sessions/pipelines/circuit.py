@@ -14,6 +14,7 @@ import torch
 from hivemint.client.sessions.errors import NodeGone, NodeLied
 from hivemint.client.sessions.payer import Paid
 from hivemint.client.sessions.pipelines.chunking import Chunking
+from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.in_flight import StepsInFlight
 from hivemint.client.sessions.pipelines.proofs import StepProofs, StepState
 from hivemint.client.sessions.pipelines.receiver import Receiver
@@ -81,6 +82,15 @@ class Circuit:
         if part.hops == self.all:
             return self._chunking
         return Chunking([self.sessions[hop] for hop in part.hops], self._settings, self._speeds)
+
+    @property
+    def slow(self) -> NodeSlow | None:
+        """The node that is far slower than it publishes, and the one before it. Nothing is broken."""
+        late = [hop for hop, one in enumerate(self.sessions) if self._speeds.slow(one.leg.peer)]
+        if not late:
+            return None
+        hop = max(late, key=lambda hop: self._speeds.lateness(self.sessions[hop].leg.peer))
+        return NodeSlow(self.sessions[hop].leg, *(one.leg for one in self.sessions[max(0, hop - 1) : hop]))
 
     @property
     def recalled(self) -> bool:

@@ -14,19 +14,19 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hivemint.client.kept import TextMark
-from hivemint.client.pipeline import Plan, Rows
+from hivemint.client.pipeline import Misled, Plan, Rows
 from hivemint.client.sessions.errors import NodeLied
 from hivemint.client.sessions.pipelines.circuit import Circuit, Section
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.finite import check_own
-from hivemint.client.sessions.pipelines.outputs import AwaitedOutputs
+from hivemint.client.sessions.pipelines.outputs import AwaitedOutputs, HandedOut
 from hivemint.client.sessions.pipelines.recalled import RecalledPipeline, mark_of
 from hivemint.client.sessions.pipelines.repair import Repair, Replacements
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.errors import HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.swarm.rows import row_bytes, to_wire
 
 _LAST_WORDS = 2.5
@@ -46,7 +46,7 @@ class LivePipeline:
         swarm: Replacements,
         on_error: Callable[[HivemintError], None],
     ) -> None:
-        self._hidden_size, self._settings, self._speeds, self._on_error = hidden_size, settings, speeds, on_error
+        self._hidden_size, self.settings, self._speeds, self._on_error = hidden_size, settings, speeds, on_error
         self.plan, self._swarm = plan, swarm
         self._wire = sessions[0].leg.wire
         self._row_bytes = row_bytes(hidden_size, self._wire)
@@ -55,8 +55,9 @@ class LivePipeline:
         self._circuit = self._new_circuit(sessions)
         for one in sessions:
             speeds.opened(one.leg.peer)
-        self._repair = Repair(swarm, plan.tokens, settings)
+        self._repair = Repair(swarm, plan.tokens, settings, self._new_circuit)
         self.admit: Callable[[int], None] = lambda wei: None
+        self._handed: HandedOut | None = None
         self._told: HivemintError | None = None  # the caller has been told what broke it
         self._closing: asyncio.Task[None] | None = None
 
@@ -98,11 +99,6 @@ class LivePipeline:
         """False once `close` has been called."""
         return self._closing is None
 
-    def offered_as(self, settings: ClientSettings) -> bool:
-        """Whether it was opened for this bid and ceiling."""
-        mine = self._settings
-        return (mine.bid, mine.max_price) == (settings.bid, settings.max_price)
-
     @property
     def sessions(self) -> tuple[RemoteSession, ...]:
         """Hop by hop: terms, newest checked receipt, what was spent."""
@@ -110,12 +106,8 @@ class LivePipeline:
 
     @property
     def slow(self) -> NodeSlow | None:
-        """The node that is far slower than it publishes, and the one before it. Nothing is broken."""
-        late = [hop for hop, one in enumerate(self.sessions) if self._speeds.slow(one.leg.peer)]
-        if not late:
-            return None
-        hop = max(late, key=lambda hop: self._speeds.lateness(self.sessions[hop].leg.peer))
-        return NodeSlow(self.sessions[hop].leg, *(one.leg for one in self.sessions[max(0, hop - 1) : hop]))
+        """See `Circuit.slow`."""
+        return self._circuit.slow
 
     @property
     def inputs(self) -> bytearray:
@@ -145,6 +137,7 @@ class LivePipeline:
                     await self._mend(failure, wanted)
                 else:
                     self._repair.held()
+                    self._handed = HandedOut(self._position - 1, output[-1], self.sessions[-1].leg)
                     return output
         except HivemintError as told:
             self._told = told
@@ -204,7 +197,7 @@ class LivePipeline:
             if circuit.patched and part.hops == circuit.all:
                 await circuit.prove_rest()
             await self._send(part, wanted)
-        return await wanted.all(circuit.in_flight)
+        return await wanted.all(circuit.in_flight, circuit.sessions[-1].leg)
 
     async def _send(self, part: Section, wanted: AwaitedOutputs) -> None:
         """The next step of a part."""
@@ -219,21 +212,25 @@ class LivePipeline:
         data = bytes(memoryview(self._inputs)[at : at + size]) if own else b""
         output = await circuit.send(part.hops, part.start, count, data, rows)
         if output is not None:
-            wanted.expect(part.start, output)
+            wanted.expect(part.start, part.start + count, output)
 
     def _new_circuit(self, sessions: Sequence[RemoteSession]) -> Circuit:
         source: VoucherSource = self._swarm.vouchers(sessions)
-        return Circuit(sessions, self._hidden_size, self._settings, self._speeds, source, self._on_error)
+        return Circuit(sessions, self._hidden_size, self.settings, self._speeds, source, self._on_error)
 
     # ---- a node that fails, or is slow
 
     async def _mend(self, error: HivemintError, wanted: AwaitedOutputs) -> None:
         """A new circuit with others in place of those that `error` names. Raises it if that can't be."""
         repair, failure = self._repair, error
+        if isinstance(error, Misled):
+            self._on_error(error)
+            raise error
         while repair.may(self._circuit, failure):
-            self.admit(repair.cost(self._circuit, failure))
             try:
-                return self._replaced(await repair.replace(self._circuit, failure), wanted)
+                return self._replaced(await repair.replace(self._circuit, failure, self.admit), wanted)
+            except OverLimit:
+                raise
             except (SwarmError, ProofError, Refusal) as second:
                 if not repair.concerns(self._circuit, second):
                     raise failure from second  # what went wrong, not that no other way was left
@@ -247,19 +244,22 @@ class LivePipeline:
         if slow is None or broken or circuit.recalled or not self._swarm.another_way(slow):
             return
         try:
-            await self._circuit.in_flight.room(1)
-            self.admit(self._repair.cost(self._circuit, slow))
-            self._replaced(await self._repair.replace(self._circuit, slow), wanted)
-        except (SwarmError, ProofError, Refusal):
-            return  # slow is better than nothing; and what is broken is mended by the next step
+            await circuit.in_flight.room(1)
+            self._replaced(await self._repair.replace(circuit, slow, self.admit), wanted)
+        except (SwarmError, ProofError, Refusal) as failure:
+            if circuit.in_flight.closing:  # it has been stopped: what went wrong behind that has to be mended
+                await self._mend(failure, wanted)
+            # else slow is better than nothing; and what is broken is mended by the next step
 
     def _replaced(self, sessions: Sequence[RemoteSession], wanted: AwaitedOutputs) -> None:
-        before = {one.leg.peer for one in self.sessions}
+        before, last = {one.leg.peer for one in self.sessions}, self.sessions[-1]
+        if last not in sessions:
+            wanted.doubt(self._handed, last.length)
         circuit = self._circuit = self._new_circuit(sessions)
         circuit.crop(self._position)
-        last = min(circuit.have[-1], wanted.lacks())
-        self._repair.paid_again += circuit.have[-1] - last  # it has them, and what it sent was lost
-        circuit.have[-1] = last
+        end = min(circuit.have[-1], wanted.lacks())
+        self._repair.paid_again += circuit.have[-1] - end  # it has them, and what it sent was lost
+        circuit.have[-1] = end
         for peer in before - {one.leg.peer for one in sessions}:
             self._speeds.opened(peer, -1)
         for peer in {one.leg.peer for one in sessions} - before:

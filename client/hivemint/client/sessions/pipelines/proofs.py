@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hivemint.client.sessions.errors import OtherInput
 from hivemint.client.sessions.pipelines.finite import check_theirs
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.sessions.speeds import Speeds
@@ -136,7 +137,7 @@ class StepProofs:
             self._check(state, state.hops[done])
 
     def _check(self, state: StepState, hop: int) -> None:
-        """One receipt of one step. A fault is this hop's or that of the one whose output it took."""
+        """One receipt of one step. A fault of form is this hop's; another input may be that of the one before it."""
         session, message = self._sessions[hop], state.arrived[hop]
         before = () if state.forked else self._sessions[max(0, hop - 1) : hop]
         try:
@@ -149,8 +150,10 @@ class StepProofs:
                     raise ProofError(
                         "The output is not the one that its node signed for", why=f"step {session.newest.step}"
                     )
-        except ProofError as error:
+        except OtherInput as error:
             raise session.lied(error, *before) from None
+        except ProofError as error:
+            raise session.lied(error) from None
         state.times.append(self._loop.time())
 
     def output(self, hop: int, message: Tensor) -> None:

@@ -6,7 +6,7 @@ lacks, from the outputs that the hop before has kept, or from the client's own i
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -16,9 +16,10 @@ from hivemint.client.sessions.errors import NeighbourGone, NodeRefusal, blaming
 from hivemint.client.sessions.pipelines.circuit import Circuit
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
+from hivemint.client.sessions.route import Leg
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError
+from hivemint.protocol.errors import HivemintError, ProofError, Refusal, SwarmError
 from hivemint.swarm.link import SILENCE_LIMIT
 from hivemint.swarm.messages import Closed, Code, Neighbours, Refused, Routed
 
@@ -62,6 +63,10 @@ class Replacements(Protocol):
         """New sessions for the blocks of a hole. Raises what `Swarm.open` raises."""
         ...
 
+    async def reopen(self, leg: Leg, tokens: int) -> RemoteSession:
+        """A new session at this very node, without neighbours. Raises what `Swarm.open` raises."""
+        ...
+
 
 class Repair:
     """Of one pipeline. `left`: sessions that it has given up, whose costs still count.
@@ -69,9 +74,16 @@ class Repair:
     `replayed` counts positions that are computed again, once for each lost hop; `paid_again` those that are paid again.
     """
 
-    def __init__(self, swarm: Replacements, tokens: int, settings: ClientSettings) -> None:
-        """`tokens`: what a new session is to hold."""
+    def __init__(
+        self,
+        swarm: Replacements,
+        tokens: int,
+        settings: ClientSettings,
+        circuit_of: Callable[[Sequence[RemoteSession]], Circuit],
+    ) -> None:
+        """`tokens`: what a new session is to hold. `circuit_of`: a circuit over these."""
         self._swarm, self._tokens, self._timeout, self._most = swarm, tokens, settings.open_timeout, settings.repairs
+        self._circuit_of = circuit_of
         self._failures = 0
         self._tried: set[int] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -96,35 +108,67 @@ class Repair:
         """Whether what went wrong while mending is a hop that had been counted on."""
         return bool(circuit.lost(error) - self._tried)
 
-    def cost(self, circuit: Circuit, error: HivemintError) -> int:
-        """Wei for what would have to be computed again, by the prices of those who computed it."""
-        return sum(circuit.sessions[hop].price * circuit.have[hop] for hop in circuit.lost(error))
-
-    async def replace(self, circuit: Circuit, error: HivemintError) -> list[RemoteSession]:
+    async def replace(
+        self, circuit: Circuit, error: HivemintError, admit: Callable[[int], None]
+    ) -> list[RemoteSession]:
         """The sessions of the new circuit, in order. Raises what went wrong with it, by name; the old one is stopped
-        then, or goes on if nobody could be found."""
+        then, or goes on if nobody could be found. `admit` is asked for the wei of what is to be computed again, by the
+        prices of those who computed it."""
         lost = circuit.lost(error)
-        lost |= await circuit.quiet(lost)
-        self._tried = lost
+        unknown = await circuit.quiet(lost)
+        self._tried = lost | unknown
         sessions: list[RemoteSession] = list(circuit.sessions)
         if not isinstance(error, NodeSlow):  # a node that is asked again must have let go of the old session
             await asyncio.gather(*(sessions[hop].close() for hop in lost if not sessions[hop].over))
+        begun = await self._begin_again(sessions, unknown)
+        lost = self._tried - begun.keys()
+        again = {hop: circuit.have[hop] - (begun[hop].length if hop in begun else 0) for hop in self._tried}
+        staying = [begun.get(hop, session) for hop, session in enumerate(sessions)]
         fresh: list[list[RemoteSession]] = []
         try:
+            admit(sum(sessions[hop].price * count for hop, count in again.items()))
             for first, end in _runs(lost):
-                fresh.append(await self._swarm.replace(self._hole(sessions, lost, first, end)))
+                fresh.append(await self._swarm.replace(self._hole(staying, lost, first, end)))
             await circuit.stop()
-            made = _merged(sessions, lost, fresh)
-            await asyncio.gather(*(_rewire(made, at, self._timeout) for at in _beside(made, sessions)))
+            made = _merged(staying, lost, fresh)
+            await asyncio.gather(*(_rewire(made, at, self._timeout) for at in _beside(made, sessions, begun.values())))
         except BaseException:
-            for session in (one for group in fresh for one in group):
+            for session in (*begun.values(), *(one for group in fresh for one in group)):
                 self._give_up(session)
             raise
-        for hop in lost:
+        for hop, count in again.items():
             self._give_up(sessions[hop])
-            self.replayed += circuit.have[hop]
-            self.paid_again += circuit.have[hop]
+            self.replayed += count
+            self.paid_again += count
         return made
+
+    async def _begin_again(self, sessions: Sequence[RemoteSession], hops: Collection[int]) -> dict[int, RemoteSession]:
+        """Of nodes that have signed for inputs that nobody here knows: new sessions at the same ones, which begin with
+        what is known, as far as they let us. The old ones are closed."""
+        hops = [hop for hop in hops if sessions[hop].length and not sessions[hop].over]
+        tries = (self._begun(sessions[hop]) for hop in hops)
+        found = await asyncio.gather(*tries, return_exceptions=True)
+        begun: dict[int, RemoteSession] = {}
+        for hop, one in zip(hops, found, strict=True):
+            if isinstance(one, RemoteSession):
+                begun[hop] = one
+                await sessions[hop].close()
+            elif not isinstance(one, SwarmError | ProofError | Refusal):
+                raise one
+        return begun
+
+    async def _begun(self, parent: RemoteSession) -> RemoteSession:
+        session = await self._swarm.reopen(parent.leg, self._tokens)
+        circuit = self._circuit_of([session])
+        try:
+            await circuit.fork([parent], parent.length)
+            await circuit.prove_rest()
+        except BaseException:
+            self._give_up(session)
+            raise
+        finally:
+            await circuit.stop()
+        return session
 
     async def close(self) -> None:
         """Until all sessions that were given up are closed."""
@@ -165,14 +209,16 @@ def _merged(
     return made
 
 
-def _beside(made: Sequence[RemoteSession], before: Sequence[RemoteSession]) -> list[int]:
-    """Places in the new route of those that stay and have a new neighbour."""
-    stay = set(before)
+def _beside(
+    made: Sequence[RemoteSession], before: Sequence[RemoteSession], begun: Iterable[RemoteSession]
+) -> list[int]:
+    """Places in the new route of those that stay and have a new neighbour, and of those that know none yet."""
+    stay, alone = set(before), set(begun)
 
     def new(at: int) -> bool:
         return 0 <= at < len(made) and made[at] not in stay
 
-    return [at for at, one in enumerate(made) if one in stay and (new(at - 1) or new(at + 1))]
+    return [at for at, one in enumerate(made) if one in alone or (one in stay and (new(at - 1) or new(at + 1)))]
 
 
 async def _rewire(made: Sequence[RemoteSession], at: int, timeout: float) -> None:
@@ -194,7 +240,8 @@ async def _rewire(made: Sequence[RemoteSession], at: int, timeout: float) -> Non
 
 
 async def check_next(refusal: NodeRefusal, following: RemoteSession | None) -> None:
-    """Raises NeighbourGone where a node says that it cannot reach the next one, and that one has gone indeed."""
+    """Of a node that says that it cannot reach the next one. Raises NeighbourGone where that one has gone indeed; else
+    NodeRefusal with both: one of them does not take the other, and it can't be told from here which."""
     if refusal.code != Code.MISSING or following is None:
         return
     with contextlib.suppress(TimeoutError):
@@ -202,3 +249,4 @@ async def check_next(refusal: NodeRefusal, following: RemoteSession | None) -> N
             await following.link.wait_closed()
     if following.over:
         raise NeighbourGone(following.leg, "went away", following.link.reason) from refusal
+    raise NodeRefusal(refusal.leg, refusal.refused, following.leg) from refusal
