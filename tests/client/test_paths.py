@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivemint.client.sessions.routing import trips
 from hivemint.client.sessions.routing.costs import Costs, costs_of
 from hivemint.client.sessions.routing.paths import PathLeg, TextEnds, cheapest_path
 from hivemint.client.sessions.routing.view import NodeView
@@ -18,7 +17,7 @@ from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
 from hivemint.protocol.ids import PeerId
-from hivemint.swarm.records import pack_trips
+from hivemint.swarm.records import pack_trips, trip_key
 from support.routes import random_swarm, unsigned
 
 BLOCKS = 5
@@ -131,6 +130,8 @@ def test_what_is_said_of_a_key_that_two_nodes_have_counts_for_neither(monkeypatc
     near, copy = unsigned(2, 4), unsigned(2, 4)
     first = unsigned(0, 2, trips=pack_trips([(near.peer, 0.001)]))
     assert NodeView([first, near, copy]).trips[0, 1] == pytest.approx(0.001)
-    real = trips.trip_key
-    monkeypatch.setattr(trips, "trip_key", lambda peer: real(near.peer if peer == copy.peer else peer))
+    monkeypatch.setattr(
+        "hivemint.client.sessions.routing.trips.trip_key",
+        lambda peer: trip_key(near.peer if peer == copy.peer else peer),
+    )
     assert np.isnan(NodeView([first, near, copy]).trips).all()

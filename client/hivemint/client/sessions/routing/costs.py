@@ -105,8 +105,8 @@ def costs_of(view: NodeView, wish: Wish, speeds: Speeds, now: float | None = Non
 def _waits_and_trips(
     view: NodeView, wish: Wish, bids: list[Credits | None], speeds: Speeds, now: float
 ) -> tuple[Floats, Floats]:
-    """What nodes publish, corrected by what was seen of them: see `PeerSpeed`. Own open sessions join the queue. A trip that
-    this client has not measured is NaN."""
+    """What nodes publish, corrected by what was seen of them: see `PeerSpeed`. Own open sessions join the queue. NaN is
+    a trip that this client has not measured."""
     wait = view.waits(now, paid=wish.bid.paid).copy()
     if wish.bid.kind == "amount" or wish.bid.millionths != 1_000_000:
         asks = [one.record.ask for one in view.records]
