@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from placement_model import BLOCKS, Machine, Places
 
-from hivemint.node.placement.rule import Placed, choose
+from hivemint.node.placement.rule import Placed, believed, choose
 from hivemint.node.placement.watch import LOOK_EVERY, Moves, pause
 
 Span = tuple[int, int]
@@ -30,10 +30,11 @@ class Ours:
         return pause(LOOK_EVERY, count, source)
 
     def join(self, machine: Machine, view: Places, source: random.Random) -> Span:
-        return choose(BLOCKS, _placed(view), machine.holds, machine.useful).span
+        others = believed(_placed(view), machine.useful)
+        return choose(BLOCKS, others, machine.holds, machine.useful).span
 
     def look(self, machine: Machine, view: Places, source: random.Random) -> Span | None:
-        others = _placed({one: span for one, span in view.items() if one is not machine})
+        others = believed(_placed({one: span for one, span in view.items() if one is not machine}), machine.useful)
         own, moves = Placed(*view[machine], machine.useful), self._moves.setdefault(machine, Moves())
         found = moves.decide(BLOCKS, others, own, machine.holds)
         return found.span if found else None

@@ -1,16 +1,21 @@
 """What a node costs: published waits that grow old, own measurements, own sessions, room."""
 
+import itertools
+import secrets
 import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hivemint.client.sessions.routing.costs import CROWDED, Costs, costs_of
 from hivemint.client.sessions.routing.view import STALE_HALF, NodeView
 from hivemint.client.sessions.routing.wish import Wish
-from hivemint.client.sessions.speeds import HALF, UNDERSTATED_HALF, Speeds
+from hivemint.client.sessions.speeds import HALF, UNDERSTATED_HALF, UNKNOWN_TRIP, Speeds
 from hivemint.client.settings import Bid
-from hivemint.swarm.records import CheckedRecord
+from hivemint.protocol.ids import PeerId
+from hivemint.swarm.records import CheckedRecord, pack_trips
 from support.routes import unsigned
 
 FREE = Wish(10, 100, Bid("free"))
@@ -84,3 +89,43 @@ def test_nodes_look_worse_by_chance_and_the_same_for_one_client() -> None:
     assert one.min() >= 1.0
     assert one.max() <= 1.25
     assert costs_of(view, FREE, Speeds()).factor.tolist() == [1.0] * 200
+
+
+PEERS = [PeerId(secrets.token_bytes(38)) for _ in range(3)]
+TRIPS = st.floats(0, 2)
+
+
+@given(
+    seen=st.lists(st.none() | TRIPS, min_size=3, max_size=3),
+    told=st.dictionaries(st.permutations(range(3)).map(lambda order: (order[0], order[1])), TRIPS),
+)
+def test_nothing_that_nodes_say_makes_them_nearer_than_their_distances_from_here_differ(
+    seen: list[float | None], told: dict[tuple[int, int], float]
+) -> None:
+    records = [
+        unsigned(0, 10, peer=peer, trips=pack_trips([(PEERS[to], told[at, to]) for at, to in told if at == row]))
+        for row, peer in enumerate(PEERS)
+    ]
+    speeds = Speeds()
+    for peer, trip in zip(PEERS, seen, strict=True):
+        if trip is not None:
+            speeds.trip(peer, trip)
+    found = costs(*records, speeds=speeds)
+    for one, other in itertools.permutations(range(3), 2):
+        words = [told[link] for link in ((one, other), (other, one)) if link in told]
+        here, there = seen[one], seen[other]
+        apart = abs(here - there) if here is not None and there is not None else 0.0
+        way = 2 * found.way(one, other)
+        assert way >= apart - 1e-9
+        if words:
+            assert way == pytest.approx(max(*words, apart, 0.0), abs=2e-4), "the longer word, and no less than that"
+
+
+def test_a_word_about_a_node_that_was_never_measured_stands() -> None:
+    """What is guessed of its distance proves nothing: two nodes far from here may be near to each other."""
+    far, near_to_it, speeds = unsigned(10, 20), unsigned(20, 30), Speeds()
+    far = unsigned(10, 20, peer=far.peer, trips=pack_trips([(near_to_it.peer, 0.005)]))
+    speeds.trip(far.peer, 0.3)
+    assert 2 * costs(far, near_to_it, speeds=speeds).way(0, 1) == pytest.approx(0.005)
+    silent = unsigned(10, 20, peer=far.peer)
+    assert 2 * costs(silent, near_to_it, speeds=speeds).way(0, 1) == pytest.approx(0.3 - UNKNOWN_TRIP)

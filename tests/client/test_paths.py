@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
 from hivemint.protocol.ids import PeerId
-from hivemint.swarm.records import pack_trips
+from hivemint.swarm.records import pack_trips, trip_key
 from support.routes import random_swarm, unsigned
 
 BLOCKS = 5
@@ -104,11 +105,11 @@ def test_only_trusted_nodes_take_the_ends_of_a_text() -> None:
 def test_a_far_node_is_not_gone_to_for_nothing() -> None:
     """Two nodes of the middle: the faster one lies 200 ms from the first one, which has measured it."""
     near, far = unsigned(2, 4, tokens_per_s=10.0), unsigned(2, 4, tokens_per_s=15.0)
-    trips = [(near.peer, 0.004), (far.peer, 0.2)]
-    first, last = unsigned(0, 2, trips=pack_trips(trips)), unsigned(4, 6, trips=pack_trips(trips))
+    told = pack_trips([(near.peer, 0.004), (far.peer, 0.2)])
+    first, last = unsigned(0, 2, trips=told), unsigned(4, 6, trips=told)
     rows = {PeerId(one.record.peer): name for one, name in ((near, "near"), (far, "far"))}
-    for told, chosen in (((first, near, far, last), "near"), ((unsigned(0, 2), near, far, unsigned(4, 6)), "far")):
-        view = NodeView(told)
+    for nodes, chosen in (((first, near, far, last), "near"), ((unsigned(0, 2), near, far, unsigned(4, 6)), "far")):
+        view = NodeView(nodes)
         costs = costs_of(view, Wish(6, 100, Bid("free")), Speeds())
         found = cheapest_path(view, costs, range(4), range(6), 0.0, ANYWHERE)
         assert found is not None
@@ -122,3 +123,15 @@ def test_a_nodes_word_alone_does_not_make_it_near() -> None:
     view = NodeView([honest, liar])
     assert view.trips[0, 1] == view.trips[1, 0] == pytest.approx(0.2)
     assert math.isnan(view.trips[0, 0])
+
+
+def test_what_is_said_of_a_key_that_two_nodes_have_counts_for_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its four bytes can be searched for: a node would take the short trip of another one for itself."""
+    near, copy = unsigned(2, 4), unsigned(2, 4)
+    first = unsigned(0, 2, trips=pack_trips([(near.peer, 0.001)]))
+    assert NodeView([first, near, copy]).trips[0, 1] == pytest.approx(0.001)
+    monkeypatch.setattr(
+        "hivemint.client.sessions.routing.trips.trip_key",
+        lambda peer: trip_key(near.peer if peer == copy.peer else peer),
+    )
+    assert np.isnan(NodeView([first, near, copy]).trips).all()

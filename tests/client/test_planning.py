@@ -1,6 +1,7 @@
 """Plans: who is chosen where clients plan at once, named nodes, why there is no route, and why this one."""
 
 import random
+import secrets
 from collections import Counter
 from typing import Any
 
@@ -15,10 +16,10 @@ from hivemint.client.sessions.routing.wish import Wish
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import Bid
 from hivemint.protocol.errors import SwarmError
-from hivemint.protocol.ids import Credits
+from hivemint.protocol.ids import Credits, PeerId
 from hivemint.protocol.node_name import node_name
 from hivemint.swarm.identity import peer_text
-from hivemint.swarm.records import CheckedRecord
+from hivemint.swarm.records import CheckedRecord, pack_trips
 from support.routes import ASK, random_swarm, unsigned
 
 
@@ -135,3 +136,19 @@ def test_a_paid_route_over_many_nodes_keeps_to_the_accounts() -> None:
     funds = {one.record.operator: 10**30 for one in chosen}
     route = plan_route(records, wished(blocks=40, bid=Bid("times"), funds=funds), Speeds())
     assert {leg.operator for leg in route.legs} <= set(funds)
+
+
+def test_a_lie_about_trips_draws_no_text_once_its_link_was_measured_from_here() -> None:
+    """The liar is 300 ms from here and its neighbours 10: so it is 290 from them at least, whatever it says."""
+    a, honest, liar, c = (PeerId(secrets.token_bytes(38)) for _ in range(4))
+    for lie in (b"", pack_trips([(a, 0.0), (c, 0.0)])):
+        speeds = Speeds()
+        for peer, trip in ((a, 0.01), (honest, 0.01), (c, 0.01), (liar, 0.3)):
+            speeds.trip(peer, trip)
+        records = [
+            unsigned(0, 10, peer=a, trips=pack_trips([(honest, 0.005)])),
+            unsigned(10, 20, peer=honest, trips=pack_trips([(c, 0.005)])),
+            unsigned(10, 20, peer=liar, trips=lie),
+            unsigned(20, 30, peer=c),
+        ]
+        assert [leg.peer for leg in plan_route(records, wished(blocks=30), speeds).legs] == [a, honest, c]

@@ -1,9 +1,12 @@
 """The rule that places nodes, against a linear programme and by what must hold of any placement."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hivemint.node.placement.rule import GAIN, MOST_CLAIMED, Placed, believed, better, choose, levels, lowest
@@ -98,8 +101,80 @@ def test_a_move_never_leaves_a_block_that_had_a_node() -> None:
 
 def test_what_nodes_say_of_themselves_has_bounds() -> None:
     found = believed([Placed(0, 1, 0), Placed(0, 1, 10), Placed(0, 1, 12), Placed(0, 1, 1e9)], 11.0)
-    assert [one.rate for one in found] == [12, 10, 12, MOST_CLAIMED * 12]
+    assert [one.rate for one in found] == [11, 10, 12, MOST_CLAIMED * 11]
     assert [one.rate for one in believed([Placed(0, 1, 0)], 7.0)] == [7.0]
+    assert [one.rate for one in believed([Placed(0, 1, 1e9)], 7.0)] == [MOST_CLAIMED * 7], "its own word is no measure"
+
+
+BLOCKS = 20
+CLAIMS = st.sampled_from([0.0, 5e-324, 1e-9, 1e9, 1e18, 1e300]) | st.floats(1, 1e6)
+RATES = st.floats(10, 5000)
+"""Rows a second of honest nodes: cards differ by a factor of 12, a card and a processor by more than 100."""
+
+
+@st.composite
+def places(draw: st.DrawFn, rates: st.SearchStrategy[float]) -> Placed:
+    first = draw(st.integers(0, BLOCKS - 1))
+    return Placed(first, draw(st.integers(first + 1, BLOCKS)), draw(rates))
+
+
+def holes(placed: list[Placed]) -> set[int]:
+    return set(range(BLOCKS)) - {block for one in placed for block in range(one.first, one.end)}
+
+
+def fewest(others: list[Placed], size: int) -> int:
+    """Holes that stay when a node of that size goes where it closes most."""
+    return min(len(holes([*others, Placed(first, first + size, 1.0)])) for first in range(BLOCKS - size + 1))
+
+
+@given(honest=st.lists(places(RATES), max_size=6), liar=places(CLAIMS), size=st.integers(1, BLOCKS), own=RATES)
+def test_no_claim_hides_a_hole_from_a_newcomer(honest: list[Placed], liar: Placed, size: int, own: float) -> None:
+    """None that it could close stays open for the sake of blocks that others serve."""
+    others = [*honest, liar]
+    found = choose(BLOCKS, believed(others, own), size, own)
+    assert len(holes([*others, Placed(*found.span, own)])) == fewest(others, size)
+
+
+@given(honest=st.lists(places(RATES), max_size=6), liar=places(CLAIMS), own=places(RATES))
+def test_no_claim_keeps_a_node_from_a_hole(honest: list[Placed], liar: Placed, own: Placed) -> None:
+    others = [*honest, liar]
+    found, size = better(BLOCKS, believed(others, own.rate), own, own.end - own.first), own.end - own.first
+    if (least := fewest(others, size)) < len(holes([*others, own])):
+        assert found is not None
+        assert len(holes([*others, Placed(*found.span, own.rate)])) == least
+
+
+@given(honest=st.lists(places(RATES), max_size=6), liar=places(CLAIMS), own=RATES)
+def test_one_claim_moves_what_is_believed_within_bounds(honest: list[Placed], liar: Placed, own: float) -> None:
+    """The usual rate stays one of the two in the middle of the honest ones and its own, whatever the liar tells: so its
+    claim counts for MOST_CLAIMED times the greater of both at most, and no honest one is cut below that of the other.
+    """
+    *rest, its = believed([*honest, liar], own)
+    told = sorted([own, *(one.rate for one in honest)])
+    low, high = told[max(0, len(told) // 2 - 1)], told[len(told) // 2]
+    assert its.rate <= MOST_CLAIMED * high
+    for one, kept in zip(honest, rest, strict=True):
+        assert min(one.rate, MOST_CLAIMED * low) <= kept.rate <= one.rate
+    bounded = replace(liar, rate=min(liar.rate, MOST_CLAIMED * high))
+    assert believed([*honest, bounded], own) == [*rest, its], "more than that is never more"
+    assert levels(BLOCKS, [*rest, its]).sum() <= levels(BLOCKS, rest).sum() + MOST_CLAIMED * high * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("times", [1.0, 50.0, 200.0, 400.0, 1e4, 1e8])
+def test_who_is_far_faster_or_says_so_draws_nobody_to_its_own_blocks(times: float) -> None:
+    """One liar beside an honest node; and, without any lie, one node that is far faster than the newcomer."""
+    for others in ([Placed(0, 10, 100), Placed(0, 10, 100 * times)], [Placed(0, 10, 100 * times)]):
+        assert choose(20, believed(others, 100.0), 10, 100.0).span == (10, 20)
+        assert choose(20, others, 10, 100.0).span == (10, 20), "holes come first without any bound"
+    move = better(20, believed([Placed(0, 10, 100), Placed(0, 10, 100 * times)], 100.0), Placed(0, 10, 100), 10)
+    assert move is not None
+    assert move.span == (10, 20)
+
+
+def test_a_weak_node_finds_the_weakest_blocks_of_a_strong_swarm() -> None:
+    """What it gives is less than a hundredth of the mean everywhere: still it goes where that helps."""
+    others = [Placed(0, 10, 1e5), Placed(10, 20, 50), Placed(20, 30, 1e5)]
+    assert choose(30, others, 10, 50.0).span == (10, 20)
 
 
 @pytest.mark.parametrize("wrong", [(2, 2, 1.0), (-1, 2, 1.0), (0, 1, float("nan")), (0, 1, -1.0)])

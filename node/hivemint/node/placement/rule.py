@@ -4,8 +4,9 @@ A node of rate `r` (rows a second through one block) that serves `n` blocks shar
 for. So a swarm gives each block a *level*, rows a second that its nodes have for it; tokens pass through all blocks,
 and what the swarm can do is its lowest level. `levels` shares every node out so that the lowest is as high as can be,
 then the next (for contiguous spans that is the maximal flow). A new node is poured over each span that it could
-take; the one with the least want wins. One that serves looks as if it were not there, and moves where the swarm's
-lowest level gains a good part of what the node has to give.
+take; the one that closes the most holes wins (blocks that nobody serves, whatever levels others claim), of these the
+one with the least want. One that serves looks as if it were not there, and moves where holes become fewer, or the
+swarm's lowest level gains a good part of what the node has to give.
 """
 
 import statistics
@@ -17,14 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 Levels = npt.NDArray[np.float64]
+Holes = npt.NDArray[np.bool_]
 
 SWEEPS = 100
 """Rounds of sharing out, at most."""
 CLOSE = 1e-3
 """Of the mean level: what a round must still change."""
 WANT, NONE = 4.0, 0.01
-"""The power by which low levels weigh more than others, and the level, as a share of the mean, below which none counts
-less: a block that nobody serves is 10^8 times as wanting as one at the mean."""
+"""The power by which low levels weigh more than others, and the level, as a share of what the node would give each of
+its blocks, below which none counts less. By its own measure, as nobody else's word can move that."""
+SAME = 1e-12
+"""Of the want: by so much equal spans differ in the last digits."""
 GAIN = 0.1
 """What a move must bring to the lowest level, as a share of what the node would bring if its rate were spread evenly
 over all blocks of the model."""
@@ -33,8 +37,9 @@ AWAY = 0.1
 when the node stays ten times as long as it was away."""
 FEW = 24
 """Nodes up to which each looks whether a move suits another better; more of them look so rarely that few meet."""
-MOST_CLAIMED = 4.0
-"""Times the median rate that a node's word about itself counts at most: who claims more keeps nobody away."""
+MOST_CLAIMED = 5.0
+"""Times the usual rate that a node's word about itself counts at most: the fastest card does 3.7 times as much as the
+middle one of those that the benchmark knows, and whatever more is claimed keeps nobody away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +70,11 @@ class Choice:
 
 
 def believed(others: Iterable[Placed], own: float) -> list[Placed]:
-    """Others with rates that can be compared: who tells none has the median's (`own` where nobody tells any), and
-    nobody more than MOST_CLAIMED times the greater of both."""
+    """Others with rates that can be compared: who tells none has the usual one, and nobody more than MOST_CLAIMED times
+    that. The usual one is the lower median of what others tell and this node has measured (`own`)."""
     found = list(others)
-    told = [one.rate for one in found if one.rate > 0]
-    usual = statistics.median(told) if told else own
-    most = MOST_CLAIMED * max(usual, own)
-    return [replace(one, rate=min(one.rate or usual, most)) for one in found]
+    usual = statistics.median_low([own, *(one.rate for one in found if one.rate > 0)])
+    return [replace(one, rate=min(one.rate or usual, MOST_CLAIMED * usual)) for one in found]
 
 
 def levels(blocks: int, placed: Sequence[Placed]) -> Levels:
@@ -88,7 +91,7 @@ def choose(blocks: int, others: Sequence[Placed], size: int, rate: float) -> Cho
     """The span of `size` blocks (of all, where there are fewer) in which a node of `rate` helps most; of equal spans
     the first. Raises ValueError for a node without blocks or rate."""
     without = levels(blocks, others)
-    first, end = _neediest(without, size, rate)
+    first, end = _neediest(without, _unserved(blocks, others), size, rate)
     return Choice(first, end, float(without.min()), lowest(blocks, [*others, Placed(first, end, rate)]))
 
 
@@ -100,7 +103,7 @@ def better(blocks: int, others: Sequence[Placed], own: Placed, size: int) -> Cho
     not for as long as the move takes, unless the swarm can do nothing as it is.
     """
     without = levels(blocks, others)
-    first, end = _neediest(without, size, own.rate)
+    first, end = _neediest(without, _unserved(blocks, others), size, own.rate)
     there = Placed(first, end, own.rate)
     if there == own:
         return None
@@ -165,26 +168,30 @@ def _fill(here: Levels, rate: float) -> float:
     return float(tops.min())
 
 
-def _neediest(without: Levels, size: int, rate: float) -> tuple[int, int]:
-    """The span in which the node is wanted most."""
+def _neediest(without: Levels, unserved: Holes, size: int, rate: float) -> tuple[int, int]:
+    """The span in which the node is wanted most: where it closes the most holes, of equal ones where the swarm is then
+    least wanting. Levels and holes are those without the node."""
     if size < 1 or rate <= 0:
         raise ValueError(f"{size} blocks at {rate} rows/s can't be placed")
     size = min(size, len(without))
-    first = int(_wants(without, size, rate).argmin())
+    closed = np.lib.stride_tricks.sliding_window_view(unserved, size).sum(axis=1)
+    wants = np.where(closed == closed.max(), _wants(without, unserved, size, rate), np.inf)
+    first = int((wants <= wants.min() * (1 + SAME)).argmax())
     return first, first + size
 
 
-def _wants(without: Levels, size: int, rate: float) -> Levels:
-    """For each first block: how wanting the swarm is with the node there, by a sum in which low levels weigh most."""
-    unit = max((without.sum() + rate) / len(without), 1e-12)
+def _wants(without: Levels, unserved: Holes, size: int, rate: float) -> Levels:
+    """For each first block: how wanting the swarm is with the node there, by a sum in which low levels weigh most.
+    Holes that stay open are left out: they are counted before."""
     windows = np.lib.stride_tricks.sliding_window_view(without, size)
     ordered = np.sort(windows, axis=1)
     tops = ((rate + ordered.cumsum(axis=1)) / np.arange(1, size + 1)).min(axis=1)
-    now = _want(without / unit)
+    unit = rate / size
+    now = np.where(unserved, 0.0, _want(without / unit))
     before = np.lib.stride_tricks.sliding_window_view(now, size).sum(axis=1)
     after = _want(np.maximum(windows, tops[:, None]) / unit).sum(axis=1)
     wants: Levels = (now.sum() - before) + after
-    return np.round(wants, 9)  # equal spans differ in the last digits
+    return wants
 
 
 def _want(level: Levels) -> Levels:
@@ -192,8 +199,13 @@ def _want(level: Levels) -> Levels:
     return wanted
 
 
-def _holes(blocks: int, placed: Iterable[Placed]) -> int:
-    served = np.zeros(blocks, dtype=bool)
+def _unserved(blocks: int, placed: Iterable[Placed]) -> Holes:
+    """Which blocks are holes: nobody serves them, as far as records say."""
+    unserved: Holes = np.ones(blocks, dtype=bool)
     for one in placed:
-        served[one.first : one.end] = True
-    return int(blocks - served.sum())
+        unserved[one.first : one.end] = False
+    return unserved
+
+
+def _holes(blocks: int, placed: Iterable[Placed]) -> int:
+    return int(_unserved(blocks, placed).sum())

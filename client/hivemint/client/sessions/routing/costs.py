@@ -33,7 +33,8 @@ class Costs:
 
     `bids` in wei per token and block, None where the bid does not reach; `price` the same in credits. `most`: blocks
     that the account admits. `factor`: how much of its time counts when routes are compared. `trusted`: may see a
-    text's ends. `trips` between nodes, NaN where nobody has measured.
+    text's ends. `seen`: the same as `trip`, NaN where this client has not measured it. `trips` between nodes, NaN where
+    nobody has measured.
     """
 
     bids: list[Credits | None]
@@ -41,6 +42,7 @@ class Costs:
     room: Floats
     compute: Floats
     trip: Floats
+    seen: Floats
     price: Floats
     most: Ints
     factor: Floats
@@ -51,15 +53,17 @@ class Costs:
     def between(self, some: Ints, others: Ints) -> Floats:
         """Seconds one way from each of `some` to each of `others`, [some, others]; none leads to itself.
 
-        A relayed tensor comes back to the client between two nodes. Two nodes that nobody has measured are at least as
-        far from each other as their distances from here differ.
+        A relayed tensor comes back to the client between two nodes. Two nodes are at least as far from each other as
+        their distances from here differ, whatever they say; where one was never measured from here, their word stands.
         """
         here, there = self.trip[some][:, None], self.trip[others][None, :]
         if self.relayed:
             way = (here + there) / 2
         else:
             said = self.trips[np.ix_(some, others)]
-            way = np.where(np.isnan(said), np.maximum(np.abs(here - there), UNKNOWN_TRIP), said) / 2
+            least = np.abs(self.seen[some][:, None] - self.seen[others][None, :])
+            guess = np.maximum(np.abs(here - there), UNKNOWN_TRIP)
+            way = np.where(np.isnan(said), guess, np.fmax(said, least)) / 2
         way[some[:, None] == others[None, :]] = np.inf
         return way
 
@@ -72,7 +76,7 @@ def costs_of(view: NodeView, wish: Wish, speeds: Speeds, now: float | None = Non
     """As things stand. `now` in seconds since 1970, by default this machine's clock."""
     bids = view.bids(wish.bid)
     price = np.array([np.inf if bid is None else bid / ONE_CREDIT for bid in bids], dtype=np.float64)
-    wait, trip = _waits_and_trips(view, wish, bids, speeds, time.time() if now is None else now)
+    wait, seen = _waits_and_trips(view, wish, bids, speeds, time.time() if now is None else now)
     step = wait + view.compute * (view.end - view.first)
     share = wish.tokens / np.maximum(view.free, 1.0)
     choice = wish.choice
@@ -87,7 +91,8 @@ def costs_of(view: NodeView, wish: Wish, speeds: Speeds, now: float | None = Non
         wait=wait,
         room=np.where(share > 1.0, CROWDED, step * share),
         compute=view.compute,
-        trip=trip,
+        trip=np.where(np.isnan(seen), UNKNOWN_TRIP, seen),
+        seen=seen,
         price=price,
         most=_most_blocks(view, wish, bids, price),
         factor=factor,
@@ -100,7 +105,8 @@ def costs_of(view: NodeView, wish: Wish, speeds: Speeds, now: float | None = Non
 def _waits_and_trips(
     view: NodeView, wish: Wish, bids: list[Credits | None], speeds: Speeds, now: float
 ) -> tuple[Floats, Floats]:
-    """What nodes publish, corrected by what was seen of them: see `PeerSpeed`. Own open sessions join the queue."""
+    """What nodes publish, corrected by what was seen of them: see `PeerSpeed`. Own open sessions join the queue. NaN is
+    a trip that this client has not measured."""
     wait = view.waits(now, paid=wish.bid.paid).copy()
     if wish.bid.kind == "amount" or wish.bid.millionths != 1_000_000:
         asks = [one.record.ask for one in view.records]
@@ -121,7 +127,7 @@ def _waits_and_trips(
     for peer, sessions in speeds.sessions.items():
         if sessions and (row := view.rows.get(peer)) is not None:
             wait[row] += OWN_QUEUE * sessions * view.compute[row] * (view.end[row] - view.first[row])
-    return wait, np.where(np.isnan(trip), UNKNOWN_TRIP, trip)
+    return wait, trip
 
 
 def _most_blocks(view: NodeView, wish: Wish, bids: list[Credits | None], price: Floats) -> Ints:

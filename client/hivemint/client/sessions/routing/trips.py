@@ -1,5 +1,6 @@
 """Round trips between nodes, as far as nodes have measured and published them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,9 +14,13 @@ def published_trips(nodes: Sequence[tuple[PeerId, Mapping[bytes, float]]]) -> ND
     """Seconds of a round trip for each two of `nodes`, [n, n]: symmetric, NaN where neither has measured it.
 
     `nodes`: each with what it says, by `trip_key`. Where both ends say something the longer one counts, so that a node
-    can't make itself near to one that has measured it; and nobody's word counts about a link of others.
+    can't make itself near to one that has measured it; and nobody's word counts about a link of others. Nodes measure
+    those alone that they push to, so mostly one end speaks, and may lie: `Costs.between` holds that against what this
+    client has measured. Keys are short: what is said of a key that two nodes have counts for neither.
     """
-    rows = {trip_key(peer): row for row, (peer, _) in enumerate(nodes)}
+    keys = [trip_key(peer) for peer, _ in nodes]
+    counts = Counter(keys)
+    rows = {key: row for row, key in enumerate(keys) if counts[key] == 1}
     said = np.full((len(nodes), len(nodes)), np.nan)
     for row, (_, trips) in enumerate(nodes):
         for key, seconds in trips.items():
