@@ -3,7 +3,6 @@
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.session import ServedSession
 from hivemint.node.sessions.steps.outputs import Outputs
-from hivemint.protocol.errors import SwarmError
 from hivemint.swarm.messages import Code, Refused, Resend, Tensor, TensorHead
 
 RESENDS = 4
@@ -25,10 +24,9 @@ async def resend(services: Services, session: ServedSession, outputs: Outputs, w
     if rows is None:
         return _refused(session, wanted, Code.GAP, "These outputs are not kept", f"up to position {end}")
     session.resent += wanted.count
-    try:
-        await services.outlets.send(outputs.next, Tensor(TensorHead(wanted.step, session.session_id), rows))
-    except SwarmError as error:
-        return _refused(session, wanted, Code.MISSING, "The next node is gone", error.what)
+    await outputs.push(Tensor(TensorHead(wanted.step, session.session_id), rows))
+    if outputs.next is None:
+        return _refused(session, wanted, Code.MISSING, "The next node is gone", "the link to it has ended")
     services.counts.sent("next")
     return None
 

@@ -17,7 +17,8 @@ async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: N
     inbox, previous, terms = services.inbox, wanted.previous, steps.session.terms
     if steps.inputs.previous:
         inbox.forget(SessionId(steps.inputs.previous.session))
-    steps.inputs.previous = steps.outputs.next = None
+    steps.inputs.previous = None
+    steps.outputs.lead_to(None)
     if previous:
         most = tensor_body(services.offer.limits.rows * steps.row_bytes)
         if not inbox.name(SessionId(previous.session), PeerId(previous.peer), most):
@@ -32,5 +33,5 @@ async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: N
         raise
     except SwarmError as error:
         return Refused(Code.MISSING, error.what, "", error.next_step)
-    steps.outputs.next = wanted.next
+    steps.outputs.lead_to(wanted.next)
     return None

@@ -1,0 +1,90 @@
+"""What a next node that takes nothing, and a client that has outputs sent again and again, may cost a node."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from hivemint.protocol.ids import Step
+from hivemint.swarm.messages import (
+    FIRST_RESEND,
+    Code,
+    HopReceipt,
+    Neighbours,
+    Peer,
+    Refused,
+    Resend,
+    Routed,
+    StepReceipt,
+    Tensor,
+)
+from support.node_client import NodeSession, hash_of
+from support.node_pair import Pair
+from support.promises import signer
+
+pytest_plugins = ["support.node_pair"]
+AHEAD = 2
+
+
+async def routed(pair: Pair, session: NodeSession) -> None:
+    await session.link.send(Neighbours(next=Peer(bytes(pair.second.host.peer_id), ())))
+    assert await session.link.receive() == Routed()
+
+
+async def pushed(session: NodeSession, start: int, count: int = 1) -> None:
+    """One step whose output goes to the next node alone; its receipt comes."""
+    hidden = torch.randn(count, 32)
+    request = session.request(count, start=start, rows="none", push=True)
+    await session.send(request, hidden)
+    async with asyncio.timeout(10):
+        answer, _ = await session.answer()
+    assert isinstance(answer, StepReceipt), answer
+    session.check(request, hash_of(hidden), answer)
+
+
+async def test_a_receipt_does_not_wait_for_a_next_node_that_reads_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not taken comes later, in order. Only so many tensors wait, and they end with their session."""
+    came: list[tuple[type, int]] = []
+
+    def accept(peer: Any, message: Any, holder: Any) -> None:
+        number = message.head.step if isinstance(message, Tensor) else message.receipt.step
+        came.append((type(message), number))
+
+    monkeypatch.setattr(pair.second.node.inbox, "accept", accept)
+    session, behind = await pair.open(pair.first, signer(30)), await pair.open(pair.second, signer(30))
+    await behind.route(session)
+    await routed(pair, session)
+    await pushed(session, 0)
+    (link,) = pair.first.node.outlets._links.values()
+    (occupant,) = pair.first.node.registry.occupants
+    outputs: Any = occupant._steps.outputs  # type: ignore[attr-defined]
+    assert outputs.pushing is None, "nothing waits where the link takes all at once"
+    link._writable.clear()  # as if its stream were full
+    for at in range(1, 1 + AHEAD):
+        await pushed(session, at)
+    assert len(outputs._unsent) == 2 * AHEAD
+    await session.send(session.request(1, start=1 + AHEAD, rows="none", push=True), torch.randn(1, 32))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await session.answer()
+    link._writable.set()
+    async with asyncio.timeout(10):
+        assert isinstance((await session.answer())[0], StepReceipt)
+        while len(came) < 2 * (AHEAD + 1):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert came[-2 * (AHEAD + 1) :] == [(kind, at) for at in range(2, 3 + AHEAD) for kind in (Tensor, HopReceipt)]
+
+    link._writable.clear()
+    await session.send(session.request(1, start=2 + AHEAD, step=3 + AHEAD, rows="none", push=True), torch.randn(1, 32))
+    await session.answer()
+    waiting = outputs.pushing
+    assert waiting is not None
+    await session.link.close()
+    async with asyncio.timeout(10):
+        while pair.first.node.registry.occupants:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert waiting.cancelled()
+    assert not outputs._unsent
