@@ -9,6 +9,8 @@ import torch
 from hivemint.protocol.ids import Step
 from hivemint.swarm.messages import (
     FIRST_RESEND,
+    Cancel,
+    Cancelled,
     Code,
     HopReceipt,
     Neighbours,
@@ -25,6 +27,14 @@ from support.promises import signer
 
 pytest_plugins = ["support.node_pair"]
 AHEAD = 2
+
+
+async def opened(pair: Pair, number: int) -> NodeSession:
+    """A donated session at the first node, whose outputs the second one expects."""
+    session, behind = [await pair.open(one, signer(number)) for one in (pair.first, pair.second)]
+    assert await behind.route(session) == Routed()
+    await routed(pair, session)
+    return session
 
 
 async def routed(pair: Pair, session: NodeSession) -> None:
@@ -54,9 +64,7 @@ async def test_a_receipt_does_not_wait_for_a_next_node_that_reads_nothing(
         came.append((type(message), number))
 
     monkeypatch.setattr(pair.second.node.inbox, "accept", accept)
-    session, behind = await pair.open(pair.first, signer(30)), await pair.open(pair.second, signer(30))
-    await behind.route(session)
-    await routed(pair, session)
+    session = await opened(pair, 30)
     await pushed(session, 0)
     (link,) = pair.first.node.outlets._links.values()
     (occupant,) = pair.first.node.registry.occupants
@@ -88,3 +96,47 @@ async def test_a_receipt_does_not_wait_for_a_next_node_that_reads_nothing(
             await asyncio.sleep(0.01)
     assert waiting.cancelled()
     assert not outputs._unsent
+
+
+async def resent(session: NodeSession, number: int, start: int, count: int) -> Refused | None:
+    """A Resend, and what it is refused for: the answer to a request behind it comes first where it is not."""
+    await session.link.send(Resend(Step(FIRST_RESEND + number), start, count))
+    await session.link.send(Cancel(Step(1 << 40)))
+    answer = await session.link.receive()
+    if isinstance(answer, Cancelled):
+        return None
+    assert isinstance(await session.link.receive(), Cancelled)
+    assert isinstance(answer, Refused)
+    return answer
+
+
+async def test_outputs_are_sent_once_more_as_often_as_was_computed_and_not_as_may_be(pair: Pair) -> None:
+    """One chunk: once for each naming of the next node, and four times in all. A fork of it allows nothing more."""
+    session = await opened(pair, 31)
+    await pushed(session, 0, 8)
+    for turn in range(4):
+        assert await resent(session, 3 * turn, 0, 4) is None
+        refused = await resent(session, 3 * turn + 1, 0, 4)
+        assert refused is not None
+        assert refused.code is Code.LIMIT
+        assert await resent(session, 3 * turn + 2, 4, 4) is None
+        await routed(pair, session)
+    refused = await resent(session, 99, 0, 1)
+    assert refused is not None
+    assert refused.code is Code.LIMIT
+    child = await opened(pair, 31)
+    await child.fork(session, 8)
+    refused = await resent(child, 1, 0, 1)
+    assert refused is not None
+    assert refused.code is Code.LIMIT
+    await pushed(child, 8)
+    assert await resent(child, 2, 0, 4) is None
+
+
+async def test_what_was_computed_anew_may_be_sent_once_more(pair: Pair) -> None:
+    session = await opened(pair, 32)
+    await pushed(session, 0, 8)
+    assert await resent(session, 1, 0, 8) is None
+    await pushed(session, 4, 4)
+    assert await resent(session, 2, 4, 4) is None
+    assert await resent(session, 3, 4, 4) is not None

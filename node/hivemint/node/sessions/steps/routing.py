@@ -19,6 +19,7 @@ async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: N
         inbox.forget(SessionId(steps.inputs.previous.session))
     steps.inputs.previous = None
     steps.outputs.lead_to(None)
+    steps.session.resent_to = 0
     if previous:
         most = tensor_body(services.offer.limits.rows * steps.row_bytes)
         if not inbox.name(SessionId(previous.session), PeerId(previous.peer), most):
