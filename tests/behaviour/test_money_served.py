@@ -314,16 +314,17 @@ async def test_two_receipts_of_one_step_are_kept_as_a_pair(served: Served, tmp_p
     pairs: list[tuple[SignedReceipt, SignedReceipt]] = []
     inbox = Inbox(2, lambda one, other: pairs.append((one, other)))
     peer, holder = PeerId(b"the neighbour"), Held(2**20)
-    inbox.name(hop(1, 1).receipt.session_id, peer)
+    taken = inbox.name(hop(1, 1).receipt.session_id, peer)
+    (source,) = inbox._sources.values()
     first, second = hop(1, 1), hop(1, 2)
     for message in (first, first, hop(2, 2), second):
         inbox.accept(peer, message, holder)
     assert pairs == [(first.receipt, second.receipt)]
     for step in range(3, 100):
         inbox.accept(peer, hop(step, step), holder)
-    assert sum(len(kept) for kept in inbox._signed.values()) <= 4
-    inbox.forget(first.receipt.session_id)
-    assert not inbox._signed
+    assert len(source.signed) <= 4
+    inbox.forget(taken)
+    assert not inbox._sources
 
     folder = tmp_path / "evidence"
     object.__setattr__(served.node.kit, "evidence", folder)

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from hivemint.node.sessions import inbox
+from hivemint.node.sessions import arrivals
 from hivemint.node.sessions.inbox import Inbox
 from hivemint.protocol.errors import LinkClosed, ProtocolError, Refusal, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId, Step
@@ -242,9 +242,9 @@ async def test_an_unnamed_peer_can_push_nothing() -> None:
 
 
 async def test_pushed_tensors_count_for_their_peer_and_leave_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "KEEP", 0.3)
+    monkeypatch.setattr(arrivals, "KEEP", 0.3)
     async with neighbour(ahead=2) as at:
-        assert at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
+        at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
         for step in range(1, 6):
             await at.push(step)
         await at.until(2000)  # `ahead` of them
@@ -254,11 +254,11 @@ async def test_pushed_tensors_count_for_their_peer_and_leave_after_their_time(mo
 
 async def test_a_step_behind_one_that_waits_keeps_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both requests are here; the first one's input never comes. The second is told that its own is missing."""
-    monkeypatch.setattr(inbox, "KEEP", 0.3)
+    monkeypatch.setattr(arrivals, "KEEP", 0.3)
     async with neighbour() as at:
-        at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
-        at.inbox.want(SOURCE, Step(1))
-        second = at.inbox.want(SOURCE, Step(2))
+        taken = at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
+        taken.want(Step(1))
+        second = taken.want(Step(2))
         await at.push(2)
         await at.until(1000)
         await at.until(0)
@@ -272,9 +272,9 @@ async def test_a_pushed_tensor_for_which_there_is_no_room_is_dropped_at_its_head
     monkeypatch.setattr(link_module, "PING_AFTER", 60.0)  # no Ping between the halves of a frame
     monkeypatch.setattr(link_module, "SILENCE_LIMIT", 60.0)
     async with neighbour(ahead=2) as at:
-        at.inbox.name(SOURCE, _dialer(at), tensor_body(100_000))
+        taken = at.inbox.name(SOURCE, _dialer(at), tensor_body(100_000))
         for step in (1, 2):
-            at.inbox.want(SOURCE, Step(step))
+            taken.want(Step(step))
             await at.push(step, size=100_000)
         await at.until(200_000)
         frame = b"".join(pack([Tensor(TensorHead(Step(3), SOURCE), bytes(100_000))]))
@@ -283,9 +283,9 @@ async def test_a_pushed_tensor_for_which_there_is_no_room_is_dropped_at_its_head
             while not at.inbox.dropped:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert at.held == 200_000
-        first = at.inbox.want(SOURCE, Step(1))
+        first = taken.want(Step(1))
         await first.claim()
-        at.inbox.done(SOURCE, Step(1), first)
+        taken.done(Step(1), first)
         at.link._transport.write(frame[60_000:])
         await at.push(4, size=50_000)
         await at.until(150_000)
@@ -293,15 +293,37 @@ async def test_a_pushed_tensor_for_which_there_is_no_room_is_dropped_at_its_head
 
 
 async def test_a_tensor_that_is_read_stays_until_its_step_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "KEEP", 0.1)
+    monkeypatch.setattr(arrivals, "KEEP", 0.1)
     async with neighbour() as at:
-        at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
-        arrival, tensor = await _read(at)
+        taken = at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
+        arrival, tensor = await _read(at, taken)
         assert len(tensor.data) == 1000
         await asyncio.sleep(0.3)
         assert at.held == 1000
-        at.inbox.done(SOURCE, Step(1), arrival)
+        taken.done(Step(1), arrival)
         assert at.held == 0
+
+
+async def test_who_names_a_session_first_keeps_it_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each session that has named it gets what comes, which counts once; one that named another peer gets nothing."""
+    async with neighbour() as at:
+        squatters = [at.inbox.name(SOURCE, _dialer(at), tensor_body(1000)) for _ in range(3)]
+        elsewhere = at.inbox.name(SOURCE, PeerId(b"\x02" * 38), tensor_body(1000))
+        honest = at.inbox.name(SOURCE, _dialer(at), tensor_body(1000))
+        other = elsewhere.want(Step(1)).claim()
+        waiting = squatters[0].want(Step(1))
+        arrival, tensor = await _read(at, honest)
+        assert (await waiting.claim()) is tensor
+        assert at.held == 1000
+        for one in squatters:
+            at.inbox.forget(one)
+        assert at.held == 1000
+        assert not other.done()
+        honest.done(Step(1), arrival)
+        assert at.held == 0
+        at.inbox.forget(honest)
+        at.inbox.forget(elsewhere)
+        assert not at.inbox._sources
 
 
 async def test_larger_than_the_session_named_is_refused_at_the_head() -> None:
@@ -317,8 +339,8 @@ def _dialer(at: Neighbour) -> PeerId:
     return peer
 
 
-async def _read(at: Neighbour) -> tuple[inbox.Arrival, Tensor]:
-    arrival = at.inbox.want(SOURCE, Step(1))
+async def _read(at: Neighbour, taken: arrivals.Arrivals) -> tuple[arrivals.Arrival, Tensor]:
+    arrival = taken.want(Step(1))
     await at.push(1)
     async with asyncio.timeout(10):
         return arrival, await asyncio.shield(arrival.claim())

@@ -3,17 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import torch
 
 from hivemint.node.sessions.outlets import MOST_OUTLETS, NeighbourLinks, Outlets
-from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.errors import Refusal, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.identity import PeerKey
 from hivemint.swarm.messages import Code, Neighbours, Peer, Refused, Routed
 from hivemint.swarm.records import pack_trips
 from support.node_pair import ASK, Pair
 from support.promises import signer
+from support.routes import unsigned
 
 pytest_plugins = ["support.node_pair"]
 
@@ -48,6 +51,26 @@ async def test_a_node_dials_no_address_of_a_clients_choice(pair: Pair) -> None:
         await session.link.send(Neighbours(next=Peer(bytes(pair.second.host.peer_id), (place,))))
         assert await session.link.receive() == Routed()
         assert not connected
+
+
+async def test_a_next_node_that_refuses_at_hello_is_one_that_cannot_be_reached(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is that for an unknown peer, word for word; the session goes on."""
+
+    def check(*_: Any) -> None:
+        raise Refusal(Code.RATE, "Too many requests from this peer", retry_after=1.0)
+
+    monkeypatch.setattr(pair.second.host._gate, "check", check)
+    session = await pair.open(pair.first, signer(24), price=ASK)
+    answers = []
+    for peer in (pair.second.host.peer_id, PeerKey.generate().peer_id):
+        await session.link.send(Neighbours(next=Peer(bytes(peer), ())))
+        answers.append(await session.link.receive())
+    assert isinstance(answers[0], Refused)
+    assert answers[0].code is Code.MISSING
+    assert answers[0] == answers[1]
+    await session.step(torch.randn(1, 32), 0)
 
 
 async def test_the_link_to_the_next_node_ends_with_its_last_session(pair: Pair) -> None:
@@ -123,3 +146,21 @@ async def test_many_routes_cost_few_look_ups() -> None:
     peers = [PeerKey.generate().peer_id for _ in range(50)]
     assert set(await asyncio.gather(*(neighbours.addresses(peer, 1) for peer in peers))) == {()}
     assert looks < 5
+
+
+async def test_a_look_up_that_hangs_keeps_nobody_waiting_whose_peer_is_known() -> None:
+    asked = asyncio.Event()
+
+    async def find(block: int) -> list[object]:
+        asked.set()
+        await asyncio.Event().wait()
+        return []
+
+    neighbours = NeighbourLinks(find)  # type: ignore[arg-type]
+    known = unsigned(4, 8, addresses=("/ip4/192.0.2.1/tcp/1",))
+    neighbours.learn([known])
+    pestering = asyncio.create_task(neighbours.addresses(PeerKey.generate().peer_id, 4))
+    await asked.wait()
+    async with asyncio.timeout(1):
+        assert await neighbours.addresses(known.peer, 4) == known.record.addresses
+    pestering.cancel()

@@ -17,15 +17,20 @@ def row(number: int, position: int, turn: int) -> bytes:
     return bytes([number, position % 256, turn % 256, 7])
 
 
-steps = st.tuples(st.integers(0, 4), st.integers(0, 30), st.integers(1, 9))
+steps = st.tuples(st.integers(0, 4), st.integers(0, 30), st.integers(1, 9), st.sampled_from([None, 0, 1, 2, 3, 4]))
 
 
 @given(done=st.lists(steps, max_size=80), most=st.integers(0, 400))
 def test_what_is_given_back_is_what_was_computed_last_and_never_more_than_allowed(
-    done: list[tuple[int, int, int]], most: int
+    done: list[tuple[int, int, int, int | None]], most: int
 ) -> None:
+    """Sessions compute, go back and on, and begin with a part of another one."""
     kept, truth = KeptOutputs(most), dict[int, list[bytes]]()
-    for turn, (number, start, count) in enumerate(done):
+    for turn, (number, start, count, parent) in enumerate(done):
+        if parent is not None and parent != number and number not in truth and count <= len(truth.get(parent, ())):
+            kept.fork(session(parent), session(number), count)
+            truth[number] = truth[parent][:count]
+            continue
         before = truth.setdefault(number, [])
         start = min(start, len(before))
         rows = [row(number, start + at, turn) for at in range(count)]
@@ -35,7 +40,11 @@ def test_what_is_given_back_is_what_was_computed_last_and_never_more_than_allowe
     for number, rows in truth.items():
         found = kept.rows(session(number), 0, len(rows)) if rows else None
         assert found in (None, b"".join(rows))
+        if found is not None:
+            middle = len(rows) // 2
+            assert kept.rows(session(number), middle, len(rows) - middle) == b"".join(rows[middle:])
         assert kept.rows(session(number), 0, len(rows) + 1) is None
+    for number in truth:
         kept.forget(session(number))
     assert kept.bytes == 0
 
@@ -69,3 +78,16 @@ def test_a_child_has_its_parents_beginning() -> None:
     assert kept.rows(session(1), 1, 2) == b"bbbbcccc"
     kept.fork(session(3), session(4), 1)
     assert kept.rows(session(4), 0, 1) is None
+
+
+def test_free_forks_take_no_room_from_others() -> None:
+    kept = KeptOutputs(100)
+    kept.keep(session(1), 0, bytes(5 * ROW), ROW, paid=True)
+    kept.keep(session(2), 0, bytes(10 * ROW), ROW, paid=True)
+    for number in range(3, 20):
+        kept.fork(session(2), session(number), 9)
+    assert kept.bytes == 15 * ROW
+    assert kept.rows(session(1), 0, 5) is not None
+    kept.keep(session(2), 3, bytes(ROW), ROW, paid=True)
+    kept.forget(session(2))
+    assert kept.rows(session(19), 0, 9) == bytes(9 * ROW), "what a parent forgets is its children's still"

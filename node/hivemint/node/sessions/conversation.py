@@ -20,7 +20,7 @@ from hivemint.node.sessions.steps.routing import set_neighbours
 from hivemint.node.sessions.steps.vain import Vain
 from hivemint.node.unable import Unable
 from hivemint.protocol.errors import ChainError, LinkClosed, ProofError, ProtocolError, SwarmError
-from hivemint.protocol.ids import PeerId, SessionId, Step
+from hivemint.protocol.ids import PeerId, Step
 from hivemint.protocol.receipt import SignedVoucher, opening
 from hivemint.swarm.link import Link
 from hivemint.swarm.messages import (
@@ -265,8 +265,7 @@ class Conversation:
         if steps is not None:
             steps.drop(Step(1))
             await steps.settle()
-            if steps.inputs.previous:
-                self._services.inbox.forget(SessionId(steps.inputs.previous.session))
+            steps.inputs.follow(None)
         self._services.outlets.leave(session.session_id)
         self._services.kept.forget(session.session_id)
         if may_return and session.length and not self._services.registry.draining:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hivemint.protocol.errors import SwarmError
+from hivemint.protocol.errors import HivemintError, Refusal, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.addresses import is_name
 from hivemint.swarm.link import Link
@@ -60,16 +60,21 @@ class NeighbourLinks:
         `but`: those that were tried in vain; then only others count, of the last LOOK_UP_GOOD seconds. Raises
         SwarmError if the directory does not answer.
         """
-        async with self._looking:
-            good, again = (LOOK_UP_GOOD, LOOK_UP_GOOD) if but else (PLACE_GOOD, LOOK_AGAIN)
-            place, now = self._places.get(peer), time.monotonic()
-            known = place is not None and block in place.blocks and now - place.at < good
-            if not known and now - self._looked.get(block, float("-inf")) > again:
-                self.learn(await self._find(block))
-                self._looked[block] = time.monotonic()
-                place = self._places.get(peer)
+        good, again = (LOOK_UP_GOOD, LOOK_UP_GOOD) if but else (PLACE_GOOD, LOOK_AGAIN)
+        if not self._knows(peer, block, good):  # else nobody's look-up is waited for
+            async with self._looking:
+                looked = self._looked.get(block, float("-inf"))
+                if not self._knows(peer, block, good) and time.monotonic() - looked > again:
+                    self.learn(await self._find(block))
+                    self._looked[block] = time.monotonic()
+        place = self._places.get(peer)
         found = place.addresses if place is not None and block in place.blocks else ()
         return () if found == but else found
+
+    def _knows(self, peer: PeerId, block: int, good: float) -> bool:
+        """Whether it was found in the last `good` seconds."""
+        place = self._places.get(peer)
+        return place is not None and block in place.blocks and time.monotonic() - place.at < good
 
 
 class Outlets:
@@ -98,7 +103,7 @@ class Outlets:
                 link = self._links.get(peer)
                 if link is None or link.closed:
                     await self._connect(peer, block)
-        except (SwarmError, TimeoutError):
+        except (HivemintError, TimeoutError):  # a Refusal at its Hello among them, which is no SwarmError
             self.leave(session)
             raise SwarmError(
                 "The next node cannot be reached", next_step="leave it out of the route, or carry the tensor yourself"
@@ -143,7 +148,9 @@ class Outlets:
             raise SwarmError("No record names this peer for the next block")
         try:
             link = await self._dial(peer, addresses)
-        except SwarmError:
+        except Refusal:  # it was there, and would say the same elsewhere
+            raise
+        except HivemintError:
             if not (newer := await self._neighbours.addresses(peer, block, but=addresses)):
                 raise
             link = await self._dial(peer, newer)

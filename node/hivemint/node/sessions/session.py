@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hivemint.node.engine.scheduler import Job, Lane
 from hivemint.node.sessions.account import ClientAccount
 from hivemint.protocol.eip712 import Session
-from hivemint.protocol.ids import BACKWARD, FORK, Address, Digest, SessionId, Step, TensorHash
+from hivemint.protocol.ids import BACKWARD, FORK, FORWARD, Address, Digest, SessionId, Step, TensorHash
 from hivemint.protocol.receipt import CheckedReceipt, CheckedVoucher, Countersigned, work
 from hivemint.swarm.messages import Code, Limits, Refused, StepReceipt, StepRequest, Tensor
 
@@ -47,6 +47,14 @@ class TakenStep:
         return self.request.kind == FORK or (self.job is not None and self.job.started_at is not None)
 
 
+@dataclass(eq=False, slots=True)
+class Resends:
+    """Positions that a session, and all that began with its K/V, have computed and have sent once more."""
+
+    computed: int = 0
+    sent: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Beginning:
     """What a fork may begin with: a session, the receipt of it that was named, and how many positions of that state its
@@ -70,8 +78,9 @@ class ServedSession:
     """The digest of the adapter that its client has loaded, appended to the input rows of every step."""
     length: int = 0
     spent: int = 0
-    resent: int = 0
-    """Positions whose outputs were sent once more."""
+    resends: Resends = field(default_factory=Resends)
+    resent_to: int = 0
+    """Outputs before this position were sent once more to the next node of now, or were not wanted."""
     last: Step = START
     bound: Step = START  # the newest receipt that a voucher binds
     steps: dict[Step, TakenStep] = field(default_factory=dict)
@@ -165,6 +174,7 @@ class ServedSession:
             self.lengths[step.number] = before
         else:
             self._cut(request.start)
+            self.resends.computed += request.count if request.kind == FORWARD else 0
             self.lengths[step.number] = request.start + request.count
         self.receipt = self.receipts[step.number] = receipt
         step.answer, step.job = answer, None  # it may be kept for long, its rows need not
@@ -187,6 +197,7 @@ class ServedSession:
     def _cut(self, length: int) -> None:
         """What is behind `length` in the cache is of none of the receipts so far."""
         self.lengths = {number: min(length, before) for number, before in self.lengths.items()}
+        self.resent_to = min(self.resent_to, length)
 
     def evicted(self) -> None:
         """The room has been given to others; the session stays open, at length 0, unless it had an adapter."""

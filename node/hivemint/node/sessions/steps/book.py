@@ -4,6 +4,7 @@ A step that fails before its tensor leaves costs nothing and takes the steps beh
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
@@ -46,7 +47,7 @@ class Steps:
     ) -> None:
         """`wire`, `flow`, `used`: see `serve.StepService`."""
         self.inputs = Inputs(services.inbox, services.meter)
-        self.outputs = Outputs(services, link)
+        self.outputs = Outputs(services, link, self._told_of)
         self.entries = JournalEntries(services.journal, session, self._told_of)
         self._at = StepService(
             services, session, seat, self.inputs, self.outputs, self.entries, wire=wire, flow=flow, used=used
@@ -127,21 +128,26 @@ class Steps:
             self._spawn(self.refuse(self.session.refused(gone[0].request, Code.BUSY, what, why)))
 
     async def finish(self, within: float = END_LIMIT) -> bool:
-        """Until all steps have their answers. False: some had not after so many seconds; of those, the ones without a
-        receipt under way are dropped, begun or not.
+        """Until all steps have their answers, and the next node its inputs. False: some had not after so many seconds;
+        of those, the ones without a receipt under way are dropped, begun or not.
         """
-        if not self._tasks:
-            return True
-        _, late = await asyncio.wait(list(self._tasks.values()), timeout=within)
-        if late:
+        until, done = time.monotonic() + within, True
+        if self._tasks:
+            _, late = await asyncio.wait(list(self._tasks.values()), timeout=within)
+            done = not late
+        if done and (pushing := self.outputs.pushing) is not None:
+            _, late = await asyncio.wait([pushing], timeout=max(0.0, until - time.monotonic()))
+            done = not late
+        if not done:
             self.drop(Step(1), begun=True)
-        return not late
+        return done
 
     async def settle(self) -> None:
         """Until nothing of this session is under way, the journal's entries included; it learns of the last receipt.
 
         Its link has ended and what had not begun is dropped: only the device and the journal are waited for.
         """
+        self.outputs.lead_to(None)
         await self._repeats.close()
         while self._tasks or self._background:
             await asyncio.gather(*self._tasks.values(), *self._background, return_exceptions=True)

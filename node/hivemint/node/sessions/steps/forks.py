@@ -23,6 +23,7 @@ def begin(at: StepService, step: TakenStep) -> tuple[Leaf, Copied]:
     except OutOfRoom as error:
         copied = asyncio.get_running_loop().create_future()
         copied.set_exception(error)
+    session.resends = parent.session.resends  # a fork costs nothing, so it allows nothing more
     services.kept.fork(parent.session.session_id, session.session_id, count)
     return fork(session.receipt.body, parent.receipt.body, count), copied
 

@@ -4,11 +4,12 @@ import asyncio
 from dataclasses import dataclass
 
 from hivemint.node.engine import seats
-from hivemint.node.sessions.inbox import Arrival, Inbox
+from hivemint.node.sessions.arrivals import Arrival, Arrivals
+from hivemint.node.sessions.inbox import Inbox
 from hivemint.node.sessions.metering import Meter, Source
 from hivemint.node.unable import StepFailed
 from hivemint.protocol.errors import ProofError
-from hivemint.protocol.ids import Address, SessionId, Step, TensorHash
+from hivemint.protocol.ids import Address, PeerId, SessionId, Step, TensorHash
 from hivemint.swarm.messages import FIRST_RESEND, Code, Previous, StepRequest, Tensor
 
 INPUT_LIMIT = seats.INPUT_LIMIT
@@ -23,6 +24,7 @@ class Pushed:
 
     arrival: Arrival
     source: Source
+    among: Arrivals
 
     @property
     def once_more(self) -> bool:
@@ -40,15 +42,26 @@ class Inputs:
     def __init__(self, inbox: Inbox, meter: Meter) -> None:
         self.previous: Previous | None = None
         self._inbox, self._meter = inbox, meter
+        self._arrivals: Arrivals | None = None
         self._own: dict[Step, asyncio.Future[Tensor]] = {}
+
+    def follow(self, previous: Previous | None, most: int = 0) -> None:
+        """From now on inputs are the outputs of that session, in frames up to `most` bytes; those of the one before are
+        awaited no longer.
+        """
+        if self._arrivals is not None:
+            self._inbox.forget(self._arrivals)
+        self.previous, self._arrivals = previous, None
+        if previous is not None:
+            self._arrivals = self._inbox.name(SessionId(previous.session), PeerId(previous.peer), most)
 
     def expect(self, request: StepRequest) -> Awaited:
         """There is a place for the input now, until `done`."""
-        if request.source is None or self.previous is None:
+        if request.source is None or self.previous is None or self._arrivals is None:
             own = self._own[request.step] = asyncio.get_running_loop().create_future()
             return own
         source = Source(Address(self.previous.operator), SessionId(self.previous.session), request.source)
-        return Pushed(self._inbox.want(source.session, source.step), source)
+        return Pushed(self._arrivals.want(source.step), source, self._arrivals)
 
     def expects(self, number: Step) -> bool:
         """A client's input. False: no step waits for it, or an earlier one still does: inputs come in order, as their
@@ -111,7 +124,7 @@ class Inputs:
     def done(self, step: Step, awaited: Awaited) -> None:
         """It has been used, or given up. The same step may have been asked for again: that one's place stays."""
         if isinstance(awaited, Pushed):
-            self._inbox.done(awaited.source.session, awaited.source.step, awaited.arrival)
+            awaited.among.done(awaited.source.step, awaited.arrival)
         elif self._own.get(step) is awaited:
             del self._own[step]
 

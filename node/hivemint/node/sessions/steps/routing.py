@@ -3,7 +3,6 @@
 from hivemint.node.sessions.services import Services
 from hivemint.node.sessions.steps.book import Steps
 from hivemint.protocol.errors import LinkClosed, SwarmError
-from hivemint.protocol.ids import PeerId, SessionId
 from hivemint.swarm.link import Link, while_open
 from hivemint.swarm.messages import Code, Neighbours, Refused, tensor_body
 
@@ -14,23 +13,18 @@ async def set_neighbours(services: Services, link: Link, steps: Steps, wanted: N
     A refusal leaves no next node; a previous one that was named before it stays.
     Raises LinkClosed when the client's own link ends meanwhile.
     """
-    inbox, previous, terms = services.inbox, wanted.previous, steps.session.terms
-    if steps.inputs.previous:
-        inbox.forget(SessionId(steps.inputs.previous.session))
-    steps.inputs.previous = steps.outputs.next = None
-    if previous:
-        most = tensor_body(services.offer.limits.rows * steps.row_bytes)
-        if not inbox.name(SessionId(previous.session), PeerId(previous.peer), most):
-            return Refused(Code.CONFLICT, "Another session takes the outputs of that session")
-        steps.inputs.previous = previous
+    session = steps.session
+    steps.inputs.follow(wanted.previous, tensor_body(services.offer.limits.rows * steps.row_bytes))
+    steps.outputs.lead_to(None)
+    session.resent_to = 0
     if not wanted.next:
-        services.outlets.leave(steps.session.session_id)
+        services.outlets.leave(session.session_id)
         return None
     try:
-        await while_open(link, services.outlets.open(steps.session.session_id, wanted.next, terms.end_block))
+        await while_open(link, services.outlets.open(session.session_id, wanted.next, session.terms.end_block))
     except LinkClosed:
         raise
     except SwarmError as error:
         return Refused(Code.MISSING, error.what, "", error.next_step)
-    steps.outputs.next = wanted.next
+    steps.outputs.lead_to(wanted.next)
     return None
