@@ -453,15 +453,15 @@ async def test_a_doctored_tensor_is_refused_by_the_next_node(pair: Pair) -> None
     last, first = await pair.open(pair.second, client, price=ASK), await pair.open(pair.first, client, price=ASK)
     await last.route(previous=first)
     await first.route(to=(pair.second.host.peer_id, pair.second.host.addresses))
-    outlets, send = pair.first.node.outlets, pair.first.node.outlets.send
+    outlets, put = pair.first.node.outlets, pair.first.node.outlets.put
 
-    async def doctored(to: Any, *messages: Any) -> None:
+    def doctored(to: Any, *messages: Any) -> bool:
         changed = [
             Tensor(m.head, bytes([m.data[0] ^ 1]) + bytes(m.data[1:])) if isinstance(m, Tensor) else m for m in messages
         ]
-        await send(to, *changed)
+        return put(to, *changed)
 
-    outlets.send = doctored  # type: ignore[method-assign]
+    outlets.put = doctored  # type: ignore[method-assign]
     rows = torch.randn(2, 32)
     await last.send(last.request(2, start=0, source=Step(1), rows="last"))
     await first.send(first.request(2, start=0, push=True), rows)

@@ -93,18 +93,24 @@ def keeps_outputs(node: Node) -> None:
     """The client gets its receipts, the next node gets nothing."""
     outlets: Any = node._services.outlets
 
-    async def nothing(to: Peer, *messages: AnyMessage) -> None:
-        await asyncio.sleep(0)
+    def nothing(to: Peer, *messages: AnyMessage) -> bool:
+        return True
 
-    outlets.send = nothing
+    outlets.put = nothing
 
 
 def drips(monkeypatch: pytest.MonkeyPatch, to: PeerId, pause: float) -> None:
     """Every tensor for the peer `to` goes a byte at a time."""
-    send = Link.send
+    send, put = Link.send, Link.put
+
+    def dripping(link: Link, messages: tuple[AnyMessage, ...]) -> bool:
+        return link.peer == to and any(isinstance(message, Tensor) for message in messages)
+
+    def full(link: Link, *messages: AnyMessage) -> bool:
+        return not dripping(link, messages) and put(link, *messages)
 
     async def bytewise(link: Link, *messages: AnyMessage) -> None:
-        if link.peer != to or not any(isinstance(message, Tensor) for message in messages):
+        if not dripping(link, messages):
             await send(link, *messages)
             return
         for byte in b"".join(pack(messages)):
@@ -114,3 +120,4 @@ def drips(monkeypatch: pytest.MonkeyPatch, to: PeerId, pause: float) -> None:
             await asyncio.sleep(pause)
 
     monkeypatch.setattr(Link, "send", bytewise)
+    monkeypatch.setattr(Link, "put", full)

@@ -121,14 +121,18 @@ class Link(asyncio.Protocol):
 
         Buffers of a Tensor are handed over: they must not change afterwards.
         """
-        self._check_open()
-        while not self._writable.is_set():
+        while not self.put(*messages):
             await self._writable.wait()
-            self._check_open()
-        self._write(messages)
         if not self._writable.is_set():
             await self._writable.wait()
             self._check_open()
+
+    def put(self, *messages: AnyMessage) -> bool:
+        """As `send`, but without waiting: False, and nothing written, where the stream is full. Raises LinkClosed."""
+        self._check_open()
+        if room := self._writable.is_set():
+            self._write(messages)
+        return room
 
     async def receive(self) -> AnyMessage:
         """The next message. What came before the end is still delivered, then it raises LinkClosed."""

@@ -120,10 +120,11 @@ class Outlets:
 
     async def send(self, to: Peer, *messages: AnyMessage) -> None:
         """Raises SwarmError (LinkClosed among it) when the link has ended."""
-        link = self._links.get(PeerId(to.peer))
-        if link is None:
-            raise SwarmError("There is no link to the next node", next_step="name it again")
-        await link.send(*messages)
+        await self._link(to).send(*messages)
+
+    def put(self, to: Peer, *messages: AnyMessage) -> bool:
+        """The same without waiting: False, and nothing sent, where the link takes nothing now."""
+        return self._link(to).put(*messages)
 
     @property
     def trips(self) -> bytes:
@@ -141,6 +142,11 @@ class Outlets:
         self._users.clear()
         await asyncio.gather(*(link.close("the node is going down") for link in links), return_exceptions=True)
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _link(self, to: Peer) -> Link:
+        if (link := self._links.get(PeerId(to.peer))) is None:
+            raise SwarmError("There is no link to the next node", next_step="name it again")
+        return link
 
     async def _connect(self, peer: PeerId, block: int) -> None:
         addresses = await self._neighbours.addresses(peer, block)

@@ -6,8 +6,7 @@ What the link to it does not take at once waits here, in order, and at most `ahe
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import structlog
 
@@ -62,13 +61,20 @@ class Outputs:
         """
         while self.pushing is not None and self._full(message):
             await asyncio.wait([self.pushing])
-        if self.next is None:
+        if self.next is None or (self.pushing is None and self._put(self.next, message)):
             return
         self._unsent.append(message)
         if self.pushing is None:
-            self.pushing = _started(self._push_all(self.next))
-            if self.pushing is not None:
-                self.pushing.add_done_callback(self._over)
+            self.pushing = asyncio.create_task(self._push_all(self.next))
+            self.pushing.add_done_callback(self._over)
+
+    def _put(self, to: Peer, message: Tensor | HopReceipt) -> bool:
+        """Whether there is nothing more to do with it."""
+        try:
+            return self._services.outlets.put(to, message)
+        except SwarmError as error:
+            self._lost(error)
+            return True
 
     def _full(self, message: Tensor | HopReceipt) -> bool:
         unsent = sum(isinstance(one, Tensor) for one in self._unsent)
@@ -81,35 +87,15 @@ class Outputs:
                 await self._services.outlets.send(to, self._unsent[0])
                 self._unsent.popleft()
         except SwarmError as error:
-            log.info("the next node is gone", reason=str(error))
-            self._unsent.clear()
-            self.next = None
+            self._lost(error)
         self.pushing = None
+
+    def _lost(self, error: SwarmError) -> None:
+        log.info("the next node is gone", reason=str(error))
+        self._unsent.clear()
+        self.next = None
 
     def _over(self, task: "asyncio.Task[None]") -> None:
         if self.pushing is task:  # it failed as nobody foresaw
             self.lead_to(None)
         self._ended(task)
-
-
-def _started(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
-    """`work` as far as it goes without waiting; None if that was all. A task for each token would cost a turn of the
-    event loop.
-    """
-    try:
-        waits_for = work.send(None)
-    except StopIteration:
-        return None
-    return asyncio.create_task(_rest(work, waits_for))
-
-
-async def _rest(work: Coroutine[Any, Any, None], waits_for: "asyncio.Future[Any]") -> None:
-    """What is left of a coroutine that waits for this future."""
-    try:
-        while True:
-            await asyncio.wait([waits_for])
-            waits_for = work.send(None)
-    except StopIteration:
-        return
-    finally:
-        work.close()
