@@ -38,6 +38,8 @@ PRICE = ASK * BLOCKS
 FUNDED = 400 * PRICE
 ROWS, AHEAD, TEXT = 4, 3, 40
 """The client's own ceilings: rows a step, steps in flight; tokens of a text."""
+MORE = 2
+"""Tokens one by one after a prompt, where two texts run at once."""
 
 kinds = ["take"] * 4 + ["refuse"] * 8 + ["end", "die", "forge", "odd", "again", "silent"]
 moves = st.builds(
@@ -119,10 +121,11 @@ class OneMachine(RuleBasedStateMachine):
 
     @rule(process=st.integers(0, 1), size=sizes, more=st.integers(0, 3), script=scripts, first=openings)
     def text(self, process: int, size: int, more: int, script: list[Move], first: Move) -> None:
-        """A prompt of `size` tokens, then `more` one by one, as far as it goes."""
+        """A prompt of `size` tokens, then `more` one by one, as far as it goes. Where room is lost, all that came until
+        then is under way once more, as a prompt."""
         self._script(script, first)
         self.stage.run(self._text(self.clients[process], size, more))
-        self._most(size)
+        self._most(size + more)
 
     @rule(rounds=st.integers(4, 24), move=claims)
     def one_token_again_and_again(self, rounds: int, move: Move) -> None:
@@ -137,12 +140,12 @@ class OneMachine(RuleBasedStateMachine):
     def texts_at_once(self, one: int, other: int, script: list[Move], first: Move) -> None:
         async def both() -> None:
             await asyncio.gather(
-                *(self._text(who, size, 2) for who, size in zip(self.clients, (one, other), strict=True))
+                *(self._text(who, size, MORE) for who, size in zip(self.clients, (one, other), strict=True))
             )
 
         self._script(script, first)
         self.stage.run(both())
-        self._most(min(one, ROWS * AHEAD) + min(other, ROWS * AHEAD))
+        self._most(min(one + MORE, ROWS * AHEAD) + min(other + MORE, ROWS * AHEAD))
 
     @rule(ahead=st.sampled_from([1, 2, 64, 2**31]), rows=st.sampled_from([1, 4, 4096, 2**31]))
     def offer(self, ahead: int, rows: int) -> None:
