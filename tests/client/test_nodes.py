@@ -11,7 +11,7 @@ import pytest
 from hivemint.client.sessions.nodes import LOOK_AROUND, LOOK_UP_GOOD, LOOK_UP_PATIENCE, Nodes, Target
 from hivemint.client.sessions.routing.choice import NodeChoice
 from hivemint.client.sessions.speeds import Speeds
-from hivemint.protocol.errors import ProofError
+from hivemint.protocol.errors import ProofError, SwarmError
 from hivemint.protocol.ids import Address
 from hivemint.protocol.node_name import node_name
 from hivemint.swarm import identity
@@ -126,6 +126,22 @@ async def test_a_slow_look_up_is_not_waited_for_where_what_is_known_would_do() -
     assert not waiting.done(), "what is known would not do"
     directory.answers.set()
     assert [one.peer for one in await waiting] == [second.peer]
+
+
+async def test_a_look_up_that_fails_ends_nothing_as_long_as_what_is_known_lives() -> None:
+    node = FakeNode(0, 30)
+    nodes, directory, *_ = made(node)
+    assert await nodes.usable()
+
+    async def away(*_: Any) -> Any:
+        raise SwarmError("nobody answers")
+
+    directory.find = away  # type: ignore[method-assign]
+    nodes._looked = time.monotonic() - 2 * LOOK_UP_GOOD
+    assert [one.peer for one in await nodes.usable()] == [node.peer]
+    nodes.set_aside([node.peer], 60)
+    with pytest.raises(SwarmError):
+        await nodes.usable()
 
 
 async def test_a_text_that_goes_on_has_the_directory_asked_now_and_then() -> None:

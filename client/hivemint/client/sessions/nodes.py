@@ -160,11 +160,12 @@ class Nodes:
         return float("inf") if self._looked is None else time.monotonic() - self._looked
 
     async def _asked(self) -> None:
-        """Until the directory has answered, or for a moment where what is known would do. Raises SwarmError."""
+        """Until the directory has answered; where what is known would do, for a moment, and whatever the answer is.
+        Raises SwarmError, ChainError."""
         look_up = self._look()
         enough = self._looked is not None and self.enough_without(())
-        done, _ = await asyncio.wait((look_up,), timeout=LOOK_UP_PATIENCE if enough else None)
-        if done:
+        await asyncio.wait((look_up,), timeout=LOOK_UP_PATIENCE if enough else None)
+        if not enough:
             look_up.result()
 
     def _look(self) -> "asyncio.Task[None]":
