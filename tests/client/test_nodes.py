@@ -136,7 +136,7 @@ async def test_a_look_up_that_fails_ends_nothing_as_long_as_what_is_known_lives(
     async def away(*_: Any) -> Any:
         raise SwarmError("nobody answers")
 
-    directory.find = away  # type: ignore[method-assign]
+    directory.find = away  # type: ignore[assignment, method-assign]
     nodes._looked = time.monotonic() - 2 * LOOK_UP_GOOD
     assert [one.peer for one in await nodes.usable()] == [node.peer]
     nodes.set_aside([node.peer], 60)
