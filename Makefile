@@ -22,7 +22,7 @@ demo: setup ## the whole life of a token on a local testnet, with real numbers
 
 test: setup ## unit and integration tests, quick Solidity suite (about 20 minutes on 2 cores)
 	cd hardhat && node scripts/check.mjs
-	$(BIN)/pytest -m "not slow" -n 3 --dist loadfile
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: setup ## everything: deep Solidity fuzz and invariants, slow tests
 	cd hardhat && HIVEMINT_PROFILE=deep node scripts/check.mjs

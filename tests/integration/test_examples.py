@@ -42,7 +42,7 @@ def ran(words: list[str], net: RealNet, text: str = "") -> str:
     done = subprocess.run(
         command, input=text, env={**os.environ, **settings}, capture_output=True, text=True, timeout=280, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), net.complaints()
     return done.stdout
 
 

@@ -161,6 +161,11 @@ class RealNet:
             offset = page["next"]
         return found
 
+    def complaints(self) -> str:
+        """What its processes have logged as errors since they were started, for a test that failed."""
+        lines = [line for log in self.net.folder.glob("logs/*.log") for line in log.read_text().splitlines()]
+        return "\n".join(line for line in lines if '"level": "error"' in line or line.startswith("Traceback"))
+
     def start(self, plan: NodePlan, **settings: str) -> Child:
         """Start a node that has ended; `settings` go before the network's own."""
         return asyncio.run(self.net.start_node(plan, **settings))

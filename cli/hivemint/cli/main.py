@@ -13,8 +13,8 @@ def run() -> None:
     """Errors of ours are a few plain lines, or a document with --json, and an exit code by kind; Ctrl-C is 130,
     SIGTERM 143, a reader that has gone 141: each without a traceback.
     """
-    signal.signal(signal.SIGTERM, _terminated)
     try:
+        signal.signal(signal.SIGTERM, _terminated)
         code = _run()
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT

@@ -268,7 +268,7 @@ class Conversation:
             steps.inputs.follow(None)
         self._services.outlets.leave(session.session_id)
         self._services.kept.forget(session.session_id)
-        if may_return and session.length and not self._services.registry.draining:
+        if may_return and self._seat and session.length and not self._services.registry.draining:
             self._park()
         else:
             session.forget()
