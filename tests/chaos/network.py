@@ -97,6 +97,7 @@ class ChaosNet(LocalNet):
             "HIVEMINT_LISTEN": f'["/ip4/{self.machines.address(name)}/tcp/{self.ports[name]}"]',
             "HIVEMINT_ANNOUNCE": f'["/ip4/{host}/tcp/{port}"]',
             "HIVEMINT_KV_BYTES": str(ROOM),
+            "HIVEMINT_PARK": "10",  # at the end all room is to be free
             "XDG_STATE_HOME": str(self.folder / "state"),
         }
         return await super().start_node(plan, **places, **settings)

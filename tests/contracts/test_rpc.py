@@ -167,6 +167,28 @@ async def test_an_endpoint_that_is_away_for_long_is_known_to_be(testchain: TestC
         assert len(one.asked) == asked
 
 
+async def test_requests_that_fail_together_are_one_failure(one: LyingRpc) -> None:
+    """Else a chain that is away for a moment, while many ask, would be left alone for a minute."""
+    async with await Chain.connect(one.url) as chain:
+        await chain.block_number()
+        one.drop()
+        asking = (chain.block_number() for _ in range(20))
+        assert all(isinstance(found, ChainError) for found in await asyncio.gather(*asking, return_exceptions=True))
+        (endpoint,) = chain._endpoints.endpoints
+        assert endpoint.free_at - time.monotonic() < 5.0
+        one.honest()
+        deadline = time.monotonic() + 20
+        while True:
+            with suppress(ChainError):
+                return await _answered(chain)
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+
+
+async def _answered(chain: Chain) -> None:
+    assert await chain.block_number() >= 0
+
+
 async def test_an_answer_is_read_up_to_a_limit(one: LyingRpc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "MAX_ANSWER", 1 << 20)
     async with await Chain.connect(one.url) as chain:

@@ -127,12 +127,20 @@ class Endpoint:
         return told["result"]
 
     def failed(self, fault: _Fault, *, told: bool) -> None:
-        """Set it aside, for twice as long as the last time. `told`: its caller hears of the fault anyway."""
+        """Set it aside, for twice as long as the last time. `told`: its caller hears of the fault anyway.
+
+        Requests that were under way together and fail together are one failure: each by itself would double the time,
+        and a chain that was away for seconds would be set aside for minutes.
+        """
         if not told and (self.fault is None or self.fault.why != fault.why):
             log.warning("a chain endpoint is set aside", endpoint=self.shown, reason=fault.why)
         self.fault, self.looked_at = fault, None
+        now = time.monotonic()
+        if now < self.free_at:
+            self.free_at = max(self.free_at, now + min(fault.pause, _LONGEST_PAUSE))
+            return
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._failures, 20))
-        self.free_at = time.monotonic() + max(pause, min(fault.pause, _LONGEST_PAUSE))
+        self.free_at = now + max(pause, min(fault.pause, _LONGEST_PAUSE))
         self._failures += 1
 
     def worked(self) -> None:
