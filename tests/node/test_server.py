@@ -417,6 +417,26 @@ async def test_cancel_drops_what_has_not_begun_and_owes_nothing_for_it(pair: Pai
     await session.step(rows, 2)
 
 
+async def test_a_small_step_does_not_overtake_a_large_one(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large is put into wire form by a thread, what is small at once."""
+    meter: Any = pair.first.node._services.meter
+    encode = meter.encode
+
+    async def late(output: torch.Tensor, wire: str) -> bytes:
+        if len(output) > 1:
+            await asyncio.sleep(0.2)
+        encoded: bytes = await encode(output, wire)
+        return encoded
+
+    monkeypatch.setattr(meter, "encode", late)
+    session = await pair.open(pair.first, signer(33), price=ASK)
+    large, small = session.request(8, start=0), session.request(1, start=8, step=2)
+    await session.send(large, torch.randn(8, 32))
+    await session.send(small, torch.randn(1, 32))
+    receipts = [(await session.answer())[0] for _ in range(2)]
+    assert [one.receipt.step for one in receipts if isinstance(one, StepReceipt)] == [1, 2]
+
+
 async def test_a_step_that_was_cancelled_is_asked_for_again_at_once(pair: Pair) -> None:
     """In one write, before the node has put away what the first request waited with."""
     session = await pair.open(pair.first, signer(16), price=ASK)

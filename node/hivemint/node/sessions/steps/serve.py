@@ -71,8 +71,11 @@ class StepService:
                 data = await self.inputs.read(awaited, step.request.count * self.width(step.request))
                 queued = self._enqueue(step, data)
             confirmed = asyncio.create_task(self._confirm(step, data, awaited))
-            encoded = await self._compute(queued)
-            async with self.leaving:
+            output = await self.services.engine.finish(queued)
+            async with (
+                self.leaving
+            ):  # steps come here in order; whatever takes longer for one than for the next is behind
+                encoded = await self._encode(output)
                 step.input_hash = await confirmed
                 if self.stands(step):
                     stored = await self._deliver(step, encoded)
@@ -108,9 +111,8 @@ class StepService:
         services.engine.enqueue(job)
         return job
 
-    async def _compute(self, queued: StepJob) -> bytes:
+    async def _encode(self, output: torch.Tensor) -> bytes:
         """The output in wire form. What is no number is not sent, signed or owed: it would pass for a token."""
-        output: torch.Tensor = await self.services.engine.finish(queued)
         try:
             return await self.services.meter.encode(output, self._wire)
         except ProtocolError as error:
