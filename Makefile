@@ -20,7 +20,7 @@ setup: .venv/.ready hardhat/node_modules/.ready .venv/.model ## environment, npm
 demo: setup ## the whole life of a token on a local testnet, with real numbers
 	$(BIN)/hivemint testnet demo
 
-test: setup ## unit and integration tests, quick Solidity suite (about 20 minutes on 2 cores)
+test: setup ## unit and integration tests, quick Solidity suite (about half an hour on 2 cores)
 	cd hardhat && node scripts/check.mjs
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 

@@ -19,7 +19,7 @@ from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.route import Leg
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError, ProofError, Refusal, SwarmError
+from hivemint.protocol.errors import HivemintError
 from hivemint.swarm.link import SILENCE_LIMIT
 from hivemint.swarm.messages import Closed, Code, Neighbours, Refused, Routed
 
@@ -152,9 +152,9 @@ class Repair:
         for hop, one in zip(hops, found, strict=True):
             if isinstance(one, RemoteSession):
                 begun[hop] = one
-                await sessions[hop].close()
-            elif not isinstance(one, SwarmError | ProofError | Refusal):
+            elif not isinstance(one, HivemintError):
                 raise one
+        await asyncio.gather(*(sessions[hop].close() for hop in begun))
         return begun
 
     async def _begun(self, parent: RemoteSession) -> RemoteSession:
