@@ -138,6 +138,9 @@ class Attacker:
             return Attack("doctored hidden state", True, str(error))
         finally:
             await pipeline.close()
+        if bytes(pipeline.sessions[0].leg.peer) != bytes(node.record.peer):
+            why = "the next node refused the input; another took the place of the one that had sent it"
+            return Attack("doctored hidden state", True, why)
         return Attack("doctored hidden state", False, "nobody noticed")
 
 
