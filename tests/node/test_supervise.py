@@ -1,6 +1,7 @@
 """No background task ends in silence."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -89,3 +90,16 @@ async def test_cancelling_is_no_failure() -> None:
     await supervisor.close()
     assert supervisor.failure.cancelled()
     assert supervisor.trouble == {}
+
+
+async def test_a_failure_that_nobody_waited_for_is_no_complaint_later() -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    supervisor = Supervisor()
+    supervisor.essential("the task", refuses())
+    while not supervisor.failure.done():
+        await asyncio.sleep(0)
+    await supervisor.close()
+    del supervisor
+    gc.collect()
+    assert not complaints

@@ -74,6 +74,8 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if not self.failure.done():
             self.failure.cancel()
+        elif not self.failure.cancelled():
+            self.failure.exception()  # seen, whether or not somebody waited for it: asyncio would complain at some later time
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
