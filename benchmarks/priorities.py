@@ -9,8 +9,8 @@ wait for the first token from when the request was due, and a request's tokens a
 if nobody of them gets a token for long while some wait: the longest such pause is told, and their share of the tokens.
 
 `priority_throughput`: tokens a second with 8 paid and 8 free sessions at saturation, against the mean of 16 paid and
-of 16 free ones, among whom there is no priority; alternated, the median of the pairs. What a lane costs beside its
-place in the queue (vouchers) is in both sides of it by halves.
+of 16 free ones, among whom there is no priority; alternated, the median of the pairs. Both sides send the same prompts
+from as many client processes. What a lane costs beside its place in the queue (vouchers) is in both sides of it by halves.
 """
 
 import random
@@ -24,7 +24,7 @@ from typing import Any
 
 from crowd import Crowd, crowd
 from harness import Bound, finish, median_ratio, options, swarm
-from load import CLIENTS, LEAD, PROCESSES, ROOM, WORKERS, arrivals, quantiles, size
+from load import CLIENTS, LEAD, ROOM, arrivals, quantiles, size
 from paying import CHEAP, funded_wallets
 from rich.console import Console
 
@@ -32,6 +32,11 @@ from hivemint.protocol.signing import Signer
 
 LOADS = (0.5, 0.9, 1.1, 2.0)
 PAID_SHARE = 0.3
+GROUPS = 4
+"""Client processes of each lane."""
+REQUESTS = [(16, 8), (64, 16), (16, 32), (256, 16)]
+"""Prompt and answer of the sessions of one process at saturation: each process's are the same, so that it does not
+matter to the sum whose turn it is."""
 LEAST_FREE = 0.08
 """Of the tokens while both lanes wait: a node reserves 0.1 for the donated lane."""
 LANES = ("paid", "donated")
@@ -39,14 +44,13 @@ Crowds = Mapping[str, Crowd]
 say = Console(stderr=True).print
 
 
-def saturated(crowds: Crowds, workers: Mapping[str, int], seconds: float) -> float:
-    """Tokens a second over the last two thirds of the time, with so many sessions of each lane."""
-    dice, begin = random.Random(0), time.monotonic() + LEAD
-    used = {lane: crowds[lane] for lane, count in workers.items() if count}
-    for lane, one in used.items():
-        sizes = [size(dice) for _ in range(workers[lane])]
-        one.tell([{"begin": begin, "seconds": seconds, "sizes": sizes[n::PROCESSES]} for n in range(PROCESSES)])
-    requests = [one for it in used.values() for answer in it.hear() for one in answer["requests"]]
+def saturated(crowds: Crowds, at_work: Mapping[str, Sequence[int]], seconds: float) -> float:
+    """Tokens a second over the last two thirds of the time, with these processes of each lane at work."""
+    begin = time.monotonic() + LEAD
+    for lane, one in crowds.items():
+        shares = [REQUESTS if n in at_work.get(lane, ()) else [] for n in range(GROUPS)]
+        one.tell([{"begin": begin, "seconds": seconds, "sizes": share} for share in shares])
+    requests = [one for it in crowds.values() for answer in it.hear() for one in answer["requests"]]
     if failed := Counter(one["error"] for one in requests if "error" in one):
         say(f"  [red]requests failed at saturation: {dict(failed)}[/]")
     steady = begin + seconds / 3
@@ -56,11 +60,11 @@ def saturated(crowds: Crowds, workers: Mapping[str, int], seconds: float) -> flo
 
 def throughput(crowds: Crowds, pairs: int, seconds: float) -> list[tuple[float, float]]:
     """Tokens a second with priorities, and without; the order is swapped in every second pair."""
-    half = dict.fromkeys(LANES, WORKERS // 2)
     found = []
     for index in range(pairs):
-        turns = ["with", *LANES] if index % 2 == 0 else [*LANES, "with"]
-        got = {turn: saturated(crowds, half if turn == "with" else {turn: WORKERS}, seconds) for turn in turns}
+        work = {"with": dict.fromkeys(LANES, range(GROUPS // 2))} | {lane: {lane: range(GROUPS)} for lane in LANES}
+        turns = ["paid", "with", "donated"] if index % 2 == 0 else ["donated", "with", "paid"]
+        got = {turn: saturated(crowds, work[turn], seconds) for turn in turns}
         found.append((got["with"], (got["paid"] + got["donated"]) / 2))
         say(f"  saturated: {got}")
     return found
@@ -70,7 +74,7 @@ def loaded(crowds: Crowds, rate: float, seconds: float, seed: int) -> dict[str, 
     """Figures of each lane for `seconds` of arrivals at `rate` a second, all of them waited for."""
     plan, begin = arrivals(rate, seconds, seed, PAID_SHARE), time.monotonic() + LEAD
     for lane, one in crowds.items():
-        one.tell([{"begin": begin, "arrivals": plan[lane][n::PROCESSES]} for n in range(PROCESSES)])
+        one.tell([{"begin": begin, "arrivals": plan[lane][n::GROUPS]} for n in range(GROUPS)])
     requests = {lane: [one for answer in it.hear() for one in answer["requests"]] for lane, it in crowds.items()}
     told: dict[str, Any] = {lane: _lane(its) for lane, its in requests.items()}
     end = begin + seconds
@@ -115,11 +119,11 @@ def main() -> None:
         wallets = {"paid": funded_wallets(net, CLIENTS), "donated": [_guest() for _ in range(CLIENTS)]}
         bids = {"paid": "ask", "donated": "free"}
         crowds = {
-            lane: stack.enter_context(crowd(net, wallets[lane], PROCESSES, ("load_process.py", bids[lane])))
+            lane: stack.enter_context(crowd(net, wallets[lane], GROUPS, ("load_process.py", bids[lane])))
             for lane in LANES
         }
-        saturated(crowds, dict.fromkeys(LANES, WORKERS // 2), 4.0)  # routes are known then, and waits measured
-        pairs = throughput(crowds, min(args.pairs, 3), args.seconds / 3)
+        saturated(crowds, dict.fromkeys(LANES, range(GROUPS)), 4.0)  # routes are known then, and waits measured
+        pairs = throughput(crowds, args.pairs, args.seconds)
         capacity = statistics.mean(without for _, without in pairs)
         dice = random.Random(1)
         rate = capacity / statistics.mean(size(dice)[1] for _ in range(2000))

@@ -283,9 +283,19 @@ def test_donated_batches_are_short_while_paid_sessions_are_about() -> None:
     device.tick()
     device.scheduler.add(free("a", "a", 30))
     device.scheduler.add(free("b", "b", 30))
-    assert sum(part.rows for part in device.scheduler.pick()) == 8
+    assert sum(part.rows for part in device.scheduler.pick()) == 16
     device.clock.now += 2 * LINGER
     assert sum(part.rows for part in device.scheduler.pick()) == 32
+
+
+def test_donated_rows_fill_a_batch_that_paid_steps_are_in() -> None:
+    device = make(budget=32, share=0.25)
+    device.scheduler.add(paid("payer", 1))
+    for number in range(2):
+        device.scheduler.add(free(f"free {number}", f"free {number}", 30))
+    batch = device.scheduler.pick()
+    assert [part.rows for part in batch if part.job.lane is Lane.PAID] == [1]
+    assert sum(part.rows for part in batch) == 32
 
 
 def test_a_step_can_be_taken_back_begun_or_not() -> None:

@@ -154,9 +154,10 @@ class Scheduler(Generic[J]):
         donated_rows = sum(job.rows - job.done for job in heads if job.lane is Lane.DONATED)
         batch = self._fill(Lane.PAID, self.budget - min(self.reserve, donated_rows), now)
         paid_rows = sum(part.rows for part in batch)
-        # While paid sessions are about, donated work comes in short batches one after the other: a paid step that
-        # arrives in between waits for a short one. Without them the donated lane has it all.
-        share = self.reserve if paid_about else self.budget
+        # A batch that paid steps are in takes as long as it may in any company: the rest of it is donated work's. While
+        # they are elsewhere but about, donated work comes in batches of half the length: a paid step that arrives in
+        # between waits for a short one, and rows in such a batch cost hardly more than in a full one.
+        share = self.budget // 2 if paid_about and not batch else self.budget
         return batch + self._fill(Lane.DONATED, min(share, self.budget - paid_rows), now)
 
     def _heads(self) -> list[J]:
