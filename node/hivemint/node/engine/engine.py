@@ -131,15 +131,15 @@ class Engine:
         return Capacity(store.tokens_free, store.tokens_total, scheduler.budget, scheduler.whole)
 
     def donated_wait(self, flow: Hashable = None) -> float:
-        """Seconds until a donated step that came now would start: donated rows ahead of it over the lane's sure share.
+        """Seconds until a donated step that came now would start: donated rows ahead of it over what paid rows that
+        wait leave of a batch, at least the lane's sure share.
 
         `flow`: whose step; None: behind all that waits.
         """
-        share = self.scheduler.reserve / self.scheduler.budget
         scheduler = self.scheduler
         queued = scheduler.waiting(Lane.DONATED) if flow is None else scheduler.ahead_of(Lane.DONATED, flow)
-        if not self.scheduler.waiting(Lane.PAID):
-            share = 1.0
+        left = scheduler.budget - scheduler.waiting(Lane.PAID)
+        share = max(scheduler.reserve, left) / scheduler.budget
         return queued / (share * self.gauge.rows_per_s) if self.gauge.rows_per_s else 0.0
 
     def release(self, seat: Seat) -> None:
