@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
+from transformers import AutoModelForCausalLM
 
 from hivemint.cli.network.answering import answering
+from hivemint.client.sessions.errors import NodeGone
 from hivemint.client.sessions.nodes import Target
 from hivemint.client.sessions.payer import Payer
 from hivemint.client.sessions.route import Leg, Route
@@ -106,11 +109,11 @@ async def swarm(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[Swarm]:
         yield made
 
 
-def client_of(swarm: Swarm) -> SwarmClient:
+def client_of(swarm: Swarm, **settings: Any) -> SwarmClient:
     """A client that asks nobody for anything but donated work; closing it closes the visitor."""
     book = VoucherBook.open(swarm.folder / "vouchers.db", DOMAIN, CLIENT.address, GENESIS)
     payer = Payer(Identity.own(CLIENT), DOMAIN, book)
-    return SwarmClient(swarm.visitor, Target(MODEL, 2, 32), payer, ClientSettings(bid=Bid("free")))
+    return SwarmClient(swarm.visitor, Target(MODEL, 2, 32), payer, ClientSettings(bid=Bid("free"), **settings))
 
 
 async def tries(client: SwarmClient, one: CheckedRecord) -> None:
@@ -157,3 +160,40 @@ async def test_a_quick_restart_leaves_one_record_and_a_lost_peer_key_is_told(swa
     (line,) = doubled(await swarm.listed())
     assert "is listed with 2 peer ids" in line
     assert "its peer key was lost" in line
+
+
+async def test_a_text_waits_for_its_only_node_to_be_started_anew(swarm: Swarm) -> None:
+    (_, first), (pid, second) = await asyncio.gather(swarm.start("a", (0, 1), 1001), swarm.start("b", (1, 2), 1002))
+    await swarm.until_listed(first, second)
+    client, rows = client_of(swarm, wait_for_return=START), torch.randn(14, 32)
+    whole = expected(swarm.model, rows)
+    text = await client.open(20)
+    got = [await text.forward(rows[:10], rows="all")]
+    for at, end in ((10, signal.SIGKILL), (12, signal.SIGTERM)):
+        os.kill(pid, end)
+        going_on = asyncio.create_task(text.forward(rows[at : at + 1]))
+        await next(one for one in swarm.running if one.pid == pid).wait()
+        pid, again = await swarm.start("b", (1, 2), 1002)
+        assert again == second
+        got += [await going_on, await text.forward(rows[at + 1 : at + 2])]
+    assert torch.allclose(torch.cat(got), whole, atol=1e-5)
+    assert text.replayed <= 11 + 13, "of the lost block alone"
+    client.settings = client.settings.model_copy(update={"wait_for_return": 2.0})
+    await text.close()
+    text = await client.open(20)
+    await text.forward(rows[:10])
+    name = text.sessions[1].leg.name
+    await swarm.kill(pid)
+    with pytest.raises(NodeGone, match=name):
+        await text.forward(rows[10:11])
+
+
+def expected(model: Path, rows: torch.Tensor) -> torch.Tensor:
+    """What the library's own blocks make of `rows`, before the last norm."""
+    auto: Any = AutoModelForCausalLM
+    whole, hidden = auto.from_pretrained(model, dtype=torch.float32).eval(), []
+    whole.model.layers[-1].register_forward_hook(lambda _, __, out: hidden.append(out))
+    with torch.no_grad():
+        whole(inputs_embeds=rows[None])
+    found: torch.Tensor = hidden[0][0] if isinstance(hidden[0], tuple) else hidden[0]
+    return found.reshape(rows.shape)

@@ -24,6 +24,7 @@ UNITS: dict[str, dict[str, str]] = {
         "repairs": "nodes",
         "patience": "seconds",
         "wait_for_blocks": "seconds",
+        "wait_for_return": "seconds",
         "set_aside": "seconds",
         "spread": "of 1",
         "allowed_nodes": "",

@@ -141,6 +141,9 @@ class ClientSettings(Settings):
     """How long to wait for a place when all nodes are busy."""
     wait_for_blocks: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for nodes to come where blocks are missing."""
+    wait_for_return: Annotated[float, Field(ge=0)] = 20.0
+    """How long a text that has begun waits where nobody serves some of its blocks any more: a node that is started anew
+    is back within seconds, and the text goes on."""
     set_aside: Annotated[float, Field(ge=0)] = 120.0
     """How long a node that failed or lied is left out of routes: twice as long each time, until it has delivered."""
     spread: Annotated[float, Field(ge=0, le=10)] = 0.25

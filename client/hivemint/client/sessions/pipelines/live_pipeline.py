@@ -26,7 +26,7 @@ from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.session import RemoteSession, check_signatures
 from hivemint.client.sessions.speeds import Speeds
 from hivemint.client.settings import ClientSettings
-from hivemint.protocol.errors import HivemintError, OverLimit, ProofError, Refusal, SwarmError
+from hivemint.protocol.errors import HivemintError, ProofError, Refusal, SwarmError
 from hivemint.swarm.rows import row_bytes, to_wire
 
 _LAST_WORDS = 2.5
@@ -222,20 +222,10 @@ class LivePipeline:
 
     async def _mend(self, error: HivemintError, wanted: AwaitedOutputs) -> None:
         """A new circuit with others in place of those that `error` names. Raises it if that can't be."""
-        repair, failure = self._repair, error
         if isinstance(error, Misled):
             self._on_error(error)
             raise error
-        while repair.may(self._circuit, failure):
-            try:
-                return self._replaced(await repair.replace(self._circuit, failure, self.admit), wanted)
-            except OverLimit:
-                raise
-            except (SwarmError, ProofError, Refusal) as second:
-                if not repair.concerns(self._circuit, second):
-                    raise failure from second  # what went wrong, not that no other way was left
-                failure = second
-        raise failure
+        self._replaced(await self._repair.mended(self._circuit, error, self.admit), wanted)
 
     async def _leave_slow(self, wanted: AwaitedOutputs) -> None:
         """Where a node is far slower than it publishes and another can take its place, that one does."""
