@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hivemint.cli.network.answering import answering
+from hivemint.client.pipeline import Trail
 from hivemint.client.sessions.errors import NodeGone
 from hivemint.client.sessions.nodes import Target
 from hivemint.client.sessions.payer import Payer
@@ -188,12 +189,30 @@ async def test_a_text_waits_for_its_only_node_to_be_started_anew(swarm: Swarm) -
         await text.forward(rows[10:11])
 
 
+async def test_a_lane_of_training_waits_for_its_only_node_to_be_started_anew(swarm: Swarm) -> None:
+    (_, first), (pid, second) = await asyncio.gather(swarm.start("a", (0, 1), 1001), swarm.start("b", (1, 2), 1002))
+    await swarm.until_listed(first, second)
+    client, x = client_of(swarm, wait_for_return=START), torch.randn(6, 32, requires_grad=True)
+    (wanted,) = torch.autograd.grad((expected(swarm.model, x) ** 2).sum(), x)
+    lane, trail = await client.relay(8, 64), Trail({0: x.detach()})
+    out = await lane.forward(trail)
+    await swarm.kill(pid)
+    back = Trail(trail.states, {trail.end: 2 * out})
+    with pytest.raises(NodeGone):
+        await lane.backward(back)
+    mending = asyncio.create_task(lane.mend())
+    _, again = await swarm.start("b", (1, 2), 1002)
+    assert again == second
+    assert await mending
+    assert torch.allclose(await lane.backward(back), wanted, atol=1e-4)
+    await lane.close()
+
+
 def expected(model: Path, rows: torch.Tensor) -> torch.Tensor:
     """What the library's own blocks make of `rows`, before the last norm."""
     auto: Any = AutoModelForCausalLM
     whole, hidden = auto.from_pretrained(model, dtype=torch.float32).eval(), []
     whole.model.layers[-1].register_forward_hook(lambda _, __, out: hidden.append(out))
-    with torch.no_grad():
-        whole(inputs_embeds=rows[None])
+    whole(inputs_embeds=rows[None])
     found: torch.Tensor = hidden[0][0] if isinstance(hidden[0], tuple) else hidden[0]
     return found.reshape(rows.shape)

@@ -132,8 +132,15 @@ class NodeSettings(Settings):
         cls, settings_cls: type[BaseSettings], *args: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """In each source `ask` says whether the node follows others: it goes before an `ask_auto` of a lower one."""
-        found = super().settings_customise_sources(settings_cls, *args, **sources)
-        return tuple(InitSettingsSource(settings_cls, _auto(source())) for source in found)
+        *others, file = (source() for source in super().settings_customise_sources(settings_cls, *args, **sources))
+        return tuple(InitSettingsSource(settings_cls, _auto(source)) for source in (*others, cls._as_written(file)))
+
+    @classmethod
+    def _as_written(cls, file: dict[str, Any]) -> dict[str, Any]:
+        """`ask = 1` in the file means what `--ask 1` does: a credit, and not a wei of it."""
+        amounts = {name for name, field in cls.model_fields.items() if Amount.__metadata__[0] in field.metadata}
+        whole = {name for name in amounts & file.keys() if type(file[name]) is int}
+        return file | {name: str(file[name]) for name in whole}
 
     @model_validator(mode="before")
     @classmethod

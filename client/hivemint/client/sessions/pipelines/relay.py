@@ -17,6 +17,7 @@ import torch
 from hivemint.client.pipeline import SessionLimit, Trail
 from hivemint.client.sessions.errors import blaming
 from hivemint.client.sessions.payer import Payer
+from hivemint.client.sessions.pipelines.absence import Absence
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.finite import check_own, check_theirs
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
@@ -52,6 +53,7 @@ class Relay:
         self._enter(sessions)
         self._wire = sessions[0].leg.wire
         self._closed = self._interrupted = False
+        self._absence = Absence(settings.wait_for_return)
         self._lost: RemoteSession | None = None  # where the last pass failed
         self._left: list[RemoteSession] = []  # replaced by others
         self._leaving: list[asyncio.Task[None]] = []
@@ -108,10 +110,13 @@ class Relay:
         lost, self._lost = self._lost, None
         if lost is None or self._closed:
             return False
-        try:
-            others = await self._others_for(lost)
-        except (SwarmError, ProofError, Refusal):
-            return False
+        while True:
+            try:
+                others = await self._others_for(lost)
+                break
+            except (SwarmError, ProofError, Refusal) as error:
+                if not await self._absence.may_end(error):
+                    return False
         if self._closed:
             await asyncio.gather(*(_sign_off(one) for one in others))
             return False
@@ -190,6 +195,7 @@ class Relay:
                 self._lost = session
             raise
         self._interrupted = False
+        self._absence.over()
         return output
 
     async def _ask(self, session: RemoteSession, kind: int, data: bytes, count: int) -> torch.Tensor:

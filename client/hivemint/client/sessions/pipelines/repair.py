@@ -6,35 +6,26 @@ lacks, from the outputs that the hop before has kept, or from the client's own i
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
-import structlog
-
 from hivemint.client.pipeline import Plan, RoomLost, SessionLimit
-from hivemint.client.sessions.errors import NeighbourGone, NodeGone, NodeRefusal, blaming
+from hivemint.client.sessions.errors import NeighbourGone, NodeRefusal, blaming
+from hivemint.client.sessions.pipelines.absence import Absence
 from hivemint.client.sessions.pipelines.circuit import Circuit
 from hivemint.client.sessions.pipelines.faults import NodeSlow
 from hivemint.client.sessions.pipelines.vouchers import VoucherSource
 from hivemint.client.sessions.route import Leg
-from hivemint.client.sessions.routing.missing import MissingBlocks
 from hivemint.client.sessions.session import RemoteSession
 from hivemint.client.settings import ClientSettings
 from hivemint.protocol.errors import HivemintError, OverLimit, ProofError, Refusal, SwarmError
 from hivemint.swarm.link import SILENCE_LIMIT
 from hivemint.swarm.messages import Closed, Code, Neighbours, Refused, Routed
 
-log = structlog.get_logger(__name__)
-
 _LAST_SIGN = SILENCE_LIMIT + 0.5
 """Seconds after which a node that has died is known to be gone, however it died."""
-_LOOK_AGAIN = 0.5
-"""Seconds between two looks for a node that may come."""
-_GOING = (Code.DRAINING, Code.FAILED)
-"""Of a node that goes down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +85,7 @@ class Repair:
         """`tokens`: what a new session is to hold. `circuit_of`: a circuit over these."""
         self._swarm, self._tokens, self._timeout, self._most = swarm, tokens, settings.open_timeout, settings.repairs
         self._circuit_of = circuit_of
-        self._failures, self._wait = 0, settings.wait_for_return
-        self._alone_since: float | None = None
+        self._failures, self._absence = 0, Absence(settings.wait_for_return)
         self._tried: set[int] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self.left: list[RemoteSession] = []
@@ -103,12 +93,11 @@ class Repair:
 
     def held(self) -> None:
         """An output has come: what failed until now has been mended."""
-        self._failures, self._alone_since = 0, None
+        self._failures = 0
+        self._absence.over()
         self._swarm.look_around()
 
-    async def mended(
-        self, circuit: Circuit, error: HivemintError, admit: Callable[[int], None]
-    ) -> list[RemoteSession]:
+    async def mended(self, circuit: Circuit, error: HivemintError, admit: Callable[[int], None]) -> list[RemoteSession]:
         """See `replace`; again with others, as long as there are any, or some may come back. Raises `error`, or what
         failed after it, where nothing is left to try."""
         failure, again = error, await self._may(circuit, error)
@@ -120,7 +109,7 @@ class Repair:
             except (SwarmError, ProofError, Refusal) as second:
                 if circuit.lost(second) - self._tried:  # a hop that had been counted on
                     failure, again = second, await self._may(circuit, second)
-                elif not (again := await self._may_come(second)):
+                elif not (again := await self._absence.may_end(second)):
                     raise failure from second  # what went wrong, not that no other way was left
         raise failure
 
@@ -131,23 +120,7 @@ class Repair:
         if isinstance(error, SessionLimit) and not isinstance(error, RoomLost):
             return False
         self._failures += 1
-        return isinstance(error, RoomLost) or self._swarm.another_way(error) or await self._may_come(error)
-
-    async def _may_come(self, error: HivemintError) -> bool:
-        """Of blocks that nobody serves now: whether somebody may come, or be back, who does. Takes a moment.
-
-        A node that is started anew is back within seconds; what the others have of the text is worth the wait.
-        """
-        if not isinstance(error, NodeGone | MissingBlocks) and getattr(error, "code", None) not in _GOING:
-            return False
-        now = time.monotonic()
-        if self._alone_since is None:
-            self._alone_since = now
-            log.info("a text waits for a node", seconds=self._wait, reason=str(error))
-        if now + _LOOK_AGAIN > self._alone_since + self._wait:
-            return False
-        await asyncio.sleep(_LOOK_AGAIN)
-        return True
+        return isinstance(error, RoomLost) or self._swarm.another_way(error) or await self._absence.may_end(error)
 
     async def replace(
         self, circuit: Circuit, error: HivemintError, admit: Callable[[int], None]
