@@ -9,8 +9,9 @@ wait for the first token from when the request was due, and a request's tokens a
 if nobody of them gets a token for long while some wait: the longest such pause is told, and their share of the tokens.
 
 `priority_throughput`: tokens a second with 8 paid and 8 free sessions at saturation, against the mean of 16 paid and
-of 16 free ones, among whom there is no priority; alternated, the median of the pairs. Both sides send the same prompts
-from as many client processes. What a lane costs beside its place in the queue (vouchers) is in both sides of it by halves.
+of 16 free ones, among whom there is no priority; alternated, the median of the pairs. Both sides send the same
+requests from as many client processes. What a lane costs beside its place in the queue (vouchers) is in both sides of
+it by halves.
 """
 
 import random

@@ -97,8 +97,7 @@ async def test_a_failure_that_nobody_waited_for_is_no_complaint_later() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     supervisor = Supervisor()
     supervisor.essential("the task", refuses())
-    while not supervisor.failure.done():
-        await asyncio.sleep(0)
+    await asyncio.wait([supervisor.failure])
     await supervisor.close()
     del supervisor
     gc.collect()

@@ -75,7 +75,7 @@ class Supervisor:
         if not self.failure.done():
             self.failure.cancel()
         elif not self.failure.cancelled():
-            self.failure.exception()  # seen, whether or not somebody waited for it: asyncio would complain at some later time
+            self.failure.exception()  # counts as seen: asyncio would complain at some later time
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
