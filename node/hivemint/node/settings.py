@@ -30,7 +30,8 @@ def _credits(value: Any) -> int:
     return int(value)
 
 
-Amount = Annotated[int, BeforeValidator(_credits), Field(ge=0, lt=2**96)]
+_AMOUNT = BeforeValidator(_credits)
+Amount = Annotated[int, _AMOUNT, Field(ge=0, lt=2**96)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -138,7 +139,7 @@ class NodeSettings(Settings):
     @classmethod
     def _as_written(cls, file: dict[str, Any]) -> dict[str, Any]:
         """`ask = 1` in the file means what `--ask 1` does: a credit, and not a wei of it."""
-        amounts = {name for name, field in cls.model_fields.items() if Amount.__metadata__[0] in field.metadata}
+        amounts = {name for name, field in cls.model_fields.items() if _AMOUNT in field.metadata}
         whole = {name for name in amounts & file.keys() if type(file[name]) is int}
         return file | {name: str(file[name]) for name in whole}
 
