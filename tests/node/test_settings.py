@@ -79,9 +79,6 @@ UHMC = 10**12
         ('ask_floor = "0.3 uHMC"', {}, {"ask": "auto"}, True, 3 * UHMC // 10),
         ('ask_ceiling = "50 nHMC"', {}, {"ask": "auto"}, True, UHMC // 20),
         ('ask_floor = "0.3 uHMC"', {}, {}, False, 10**11),
-        ("ask = 2", {}, {}, False, 2 * 10**18),
-        ("ask = 0.5", {}, {}, False, 10**18 // 2),
-        ("ask = 2", {"ASK": "3"}, {}, False, 3 * 10**18),
     ],
 )
 def test_an_ask_and_one_that_follows_the_higher_source_decides(

@@ -30,8 +30,7 @@ def _credits(value: Any) -> int:
     return int(value)
 
 
-_AMOUNT = BeforeValidator(_credits)
-Amount = Annotated[int, _AMOUNT, Field(ge=0, lt=2**96)]
+Amount = Annotated[int, BeforeValidator(_credits), Field(ge=0, lt=2**96)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -133,15 +132,8 @@ class NodeSettings(Settings):
         cls, settings_cls: type[BaseSettings], *args: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """In each source `ask` says whether the node follows others: it goes before an `ask_auto` of a lower one."""
-        *others, file = (source() for source in super().settings_customise_sources(settings_cls, *args, **sources))
-        return tuple(InitSettingsSource(settings_cls, _auto(source)) for source in (*others, cls._as_written(file)))
-
-    @classmethod
-    def _as_written(cls, file: dict[str, Any]) -> dict[str, Any]:
-        """`ask = 1` in the file means what `--ask 1` does: a credit, and not a wei of it."""
-        amounts = {name for name, field in cls.model_fields.items() if _AMOUNT in field.metadata}
-        whole = {name for name in amounts & file.keys() if type(file[name]) is int}
-        return file | {name: str(file[name]) for name in whole}
+        found = super().settings_customise_sources(settings_cls, *args, **sources)
+        return tuple(InitSettingsSource(settings_cls, _auto(source())) for source in found)
 
     @model_validator(mode="before")
     @classmethod
