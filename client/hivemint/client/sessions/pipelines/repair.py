@@ -114,7 +114,8 @@ class Repair:
         raise failure
 
     async def _may(self, circuit: Circuit, error: HivemintError) -> bool:
-        """Whether it is to be tried: `error` is about nodes of the circuit, and there are others, or room was lost."""
+        """Whether it is to be tried: `error` is about nodes of the circuit, and there are others, or some may come, or
+        room was lost. Where nobody is there yet it takes a moment."""
         if self._failures >= self._most or circuit.recalled or not circuit.lost(error):
             return False
         if isinstance(error, SessionLimit) and not isinstance(error, RoomLost):

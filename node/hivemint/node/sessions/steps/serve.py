@@ -72,9 +72,8 @@ class StepService:
                 queued = self._enqueue(step, data)
             confirmed = asyncio.create_task(self._confirm(step, data, awaited))
             output = await self.services.engine.finish(queued)
-            async with (
-                self.leaving
-            ):  # steps come here in order; whatever takes longer for one than for the next is behind
+            # Steps come here in order; whatever takes longer for one than for the next is behind it.
+            async with self.leaving:
                 encoded = await self._encode(output)
                 step.input_hash = await confirmed
                 if self.stands(step):
