@@ -65,7 +65,7 @@ def test_the_networks_own_thread_may_drop_it_too() -> None:
     async def drop() -> None:
         holding.clear()
 
-    loop.run(drop())
+    loop.run(drop)
     loop.join(5)
     assert (place.closed, loop.alive) == (1, False)
 
@@ -127,12 +127,12 @@ def test_a_fork_can_neither_use_nor_end_it() -> None:
 
     def act() -> None:
         with pytest.raises(SwarmError, match="belongs to the process that loaded it"):
-            loop.run(asyncio.sleep(0))
+            loop.run(asyncio.sleep, 0)
         holding.clear()
         membership.leave()
         assert place.closed == 0
 
     assert in_a_fork(act) == 0
-    loop.run(asyncio.sleep(0))
+    loop.run(asyncio.sleep, 0)
     membership.leave()
     assert place.closed == 1

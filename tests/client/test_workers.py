@@ -38,7 +38,7 @@ def test_as_many_work_at_once_as_there_may_be_and_no_more() -> None:
 def test_they_end_with_their_loop() -> None:
     loop = LoopThread()
     names: list[threading.Thread] = []
-    loop.run(asyncio.to_thread(lambda: names.append(threading.current_thread())))
+    loop.run(asyncio.to_thread, lambda: names.append(threading.current_thread()))
     loop.stop()
     names[0].join(5)
     assert not names[0].is_alive()
@@ -52,7 +52,7 @@ loop = LoopThread()
 def work():
     threading.main_thread().join()
     time.sleep(0.1)
-    print(loop.run(asyncio.to_thread(pow, 2, 5)))
+    print(loop.run(asyncio.to_thread, pow, 2, 5))
 threading.Thread(target=work).start()
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)

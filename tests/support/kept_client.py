@@ -68,7 +68,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     home = Path(job["home"])
     local, loop = LocalModel("tiny", Path(job["model"]), Home(home / "home")), LoopThread()
-    model: Any = SwarmModelForCausalLM(local, Ends.load(local), loop.run(client(job, local)), loop)
+    model: Any = SwarmModelForCausalLM(local, Ends.load(local), loop.run(client, job, local), loop)
     with model, model.conversation(keep=home / "talk") as talk:
         found, bill = talk.ids, Bill()
         say("found", ids=found[0].tolist(), note=talk.note)

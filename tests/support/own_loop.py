@@ -16,8 +16,8 @@ class Here:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+    def run(self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        return asyncio.run_coroutine_threadsafe(work(*args), self._loop).result(120)
 
     def call(self) -> AbstractContextManager[None]:
         return nullcontext()

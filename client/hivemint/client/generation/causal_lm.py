@@ -10,6 +10,7 @@
 There is no local K/V cache: each row of a batch has its sessions, and a step sends only the positions that are new.
 """
 
+import inspect
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,10 +99,8 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
                 ends, loop = Ends.load(local), LoopThread()
                 try:
                     tell(f"hivemint: joining the network {place.name}")
-                    joining = connect(
-                        local, network=place, wallet=wallet, password=password, home=home, adapter=adapter, **settings
-                    )
-                    made = cls(local, ends, loop.run(joining), loop)
+                    chosen = {"wallet": wallet, "password": password, "home": home, "adapter": adapter} | settings
+                    made = cls(local, ends, loop.run(lambda: connect(local, network=place, **chosen)), loop)
                 except BaseException:
                     loop.stop()
                     raise
@@ -219,12 +218,16 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         pads = [0] * batch if attention_mask is None else padding(attention_mask, batch, length)
         answer = max_new_tokens or self.generation_config.max_new_tokens or 20  # transformers' own default
         limit, swarm = min(self._ends.context, length + answer), self._offered(bid, max_price)
-        plans = [self._loop.run(swarm.plan(limit - 1 - pad)) for pad in pads]
+        plans = [self._loop.run(swarm.plan, limit - 1 - pad) for pad in pads]
         return summed(plans, [row[pad:] for row, pad in zip(input_ids, pads, strict=True)])
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of `swarm` in the network's thread and return its result."""
-        return self._loop.run(coroutine)
+        try:
+            return self._loop.run(lambda: coroutine)
+        finally:
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # the loop was closed, or an interrupt
+                coroutine.close()
 
     def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Token ids `[..., count]` of the positions `start ..` to what enters block 0, `[..., count, hidden]`."""

@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -36,38 +36,64 @@ class LoopThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. An interrupt of the waiting thread (Ctrl-C) cancels it and is passed on.
+    def run(self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """The result of the coroutine `work(*args)`. An interrupt of the waiting thread (Ctrl-C) cancels it and is
+        passed on.
 
-        Raises `SwarmError` when the loop is stopped already or stops meanwhile.
+        The coroutine is made in the loop's thread: an interrupt between its making and its start would leave it never
+        awaited, and Python's warning of that would be the program's last word. Raises `SwarmError` when the loop is
+        stopped already or stops meanwhile.
         """
         try:
-            return self._run(coroutine)
+            return self._run(work, args)
         except BaseException:
             if self.ending and threading.current_thread() is not threading.main_thread():
                 self._leave_call()
                 threading.Event().wait()  # a traceback of a daemon thread would be the program's last word
             raise
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if not self.alive:
-            coroutine.close()
-            raise self._ended()
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def _run(self, work: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]) -> T:
+        answer: Future[T] = Future()
         try:
+            self._begin_soon(answer, work, args)
             while True:
                 with suppress(TimeoutError):
-                    return future.result(GLANCE)
-                if future.done():  # the coroutine's own TimeoutError, or a result that came this moment
-                    return future.result()
+                    return answer.result(GLANCE)
+                if answer.done():  # the coroutine's own TimeoutError, or a result that came this moment
+                    return answer.result()
+                if not self.alive:
+                    raise self._ended()
         except CancelledError:
             raise SwarmError("this model was closed while it worked") from None
         except HivemintError as error:
             in_python(error)
             raise
         except BaseException:
-            future.cancel()
+            answer.cancel()
             raise
+
+    def _begin_soon(
+        self, answer: "Future[T]", work: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]
+    ) -> None:
+        """Have the loop run `work(*args)` for `answer`, unless that is cancelled before."""
+
+        def begin() -> None:
+            if not answer.cancelled():
+                task = self._loop.create_task(work(*args))
+                task.add_done_callback(lambda done: _copy(done, answer))
+                answer.add_done_callback(lambda done: self._cancel_with(done, task))
+
+        if not self.alive:
+            raise self._ended()
+        try:
+            self._loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:  # the loop was closed this moment
+            raise self._ended() from error
+
+    def _cancel_with(self, answer: "Future[T]", task: "asyncio.Task[T]") -> None:
+        if answer.cancelled() and not task.done():
+            with suppress(RuntimeError):  # the loop is closed, the task cancelled with it
+                self._loop.call_soon_threadsafe(task.cancel)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -137,6 +163,18 @@ class LoopThread:
             self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         finally:
             self._loop.close()
+
+
+def _copy(task: "asyncio.Task[T]", answer: "Future[T]") -> None:
+    """What came of `task` to who waits for `answer`, if anybody still does."""
+    if task.cancelled():
+        answer.cancel()
+    error = None if task.cancelled() else task.exception()
+    if answer.set_running_or_notify_cancel():
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(task.result())
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -240,7 +240,7 @@ class Turns:
     def _sign_off(self) -> None:
         self._found = None
         if (last := self.take()) is not None and self._loop.alive:
-            self._loop.run(last.close())
+            self._loop.run(last.close)
 
     def __enter__(self) -> "Turns":
         return self
@@ -309,7 +309,7 @@ class Sequences:
         """All ids so far `[batch, length]`, the newest among them: a talk that is kept has them on disk from now on."""
         row = self._rows[0] if len(self._rows) == 1 else None
         if self._conversation is not None and row is not None:
-            self._loop.run(self._conversation.write(row, ids[0, self._starts[0] :]))
+            self._loop.run(self._conversation.write, row, ids[0, self._starts[0] :])
 
     def advance(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`ids` `[batch, length]`, the texts so far, to the last block's output at their ends `[batch, hidden]`.
@@ -319,10 +319,10 @@ class Sequences:
         if not self._rows:
             self._begin(ids, mask)
             if len(self._rows) > 1 or self._conversation is not None:
-                self._loop.run(self._share(ids))
+                self._loop.run(self._share, ids)
         if len(self._rows) == 1 and self._rows[0] is not None:  # the common case, without a task per row
-            return self._loop.run(self._rows[0].advance(ids[0, self._starts[0] :]))
-        return self._loop.run(self._advance_all(ids))
+            return self._loop.run(self._rows[0].advance, ids[0, self._starts[0] :])
+        return self._loop.run(self._advance_all, ids)
 
     def whole(self, texts: list[torch.Tensor]) -> list[torch.Tensor]:
         """In place of steps: the last block's outputs at all positions of each text `[length]`, `[length, hidden]`."""
@@ -334,7 +334,7 @@ class Sequences:
         async def one(index: int, row: Sequence) -> None:
             states[index] = await row.advance(texts[index], "all")
 
-        self._loop.run(_together([one(index, row) for index, row in enumerate(self._all)]))
+        self._loop.run(lambda: _together([one(index, row) for index, row in enumerate(self._all)]))
         return [states[index] for index in range(len(texts))]
 
     async def _advance_all(self, ids: torch.Tensor) -> torch.Tensor:
@@ -378,7 +378,7 @@ class Sequences:
         if error is None and self._conversation is not None and len(self._rows) == 1 and self._rows[0] is not None:
             self._conversation.keep(self._rows[0])
             self._rows = []
-        failed = self._loop.run(self._end(cancel=interrupted))
+        failed = self._loop.run(lambda: self._end(cancel=interrupted))
         self._bill.spent += sum(row.spent for row in self._all)
         self._bill.replayed += sum(row.replayed for row in self._all)
         self._bill.paid_again += sum(row.paid_again for row in self._all)

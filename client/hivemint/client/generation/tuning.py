@@ -211,7 +211,7 @@ class RemoteBlocks(nn.Module):
     def close(self) -> None:
         """Sign off with all nodes. Harmless when called again."""
         if self._loop.alive:
-            self._loop.run(self._all(lambda lane, _: lane.close(), range(len(self._lanes))))
+            self._loop.run(self._all, lambda lane, _: lane.close(), range(len(self._lanes)))
 
     def __enter__(self) -> Self:
         return self
@@ -226,13 +226,14 @@ class RemoteBlocks(nn.Module):
     def run_forward(self, hidden: torch.Tensor) -> list[Trail]:
         """All sequences of `[B, T, hidden]`, as many at once as there are lanes."""
         rows = list(hidden.detach().to("cpu", torch.float32).contiguous())
-        return self._loop.run(self._all(lambda lane, index: lane.forward(rows[index]), range(len(rows))))
+        return self._loop.run(self._all, lambda lane, index: lane.forward(rows[index]), range(len(rows)))
 
     def run_backward(self, trails: Sequence[Trail], gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of all inputs, `[B, T, hidden]` fp32."""
         rows = list(gradient.detach().to("cpu", torch.float32).contiguous())
-        work = self._all(lambda lane, index: lane.backward(trails[index], rows[index]), range(len(rows)))
-        return torch.stack(self._loop.run(work))
+        return torch.stack(
+            self._loop.run(self._all, lambda lane, index: lane.backward(trails[index], rows[index]), range(len(rows)))
+        )
 
     async def _all(self, run: Callable[[TrainingRoute, int], Awaitable[T]], indices: range) -> list[T]:
         """`run` for each index, in order of lanes; the first error ends the others."""

@@ -86,13 +86,13 @@ class Crowd:
         self._asking: Any = None
 
     def __enter__(self) -> Self:
-        self._loop.run(self._join())
+        self._loop.run(self._join)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
         try:
-            self._loop.run(self._leave())
+            self._loop.run(self._leave)
         finally:
             self._loop.stop()
 
