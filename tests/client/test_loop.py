@@ -100,6 +100,8 @@ def test_results_and_errors_come_as_they_are(loop: LoopThread) -> None:
     assert loop.run(work, 3) == 3
     with pytest.raises(TimeoutError, match="its own"):
         loop.run(work, -1)
+    with pytest.raises(TypeError, match="positional argument"):
+        loop.run(work)
 
 
 def test_a_loop_that_is_stopped_says_so_before_and_meanwhile() -> None:

@@ -77,9 +77,12 @@ class LoopThread:
     ) -> None:
         """Have the loop run `work(*args)` for `answer`, unless that is cancelled before."""
 
+        async def worked() -> T:
+            return await work(*args)  # made within: its own errors are answers too
+
         def begin() -> None:
             if not answer.cancelled():
-                task = self._loop.create_task(work(*args))
+                task = self._loop.create_task(worked())
                 task.add_done_callback(lambda done: _copy(done, answer))
                 answer.add_done_callback(lambda done: self._cancel_with(done, task))
 

@@ -38,7 +38,7 @@ class Membership:
         _present.discard(self)
         try:
             if self.loop.alive:
-                self.loop.run(self.swarm.close())
+                self.loop.run(self.swarm.close)
         finally:
             self.loop.stop()
 
