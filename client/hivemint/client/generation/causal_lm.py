@@ -10,7 +10,6 @@
 There is no local K/V cache: each row of a batch has its sessions, and a step sends only the positions that are new.
 """
 
-import inspect
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,11 +222,7 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of `swarm` in the network's thread and return its result."""
-        try:
-            return self._loop.run(lambda: coroutine)
-        finally:
-            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # the loop was closed, or an interrupt
-                coroutine.close()
+        return self._loop.run_made(coroutine)
 
     def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Token ids `[..., count]` of the positions `start ..` to what enters block 0, `[..., count, hidden]`."""

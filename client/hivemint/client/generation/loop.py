@@ -1,6 +1,7 @@
 """One event loop in a thread of its own: the network side of a model whose public face is synchronous."""
 
 import asyncio
+import inspect
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -51,6 +52,14 @@ class LoopThread:
                 self._leave_call()
                 threading.Event().wait()  # a traceback of a daemon thread would be the program's last word
             raise
+
+    def run_made(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """`run`, of a coroutine that the caller has made."""
+        try:
+            return self.run(lambda: coroutine)
+        finally:
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # the loop was closed, or an interrupt
+                coroutine.close()
 
     def _run(self, work: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]) -> T:
         answer: Future[T] = Future()
