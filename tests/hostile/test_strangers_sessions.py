@@ -15,7 +15,7 @@ from hivemint.node.engine import seats
 from hivemint.node.engine.scheduler import Lane
 from hivemint.node.sessions import registry
 from hivemint.node.sessions.steps import inputs
-from hivemint.protocol.errors import LinkClosed
+from hivemint.protocol.errors import LinkClosed, Refusal
 from hivemint.protocol.ids import Credits, Step
 from hivemint.swarm.host import CONTROL, Host
 from hivemint.swarm.limits import PeerLimits
@@ -89,6 +89,28 @@ async def test_seats_of_one_network_are_few_whatever_peers_and_wallets(tiny_fold
         assert await busy(served, 22, by=third) == "This network has too many donated sessions"
         await served.open(signer(22), by=third, price=ASK)
         assert await busy(served, 23, by=third, price=ASK) == "This network has too many sessions"
+
+
+async def test_handshakes_are_given_back_to_who_is_charged_for_more_than_they_cost(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Sessions without end for whoever pays; dust and donated ones use the allowance up."""
+    limits = PeerLimits(handshakes_per_s=0.001, handshake_burst=3)
+    async with one_node(tiny_folder, tmp_path, limits=limits) as served:
+
+        async def once(number: int, count: int, price: int) -> None:
+            session = await served.open(signer(number), price=price, max_tokens=count)
+            await session.step(torch.randn(count, 32), 0)
+            await session.link.close()
+            await served.until(lambda: not len(served.host._links))
+
+        for number in range(5):
+            await once(20 + number, 16, ASK)
+        await once(30, 1, ASK)
+        await once(31, 16, 0)
+        await once(32, 15, ASK)
+        with pytest.raises(Refusal, match="handshakes a second"):
+            await served.open(signer(33), price=ASK)
 
 
 async def test_peers_of_no_known_network_stand_for_themselves(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Ten strangers against a real node: what each of them has is libp2p connections, keys that cost nothing, and time.
 
 `attack` runs one of `ATTACKS` for so many seconds and tells what came of it. Every peer id is a real one: a connection
-and a handshake of its own at the node's daemon (`thin_peer`). What is made up: all of them live on loopback, where a
-node counts each id for itself, so that its limits by network prefix never help it here; the wallets of `Target` are
-funded by whoever calls; that the chain is away is the caller's to arrange.
+and a handshake of its own at the node's daemon (`thin_peer`). They come from a network of their own (`gang.SOURCE`),
+whose limits they share, as strangers from one place do; `directory` alone is one id on the node's own loopback. What is
+made up: the wallets of `Target` are funded by whoever calls; that the chain is away is the caller's to arrange.
 """
 
 import asyncio

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,6 +24,8 @@ from support.thin_peer import ThinLink, ThinPeer
 BEAT = 0.7
 """Seconds between signs of life on a link: a node takes two of silence for an end."""
 ANSWER = 5.0
+SOURCE = "127.0.1.1" if sys.platform == "linux" else None
+"""Where they dial from: another /24 than the honest, which other systems' loopback does not have."""
 TROUBLE = (HivemintError, RefusedError, TimeoutError, AssertionError)
 """What a node's defence looks like from here; the last one: `NodeSession` was answered something else."""
 
@@ -65,7 +68,7 @@ class Gang:
     links: set[ThinLink] = field(default_factory=set)
 
     async def peer(self) -> ThinPeer:
-        made = await ThinPeer.connect(self.at.addresses[0])
+        made = await ThinPeer.connect(self.at.addresses[0], source=SOURCE)
         self.peers.append(made)
         self.told["ids"] += 1
         return made

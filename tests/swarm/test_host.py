@@ -204,6 +204,51 @@ async def test_too_many_handshakes_and_links_are_refused() -> None:
         assert refusal.value.retry_after > 0
 
 
+async def test_a_handshake_counts_for_nothing_once_its_link_was_worth_it() -> None:
+    limits = PeerLimits(handshakes_per_s=0.001, handshake_burst=2)
+    async with hosts(HostSettings(NETWORK, limits=limits), CLIENT) as (node, client):
+        ended: asyncio.Queue[None] = asyncio.Queue()
+
+        async def paying(link: Link) -> bool:
+            await link.wait_closed()
+            ended.put_nowait(None)
+            return True
+
+        async def idle(link: Link) -> None:
+            await link.wait_closed()
+
+        await node.serve(CONTROL, paying)
+        await node.serve(PUSH, idle)
+        for _ in range(4):
+            link = await client.dial(node.peer_id, node.addresses, CONTROL)
+            await link.close()
+            await ended.get()
+        for _ in range(2):
+            await (await client.dial(node.peer_id, node.addresses, PUSH)).close()
+        with pytest.raises(Refusal, match="handshakes a second"):
+            await client.dial(node.peer_id, node.addresses, PUSH)
+
+
+def test_what_is_given_back_is_never_more_than_was_taken() -> None:
+    limits = PeerLimits(
+        handshake_burst=2, prefix_handshake_burst=3, handshakes_per_s=1e-9, prefix_handshakes_per_s=1e-9
+    )
+    gate, one, other = Gate(limits), PeerKey(b"\1" * 32).peer_id, PeerKey(b"\2" * 32).peer_id
+    for peer in (one, other):
+        gate.enter(peer, 0.0, "net")
+    gate.give_back(one, "net")  # nobody has taken any
+    for peer in (one, one, other):
+        gate.check(peer, 0.0, "net")
+    for peer in (one, other):
+        with pytest.raises(Refusal, match="handshakes a second"):
+            gate.check(peer, 0.0, "net")
+    gate.give_back(one, "net")
+    gate.check(other, 0.0, "net")
+    with pytest.raises(Refusal, match="handshakes a second"):
+        gate.check(one, 0.0, "net")
+    gate.give_back(PeerKey(b"\3" * 32).peer_id, "elsewhere")
+
+
 def test_the_gate_refills_and_forgets() -> None:
     gate, peer = Gate(PeerLimits(handshakes_per_s=2, handshake_burst=1, links=2)), PeerKey(b"\1" * 32).peer_id
     gate.enter(peer, 0.0)

@@ -220,8 +220,11 @@ class Node:
             expires=self.kit.host.clock.now() + LIFETIME,
         )
 
-    async def _control(self, link: Link) -> None:
-        await Conversation(self._services, link).run()
+    async def _control(self, link: Link) -> bool:
+        """Whether the client was charged for more than the handshake cost."""
+        conversation = Conversation(self._services, link)
+        await conversation.run()
+        return conversation.session is not None and conversation.session.pays
 
     async def _publish(self) -> None:
         """A record that cannot be stored is told, and stored at one of the next looks."""

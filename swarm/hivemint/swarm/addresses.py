@@ -97,12 +97,17 @@ def is_name(address: str) -> bool:
 def prefix_of(address: str, *, loopback: bool = False) -> str | None:
     """The network that a peer's connection comes from: /24 of IPv4, /56 of IPv6. None: the address says nothing.
 
-    On loopback everybody is the same machine; that counts as one network only where the caller says so.
+    On 127.0.0.1 everybody is the same machine; that counts as one network only where the caller says so. Another
+    loopback network was given to somebody on purpose, and counts.
     """
     host = host_of(address)
-    if host is None or is_relayed(address) or (host.is_loopback and not loopback):
+    if host is None or is_relayed(address):
         return None
-    return str(ip_network((host, PREFIX_4 if host.version == 4 else PREFIX_6), strict=False))
+    found = str(ip_network((host, PREFIX_4 if host.version == 4 else PREFIX_6), strict=False))
+    return None if found in _THIS_MACHINE and not loopback else found
+
+
+_THIS_MACHINE = ("127.0.0.0/24", "::/56")
 
 
 def within_reach(addresses: Iterable[str], *, private: bool, names: bool = True) -> list[str]:

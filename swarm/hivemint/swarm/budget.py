@@ -23,6 +23,10 @@ class Budget:
         self.left -= units
         return True
 
+    def give_back(self, units: float = 1.0) -> None:
+        """What was taken and turned out not to count."""
+        self.left = min(self.burst, self.left + units)
+
     def wait(self, units: float = 1.0) -> float:
         """Seconds until `units` are there, counted from the last look."""
         return max(0.0, (units - self.left) / self.rate)

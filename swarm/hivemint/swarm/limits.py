@@ -16,17 +16,18 @@ from hivemint.swarm.messages import MIB, Code
 
 @dataclass(frozen=True, slots=True)
 class PeerLimits:
-    """Of a remote peer, of all peers of one network prefix, and of all together.
+    """Of a remote peer, of all peers of one network prefix, and of all together. A handshake whose link was worth it
+    (its handler says so: a session that was charged for) does not count in the end.
 
-    `loopback`: peers of this machine share a prefix like others. Without it each of them stands for itself, as a
-    testnet's nodes and clients all live there.
+    `loopback`: peers of 127.0.0.1 share a prefix like others. Without it each of them stands for itself, as a testnet's
+    nodes and clients all live there.
     """
 
     handshakes_per_s: float = 20.0
     handshake_burst: int = 64
     links: int = 256
     bytes: int = 192 * MIB
-    prefix_handshakes_per_s: float = 60.0
+    prefix_handshakes_per_s: float = 20.0
     prefix_handshake_burst: int = 256
     prefix_links: int = 1024
     prefix_bytes: int = 384 * MIB
@@ -80,9 +81,19 @@ class Gate:
             raise _too_many(f"{limits.prefix_links} links are open from this network", 1.0)
         if self._links > limits.total_links and group.links * len(self._prefixes) > self._links:
             raise _too_many(f"{self._links} links are open, and this network has more than its share", 5.0)
+        taken: list[Budget] = []
         for budget in (usage.handshakes, group.handshakes):
             if not budget.take(now):
+                for other in taken:
+                    other.give_back()
                 raise _too_many(f"more than {budget.rate:g} handshakes a second", budget.wait())
+            taken.append(budget)
+
+    def give_back(self, peer: PeerId, prefix: Hashable = None) -> None:
+        """A handshake that led to paid work."""
+        for usage in (self._peers.get(peer), self._prefixes.get(prefix or peer)):
+            if usage is not None:
+                usage.handshakes.give_back()
 
     def leave(self, peer: PeerId, prefix: Hashable = None) -> None:
         for usage in (self._peers.get(peer), self._prefixes.get(prefix or peer)):

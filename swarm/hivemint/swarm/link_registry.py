@@ -17,7 +17,8 @@ from hivemint.swarm.link import Link
 from hivemint.swarm.messages import Code, Hello, Refused
 
 log = structlog.get_logger(__name__)
-Handler = Callable[[Link], Awaitable[None]]
+Handler = Callable[[Link], Awaitable[bool | None]]
+"""Ends when its link does; True: the peer has paid for more than the link cost."""
 
 
 class LinkRegistry:
@@ -73,7 +74,8 @@ class LinkRegistry:
             self._gate.check(peer, _now(), prefix)
             async with asyncio.timeout(HELLO_LIMIT):
                 await answer(link, self._badge, hello)
-            await handler(link)
+            if await handler(link):
+                self._gate.give_back(peer, prefix)
         except Refusal as error:
             reason = str(error)
             self.refusals[error.code] += 1

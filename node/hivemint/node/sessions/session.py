@@ -16,6 +16,8 @@ from hivemint.protocol.receipt import CheckedReceipt, CheckedVoucher, Countersig
 from hivemint.swarm.messages import Code, Limits, Refused, StepReceipt, StepRequest, Tensor
 
 START = Step(0)
+OPENING = 16
+"""Positions whose price is worth a session's opening, signatures and books included: some 5 ms of a processor."""
 
 
 @dataclass(eq=False, slots=True)
@@ -124,6 +126,11 @@ class ServedSession:
     def pending(self) -> list[TakenStep]:
         """Taken steps without an answer, in order."""
         return [step for step in self.steps.values() if step.answer is None]
+
+    @property
+    def pays(self) -> bool:
+        """Whether its client was charged for more than opening a session costs a node, about."""
+        return self.spent >= OPENING * self.terms.price > 0
 
     def price_of(self, request: StepRequest) -> int:
         """In wei."""
