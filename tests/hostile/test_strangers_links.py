@@ -13,6 +13,7 @@ from hivemint.node.sessions.inbox import Inbox
 from hivemint.protocol.errors import LinkClosed, ProtocolError, Refusal, SwarmError
 from hivemint.protocol.ids import PeerId, SessionId, Step
 from hivemint.swarm import link as link_module
+from hivemint.swarm.addresses import prefix_of
 from hivemint.swarm.frames import HEAD, pack
 from hivemint.swarm.held import Held
 from hivemint.swarm.host import CONTROL, PUSH, Host, HostSettings
@@ -185,6 +186,26 @@ async def test_messages_that_cost_nothing_have_a_budget(message: Ping | Cancel, 
                 await here.send(message)
         assert "too many" in await reason(there)
         await draining
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("/ip4/127.0.0.1/tcp/1", None),
+        ("/ip4/127.0.0.77/tcp/1", None),
+        ("/ip6/::1/tcp/1", None),
+        ("/ip6/::ffff:127.0.0.1/tcp/1", None),
+        ("/ip4/127.0.1.1/tcp/1", "127.0.1.0/24"),
+        ("/ip4/192.0.2.7/tcp/1", "192.0.2.0/24"),
+        ("/ip6/::ffff:192.0.2.7/tcp/1", "192.0.2.0/24"),
+        ("/ip6/2001:db8:1:2ff::7/tcp/1", "2001:db8:1:200::/56"),
+        ("/ip4/192.0.2.7/tcp/1/p2p/12D3/p2p-circuit", None),
+        ("/dns4/localhost/tcp/1", None),
+    ],
+)
+def test_whose_network_an_address_is_in(address: str, network: str | None) -> None:
+    """This machine's own says nothing; another loopback network does."""
+    assert prefix_of(address) == network
 
 
 async def test_ids_of_one_network_share_its_links_and_handshakes() -> None:

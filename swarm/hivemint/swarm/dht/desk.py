@@ -27,7 +27,7 @@ MOST_KEYS = 16
 MOST_REQUEST = 128 * 1024
 MOST_ANSWER = 1000 * 1024
 """Below `daemon.MAX_MESSAGE`: what is larger never arrives, and the asker waits in vain."""
-UNITS, UNITS_AT_ONCE = 1000.0, 4000.0
+UNITS, UNITS_AT_ONCE = 500.0, 4000.0
 ALL_UNITS, ALL_UNITS_AT_ONCE = 4000.0, 8000.0
 SIGNATURES, SIGNATURES_AT_ONCE = 20.0, 100.0
 """Records a second, of one prefix, whose signatures are not known yet."""
