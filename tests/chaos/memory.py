@@ -20,8 +20,11 @@ from chaos import invariants
 from chaos.conduct import World, arguments
 from chaos.schedule import SHORT, draw
 
-WARM_UP, MEASURED, EACH = 600, 1000, 100
-"""Sessions before the first look, between the middles of the first and the last looks, and from look to look."""
+WARM_UP, WARM_AT_LAST, MEASURED, EACH = 600, 2000, 1000, 100
+"""Sessions before the first look, at least and at most; between the middles of the first and the last looks; and from
+look to look."""
+WARM = 0.005
+"""By less than so much all kinds have grown over the last looks, when they are warm. What leaks never is."""
 WINDOW = 3
 """Looks at either end whose median is compared."""
 MOST = 0.02
@@ -60,11 +63,22 @@ def growth(series: list[int]) -> float:
     return statistics.median(series[-WINDOW:]) / statistics.median(series[:WINDOW]) - 1
 
 
+def warm(looks: list[dict[str, int]]) -> bool:
+    """Whether the processes have what they keep for good: buffers, pools, the daemons' heaps."""
+    last = looks[-WINDOW:]
+    return len(looks) > WARM_UP // EACH and all(
+        max(one[kind] for one in last) < last[0][kind] * (1 + WARM) for kind in last[0]
+    )
+
+
 def measure(world: World) -> tuple[dict[str, float], dict[str, list[int]], list[str]]:
     """Growth of each kind of process, the looks that it comes of, and what is wrong."""
     watched = processes(world)
-    failed = sum(had(world, EACH) for _ in range(WARM_UP // EACH))
-    looks = [look(watched)]
+    failed, before = 0, [look(watched)]
+    while not warm(before) and len(before) <= WARM_AT_LAST // EACH:
+        failed += had(world, EACH)
+        before.append(look(watched))
+    looks = before[-1:]
     for _ in range(MEASURED // EACH + WINDOW - 1):
         failed += had(world, EACH)
         looks.append(look(watched))

@@ -39,6 +39,8 @@ SHARED = 24
 """Tokens that the texts of a batch begin with alike."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
 """What states may differ by: batches of other sizes round otherwise."""
+TIE = 2e-5
+"""Of logits about 10: some twenty roundings of one."""
 REST = 1.0
 """Seconds until a thread asks again after an error, as people do."""
 
@@ -108,10 +110,18 @@ class Asker:
         if samples:
             torch.manual_seed(item.seed)
         theirs = self._whole.generate(ids, attention_mask=mask, **how)
-        if not torch.equal(ours, theirs):
+        if not torch.equal(ours, theirs) and (samples or not self._as_good(ours, ids.shape[1])):
             where = (ours != theirs).nonzero().tolist()[:1] if ours.shape == theirs.shape else [ours.shape]
             raise Differs(f"the text differs from {where} on, after a prompt of {ids.shape[1]} tokens")
         return ours
+
+    def _as_good(self, ours: torch.Tensor, start: int) -> bool:
+        """Whether each token of a greedy answer `[rows, length]` is one that the library could have taken: its logit is
+        the greatest there, within what batches of other sizes round otherwise. From a tie on both texts are right."""
+        with torch.no_grad():
+            logits = self._whole(ours).logits[:, start - 1 : -1]
+        taken = logits.gather(-1, ours[:, start:, None]).squeeze(-1)
+        return bool((logits.amax(-1) - taken <= TIE).all())
 
     def _cropped(self, item: Item, dice: torch.Generator) -> None:
         """A bare pipeline goes back to an earlier position and on with other tokens."""

@@ -224,3 +224,28 @@ def test_another_operators_record_is_not_taken_for_a_checked_one() -> None:
     swapped = type(forged)(record.signed.payload, forged.operator_signature, forged.peer_signature)
     with pytest.raises(ProofError, match=r"is forged|does not hold"):
         check_record(swapped.to_bytes())
+
+
+async def test_of_those_that_failed_each_gets_its_turn() -> None:
+    """Two for the same blocks, both set aside: who failed last comes last, however good it looks."""
+    first, second, rest = FakeNode(0, 15), FakeNode(0, 15), FakeNode(15, 30)
+    nodes, *_ = made(first, second, rest)
+    await nodes.usable()
+    turns = []
+    nodes.set_aside([first.peer], 60)
+    nodes.set_aside([second.peer], 60)
+    for _ in range(4):
+        (again,) = [one.peer for one in await nodes.usable() if one.peer != rest.peer]
+        turns.append(again)
+        nodes.set_aside([again], 60, reason="it failed")
+    assert turns == [first.peer, second.peer] * 2
+
+
+async def test_who_is_busy_comes_before_who_failed_and_a_liar_not_at_all() -> None:
+    busy, failed, liar, rest = FakeNode(0, 15), FakeNode(0, 15), FakeNode(0, 15), FakeNode(15, 30)
+    nodes, *_ = made(busy, failed, liar, rest)
+    await nodes.usable()
+    nodes.set_aside([liar.peer], 60, lied=True)
+    nodes.set_aside([failed.peer], 60)
+    nodes.set_aside([busy.peer], 60, busy=True)
+    assert {one.peer for one in await nodes.usable()} == {busy.peer, rest.peer}

@@ -71,8 +71,10 @@ class Nodes:
     async def usable(self) -> list[CheckedRecord]:
         """Registered with the peer id that they show, and not set aside.
 
-        A node that merely failed counts again where blocks are left that nobody else serves; one that lied does not.
-        Nodes that the user does not allow are among them: a plan leaves them out, by name. Raises SwarmError.
+        A node that merely failed counts again where blocks are left that nobody else serves, the one first whose
+        failure is the longest ago: so each of several gets its turn, and not the best of them, dead by now, all turns.
+        One that lied does not. Nodes that the user does not allow are among them: a plan leaves them out, by name.
+        Raises SwarmError.
         """
         if self._age > LOOK_UP_GOOD:
             await self._asked()
@@ -80,12 +82,13 @@ class Nodes:
         rested = self._without(out)
         if self._covers(rested):
             return rested
-        left = self._every & ~self._served(rested)
-        return [
-            one
-            for one in self._without(self._aside.liars())
-            if one.peer not in out or left & served_blocks([one.record])
-        ]
+        again, left = [], self._every & ~self._served(rested)
+        failed = [one for one in self._without(self._aside.liars()) if one.peer in out]
+        for one in sorted(failed, key=lambda one: self._aside.since(one.peer)):
+            if left & self._served([one]):
+                again.append(one)
+                left &= ~self._served([one])
+        return rested + again
 
     async def view(self) -> NodeView:
         """The same, as planning sees them: made anew only if a record has changed, or who is set aside."""

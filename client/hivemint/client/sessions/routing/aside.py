@@ -82,6 +82,11 @@ class Aside:
             del self._busy[peer]
         return {peer for peer in self._marks if self._left_out(peer, now)} | set(self._busy)
 
+    def since(self, peer: PeerId) -> float:
+        """When it misbehaved last, by the monotonic clock; minus infinity: never, as far as is known."""
+        mark = self._marks.get(peer)
+        return float("-inf") if mark is None else mark.since
+
     def reason(self, peer: PeerId) -> str:
         """Why it is left out, and for how long, in a few words; "" if it is not."""
         now, mark = time.monotonic(), self._marks.get(peer)
