@@ -285,7 +285,7 @@ def test_a_mistyped_node_gets_no_credits(place: Place, wrong: str, tmp_path: Pat
         "long": place.node + "0",
         "nobody": "0x" + "00" * 19 + "de",
     }[wrong]
-    fund = ("account", "fund", "1", "--node", node, "--wallet", "dave", "--network", place.network)
+    fund = ("account", "fund", "1", "--node", node, "--wallet", "dave", "--network", place.network, "--yes")
     what = "is no registered node" if wrong == "nobody" else "is not an address"
     assert what in place.refusal(*fund)
     assert what in place.refusal(*fund, "--sign-only", tmp_path / "order.json")
@@ -313,7 +313,7 @@ def test_a_path_is_told_as_it_is(place: Place, tmp_path: Path) -> None:
 def test_a_payout_that_is_no_address(place: Place) -> None:
     common = ("--wallet", "bob", "--network", place.network)
     assert "'0x12' is not an address" in place.refusal("node", "register", "--payout", "0x12", *common)
-    assert "too" in place.refusal("account", "fund", "1", "--node", place.node, *common)
+    assert "too" in place.refusal("account", "fund", "1", "--node", place.node, "--yes", *common)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])

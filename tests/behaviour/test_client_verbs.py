@@ -152,14 +152,14 @@ def test_an_accounts_life(testchain: TestChain) -> None:
     assert told(account.app, "list", *common) == []
     assert told(wallets.app, "show", "ann", *common[:2])["credits"] == 100 * ONE_CREDIT
 
-    assert told(account.app, "fund", "2.5", "--node", node_name(node), *common)["block"] > 0
+    assert told(account.app, "fund", "2.5", "--node", node_name(node), "--yes", *common)["block"] > 0
     testchain.devchain.mine()
     (row,) = told(account.app, "list", *common)
     assert (row["left"], row["waiting"]) == (25 * 10**17, 0)
     assert (row["node"], row["balance"], row["collected"], row["state"]) == (node, 25 * 10**17, 0, "open")
     listed = RUNNER.invoke(account.app, ["list", *common]).stdout
     assert f"the account at {named(node)}\n  left 2.5 HMC; balance 2.5 HMC" in listed  # on one line, to be copied
-    too_much = error_of(account.app, "fund", "1000", "--node", node, *common)
+    too_much = error_of(account.app, "fund", "1000", "--node", node, "--yes", *common)
     assert isinstance(too_much, BadInput)
     assert "1,000 HMC in all" in too_much.why
     assert "97.5 HMC" in too_much.why

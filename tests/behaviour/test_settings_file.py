@@ -30,6 +30,8 @@ def test_each_kind_reads_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("node = 3\n", "node is no table", r"below a line \[node\]"),
         ("[node]\nmax_row = 3\n", "There is no setting max_row", r"did you mean max_rows\?"),
         ("[node]\nask = -1\n", "The setting ask cannot be used", r"HIVEMINT_ASK or \[node\] of config.toml"),
+        ("[node]\nask = 1\n", "The setting ask cannot be used", 'ask = "1" for credits or ask = "1 wei"'),
+        ("[node]\ndust = 5\n", "could mean credits or wei", 'dust = "5"'),
         ("[node]\nask = true\n", "The setting ask cannot be used", "HIVEMINT_ASK"),
         ("[node]\nask = [1]\n", "The setting ask cannot be used", "HIVEMINT_ASK"),
         ("[node]\nask = inf\n", "The setting ask cannot be used", "HIVEMINT_ASK"),
@@ -47,7 +49,7 @@ def test_what_nobody_would_read_is_refused(tmp_path: Path, text: str, what: str,
             read_table(Home.open(tmp_path), "client")
 
 
-@pytest.mark.parametrize("written", ["0.5", '"0.5"', "500000000000000000"])
+@pytest.mark.parametrize("written", ["0.5", '"0.5"', '"500000000000000000 wei"'])
 def test_an_amount_with_a_point_is_in_credits(tmp_path: Path, written: str) -> None:
     (tmp_path / "config.toml").write_text(f"[node]\nask = {written}\n")
     assert NodeSettings.load(Home.open(tmp_path)).ask == 5 * 10**17

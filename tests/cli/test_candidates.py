@@ -117,7 +117,7 @@ def test_who_asks_more_than_the_ceiling_gets_nothing_unless_named_by_hand(
     network = _sees(monkeypatch, testchain, cheap, usual, absurd)
     monkeypatch.setattr("hivemint.cli.wallet.funding.load_network", lambda _: network)
     one, two, three = (node.operator.address for node in (cheap, usual, absurd))
-    common = ["--no-dial", "--wallet", "ann"]
+    common = ["--no-dial", "--yes", "--wallet", "ann"]
 
     auto = ["fund", "--auto", "--keep", "3", "--budget", "3.5", *common]
     first = told(account.app, *auto)

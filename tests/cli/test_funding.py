@@ -26,36 +26,45 @@ def test_accounts_are_topped_up_within_a_days_budget(testchain: TestChain) -> No
     common = ["--network", str(testchain.network.path), "--wallet", "ann"]
     named = [word for node in nodes for word in ("--node", node)]
 
-    shown = RUNNER.invoke(account.app, ["fund", "2", "--node", nodes[0], *common])
+    shown = RUNNER.invoke(account.app, ["fund", "2", "--node", nodes[0], "--yes", *common])
     assert shown.exit_code == 0, shown.output
     assert f"the account at {node_name(nodes[0])} ({nodes[0]})\n  gets 2 HMC" in shown.output
     assert "in all  2 HMC of the wallet's 200 HMC" in shown.output
     assert "2 HMC deposited in 1 account" in shown.output
 
-    auto = ["fund", "--auto", "--keep", "3", "--budget", "3.5", *named, *common]
+    auto = ["fund", "--auto", "--keep", "3", "--budget", "3.5", "--yes", *named, *common]
     first = told(account.app, *auto)
     wanted = {nodes[1]: 3 * ONE_CREDIT, nodes[0]: ONE_CREDIT // 2}
     assert first["deposits"] == wanted, "the emptiest first, and never more than the budget"
     again = told(account.app, *auto)
     assert (again["transaction"], again["deposits"]) == (None, {}), "the day's budget is used, by another process too"
-    more = told(account.app, *auto[:5], "4", *named, *common)
+    more = told(account.app, *auto[:5], "4", "--yes", *named, *common)
     assert more["deposits"] == {nodes[0]: ONE_CREDIT // 2}
     testchain.devchain.mine()
     rows = {row["node"]: row["left"] for row in told(account.app, "list", *common)}
     assert rows == {nodes[0]: 3 * ONE_CREDIT, nodes[1]: 3 * ONE_CREDIT}
 
     told(account.app, "thaw", nodes[0], *common)
-    left_out = told(account.app, "fund", "1", *named, *common)
+    left_out = told(account.app, "fund", "1", "--yes", *named, *common)
     assert list(left_out["deposits"]) == [nodes[1]]
     assert "account cancel" in left_out["left_out"][nodes[0]]
-    alone = error_of(account.app, "fund", "1", "--node", nodes[0], *common)
+    alone = error_of(account.app, "fund", "1", "--yes", "--node", nodes[0], *common)
     assert isinstance(alone, SwarmError)
     assert "thaws" in alone.why
     (thawing,) = [row for row in told(account.app, "list", *common) if row["node"] == nodes[0]]
     assert (thawing["left"], thawing["state"][:12]) == (0, "thaws until ")
 
-    poor = error_of(account.app, "fund", "500", "--node", nodes[1], *common)
+    poor = error_of(account.app, "fund", "500", "--yes", "--node", nodes[1], *common)
     assert "testnet faucet" in poor.next_step
+
+
+def test_nothing_is_deposited_where_nobody_can_be_asked(testchain: TestChain) -> None:
+    """As `wallet send`: a script says --yes. Before a password is asked for, and before the chain is."""
+    words = ["fund", "2", "--network", str(testchain.network.path), "--wallet", "nobody"]
+    for more in ([], ["--json"]):
+        refused = error_of(account.app, *words, *more)
+        assert isinstance(refused, BadInput)
+        assert "add --yes" in refused.next_step
 
 
 def test_a_no_deposits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

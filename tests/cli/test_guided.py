@@ -49,12 +49,15 @@ def typed(monkeypatch: pytest.MonkeyPatch, answers: list[str], passwords: list[s
 WISH = guided.StartWish("a-model", None, None, None, None, None, new_books=False, yes=False)
 
 
+HORSES = ["correct horse", "another horse"]
+
+
 def test_slips_with_a_new_wallet_are_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, passwords = ["my node", "../x", "mine"], ["one", "another", "", "", "a word", "a word"]
+    answers, passwords = ["my node", "../x", "mine"], ["a word", *HORSES, HORSES[0], HORSES[0]]
     typed(monkeypatch, answers, passwords)
     name, signer = guided._wallet(Home.open(), WISH)
     assert (name, answers, passwords) == ("mine", [], [])
-    assert keystore.Keystores().unlock("mine", "a word").address == signer.address
+    assert keystore.Keystores().unlock("mine", HORSES[0]).address == signer.address
 
 
 def test_a_slip_with_a_wallet_of_several_is_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +104,7 @@ def test_a_wallet_that_a_node_serves_with_is_not_offered_and_a_new_one_can_be_ha
     told = {"model": "m", "blocks": "0:1", "credits": {}, "reasons": {}, "pid": os.getpid(), "at": time.time()}
     status.write_text(json.dumps(told))
     asked: list[str] = []
-    typed(monkeypatch, [], ["a word", "a word"])
+    typed(monkeypatch, [], [HORSES[0], HORSES[0]])
     answers = ["new", "mine"]
 
     def prompt(text: str, **_: object) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hivemint.cli.console import emit
 from hivemint.cli.node import verbs
-from hivemint.cli.node.standing import STATUS_SIZE, LastSeen, last_seen, running, show
+from hivemint.cli.node.standing import STATUS_SIZE, LastSeen, brought_up, last_seen, running, show
 from hivemint.ledger.books.journal import Journal
 from hivemint.node.status import Snapshot
 from hivemint.protocol.errors import BadInput, ConfigError
@@ -52,6 +52,18 @@ def test_running_stopped_and_ended_without_a_word(tmp_path: Path) -> None:
         assert "without a word" in found["state"]
     assert last_seen(tmp_path / "none.json") is None
     assert "never started" in running(None, NOW)["state"]
+
+
+def test_what_was_claimed_since_it_stopped_is_no_longer_left_to_collect(tmp_path: Path) -> None:
+    flow = {"settled": 10, "minted": 9, "unsettled": 100, "donated_minted": 5, "earned": 14, "signed": 120}
+    reasons = {"settled": "less than a settlement is worth", "donated": "next epoch"}
+    before = seen(tmp_path, SEEN | {"stopped": NOW, "flow": flow, "reasons": reasons})
+    books = {"settled": 110, "minted": 104, "unsettled": 0, "earned": 104, "donated_minted": 0, "signed": 120}
+    after = brought_up(before, books)
+    assert after.flow == flow | {"settled": 110, "minted": 104, "unsettled": 0, "earned": 109}
+    assert after.reasons == {"donated": "next epoch"}
+    for same in ({}, books | {"settled": 10}, books | {"settled": 0}):
+        assert brought_up(before, same) == before
 
 
 def test_all_that_a_node_writes_is_read() -> None:

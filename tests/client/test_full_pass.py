@@ -1,5 +1,6 @@
 """`model(ids)`: logits of whole texts through the swarm, as transformers' own model tells them."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hivemint.client.generation.causal_lm import SwarmModelForCausalLM
 from hivemint.client.generation.ends import Ends
+from hivemint.client.generation.full_pass import check_ids
 from hivemint.client.generation.loop import LoopThread
 from hivemint.model.local_models import LocalModel
 from hivemint.protocol.errors import BadInput, SwarmError
@@ -111,3 +113,32 @@ def test_what_cannot_be_passed_is_refused_with_the_way_that_there_is(given: Any,
 def test_a_bid_counts_for_a_pass_too(model: Any, swarm: LocalSwarm) -> None:
     model(IDS[:1], bid="2x")
     assert swarm.offers == [("2x", None)]
+
+
+GOOD = torch.tensor([[1, 5]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        (GOOD.float(), "are torch.float32"),
+        (GOOD.bool(), "are torch.bool"),
+        (GOOD[0], "have the shape (2,)"),
+        (GOOD[None], "have the shape (1, 1, 2)"),
+        (GOOD[:, :0], "have the shape (1, 0)"),
+        (GOOD[:0], "have the shape (0, 2)"),
+        (torch.tensor([[-1, 5]]), "are from -1 to 5"),
+        (torch.tensor([[1, 10]]), "are from 1 to 10"),
+        ([[1, 5]], "are a list"),
+        ("hello", "are a str"),
+        (GOOD.numpy(), "are a ndarray"),
+    ],
+)
+def test_what_is_no_prompt(ids: Any, told: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(told)):
+        check_ids(ids, 10)
+
+
+@pytest.mark.parametrize("ids", [None, GOOD, GOOD.int(), torch.tensor([[0, 9]])])
+def test_what_is_one(ids: Any) -> None:
+    check_ids(ids, 10)

@@ -61,7 +61,7 @@ def test_a_developer_can_pay_in_the_first_minute(home: Path) -> None:
     assert bob["credits"] > 0
 
     (amount,) = [words.split()[3] for words in up.stdout.splitlines()[-1:] for words in [words.partition("pay ")[2]]]
-    funded = told(place, "account", "fund", amount, "--wallet", "bob")
+    funded = told(place, "account", "fund", amount, "--wallet", "bob", "--yes")
     assert (len(funded["deposits"]), funded["left_out"]) == (2, {})
     (count,) = funded["answers"].values()
     assert count >= 1, funded
@@ -80,6 +80,6 @@ def test_a_developer_can_pay_in_the_first_minute(home: Path) -> None:
 
     dead = next(one for one in told(place, "testnet", "status")["processes"] if one["name"] == "carol-node")
     os.kill(dead["pid"], signal.SIGKILL)
-    alone = told(place, "account", "fund", "1 wei", "--wallet", "alice")
+    alone = told(place, "account", "fund", "1 wei", "--wallet", "alice", "--yes")
     assert len(alone["deposits"]) == len(alone["left_out"]) == 1, "a dead node gets nothing, and is named"
     assert alone["total_wei"] == 1

@@ -77,7 +77,7 @@ def test_a_node_from_nothing(net: LocalNet, environment: dict[str, str]) -> None
         terminal.press("correct horse\n")
         terminal.expect("Once more")
         terminal.press("correct horse\n")
-        asked = terminal.expect("hivemint testnet faucet node")
+        asked = terminal.expect("hivemint testnet faucet 0x")
         assert re.search(r"holds 0 coins; a node needs 1\.\d+ coins: 1 coin of stake, which stay yours", asked)
         (address,) = set(re.findall(r"0x[0-9a-fA-F]{40}", asked))
         DevChain(net.network.rpc_url).rpc("hardhat_setBalance", address, hex(2 * COIN))

@@ -120,11 +120,13 @@ def test_where_passwords_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(BadInput, match="no terminal"):
         read_password("alice")
     monkeypatch.setattr("os.isatty", lambda _: True)
-    answers = iter(["one", "two", "same", "same"])
+    answers = iter(["1234567", "correct horse", "another horse", "correct horse", "correct horse"])
     monkeypatch.setattr("getpass.getpass", lambda _: next(answers))
+    with pytest.raises(BadInput, match="7 characters guards nothing"):
+        read_password("alice", confirm=True)
     with pytest.raises(BadInput, match="differ"):
         read_password("alice", confirm=True)
-    assert read_password("alice", confirm=True) == "same"
+    assert read_password("alice", confirm=True) == "correct horse"
     with pytest.raises(ConfigError, match="cannot be read"):
         read_password("alice", file=tmp_path / "none")
 

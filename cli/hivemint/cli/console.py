@@ -85,6 +85,12 @@ def show_error(error: HivemintError) -> None:
         err.print(line, soft_wrap=True, highlight=False)
 
 
+NO_NETWORK = (
+    "pass --network FILE or set HIVEMINT_NETWORK; of a testnet on this machine `hivemint testnet env` prints it, and "
+    "`hivemint testnet up` starts one"
+)
+
+
 def need(value: Any, what: str, next_step: str) -> Any:
     """A setting that a verb cannot do without."""
     if value is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import uvicorn
 
-from hivemint.cli.console import NetworkOption, log_to, need, out, run_async
+from hivemint.cli.console import NO_NETWORK, NetworkOption, log_to, need, out, run_async
 from hivemint.protocol.errors import ConfigError
 from hivemint.protocol.home import Home, private_folder
 from hivemint.protocol.network import Network
@@ -51,7 +51,7 @@ def serve(
     swarm: Annotated[bool, typer.Option(help="Join the swarm for the block map.")] = True,
 ) -> None:
     """Serve the page, /api and /metrics until Ctrl-C. Prints one ready line with the URL."""
-    loaded = Network.load(need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK"))
+    loaded = Network.load(need(network, "No network file", NO_NETWORK))
     run_async(
         _serve(loaded, [_url(one) for one in journal or []], host, port, database or _own_database(loaded), swarm)
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hivemint.cli.console import JsonFlag, NetworkOption, emit, log_to, need, run_async, table
+from hivemint.cli.console import NO_NETWORK, JsonFlag, NetworkOption, emit, log_to, need, run_async, table
 from hivemint.cli.network.answering import answering, notes
 from hivemint.cli.network.invitation import invite, join
 from hivemint.protocol.credits import format_credits
@@ -40,7 +40,7 @@ def status(
 ) -> None:
     """The nodes of the network's models, as the DHT knows them, which of them answer, and the blocks that nobody
     serves."""
-    path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
+    path = need(network, "No network file", NO_NETWORK)
     report = run_async(_status(Network.load(path), model))
     if as_json:
         emit(report)

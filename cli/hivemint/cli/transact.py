@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hivemint.cli.console import emit, need, out, run_async, shown
+from hivemint.cli.console import NO_NETWORK, emit, need, out, run_async, shown
 from hivemint.protocol.addresses import read_address
 from hivemint.protocol.eip712 import MAX_UINT96
 from hivemint.protocol.errors import BadInput
@@ -78,7 +78,7 @@ def check_address(text: str) -> Address:
         raise BadInput(
             f"{text!r} is not an address",
             why="an address is 0x and 40 hex digits, mixed case with the checksum of EIP-55",
-            next_step="`hivemint swarm status --json` names the operators of nodes",
+            next_step="copy it anew from where it was told: one digit or letter in another case is enough for this",
         )
     if not int(found, 16):
         raise BadInput("The zero address is nobody's", next_step="name whom you mean")
@@ -94,7 +94,7 @@ def unlocked(wallet: str | None, password_file: Any) -> Signer:
 
 
 def load_network(path: Any) -> Network:
-    return Network.load(need(path, "No network file", "pass --network FILE or set HIVEMINT_NETWORK"))
+    return Network.load(need(path, "No network file", NO_NETWORK))
 
 
 def send_transaction(

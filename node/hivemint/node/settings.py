@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from hivemint.protocol.credits import parse_credits
-from hivemint.protocol.errors import BadInput
+from hivemint.protocol.errors import BadInput, ConfigError
 from hivemint.protocol.ids import ONE_CREDIT, Credits
 from hivemint.protocol.settings import Settings
 from hivemint.swarm.addresses import trouble_of
@@ -30,7 +30,8 @@ def _credits(value: Any) -> int:
     return int(value)
 
 
-Amount = Annotated[int, BeforeValidator(_credits), Field(ge=0, lt=2**96)]
+_AMOUNT = BeforeValidator(_credits)
+Amount = Annotated[int, _AMOUNT, Field(ge=0, lt=2**96)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -132,8 +133,21 @@ class NodeSettings(Settings):
         cls, settings_cls: type[BaseSettings], *args: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """In each source `ask` says whether the node follows others: it goes before an `ask_auto` of a lower one."""
-        found = super().settings_customise_sources(settings_cls, *args, **sources)
-        return tuple(InitSettingsSource(settings_cls, _auto(source())) for source in found)
+        *others, file = (source() for source in super().settings_customise_sources(settings_cls, *args, **sources))
+        cls._check_units(file)
+        return tuple(InitSettingsSource(settings_cls, _auto(source)) for source in (*others, file))
+
+    @classmethod
+    def _check_units(cls, file: dict[str, Any]) -> None:
+        """`ask = 1` in the file could mean a credit, as `--ask 1` does, or a wei of it. Raises ConfigError."""
+        for name in (name for name, field in cls.model_fields.items() if _AMOUNT in field.metadata):
+            value = file.get(name)
+            if type(value) is int and value > 0:
+                raise ConfigError(
+                    f"The setting {name} cannot be used",
+                    why=f"the whole number {value} could mean credits or wei",
+                    next_step=f'write {name} = "{value}" for credits or {name} = "{value} wei" in config.toml',
+                )
 
     @model_validator(mode="before")
     @classmethod

@@ -27,6 +27,8 @@ SCRYPT_N = 1 << 18
 CHEAP_SCRYPT_N = 1 << 10
 """For tests and for dev accounts whose keys are public anyway."""
 PASSWORD_VARIABLE = "HIVEMINT_PASSWORD"  # noqa: S105 - the variable's name, no password
+SHORTEST = 8
+"""Characters of a password that somebody thinks up at a terminal."""
 _MAX_BYTES = 64 << 10
 _MAX_SCRYPT_BYTES = 1 << 30  # a hostile file may not ask for more; scrypt takes 128 * n * r bytes
 _MAX_PBKDF2 = 10_000_000
@@ -120,7 +122,7 @@ def read_password(
 ) -> str:
     """From `file` (its first line), else from the environment, else asked at the terminal. Raises BadInput.
 
-    `confirm` asks twice, for a new wallet.
+    `confirm` asks twice, for a new wallet, and takes none below SHORTEST characters.
     """
     if file is not None:
         try:
@@ -141,6 +143,12 @@ def read_password(
             next_step=f"use --password-file, or set {variable}",
         )
     password = getpass.getpass(f"Password of {wallet}: ")
+    if confirm and len(password) < SHORTEST:
+        raise BadInput(
+            f"A password of {len(password)} characters guards nothing",
+            why="who gets the file tries them all",
+            next_step=f"choose one of {SHORTEST} or more",
+        )
     if confirm and getpass.getpass("Once more: ") != password:
         raise BadInput("The two passwords differ", next_step="try again")
     return password

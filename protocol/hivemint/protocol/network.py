@@ -111,7 +111,10 @@ class Network:
             return network
         path = network if network is not None else os.environ.get("HIVEMINT_NETWORK")
         if not path:
-            raise ConfigError("No network file", next_step="pass network=FILE or set HIVEMINT_NETWORK")
+            raise ConfigError(
+                "No network file",
+                next_step="pass network=FILE or set HIVEMINT_NETWORK; `hivemint testnet env` prints a testnet's",
+            )
         return cls.load(Path(path))
 
     def save(self, path: Path) -> "Network":

@@ -155,6 +155,14 @@ class DevChain:
         self.stop()
 
 
+_CURES = {
+    "EADDRINUSE": "choose another --port",
+    "EADDRNOTAVAIL": "name an address of this machine with --host",
+    "EACCES": "choose a --port above 1023",
+}
+"""What helps, by what Node.js says."""
+
+
 def _wait_started(process: "subprocess.Popen[bytes]", output: Path, alive: Callable[[], None] | None) -> str:
     deadline = time.monotonic() + _READY_WITHIN
     while time.monotonic() < deadline:
@@ -162,7 +170,9 @@ def _wait_started(process: "subprocess.Popen[bytes]", output: Path, alive: Calla
         if started := _STARTED.search(text):
             return started.group(1)
         if process.poll() is not None:
-            raise ChainError("Hardhat's node ended at once", why=_reason(text), next_step="run `make setup` again")
+            cures = [cure for trouble, cure in _CURES.items() if trouble in text]
+            cure = cures[0] if cures else "run `make setup` again"
+            raise ChainError("Hardhat's node ended at once", why=_reason(text), next_step=cure)
         if alive:
             alive()
         time.sleep(0.05)

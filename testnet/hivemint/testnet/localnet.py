@@ -5,9 +5,10 @@ or end it. The accounts' keys are Hardhat's, known to everybody.
 """
 
 import asyncio
+import fcntl
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,6 +109,24 @@ class LocalNet:
 
     async def up(self, layout: Layout, tell: Tell) -> State:
         """Start everything, wait until it is ready. On any failure what was started is ended again."""
+        with self._alone():
+            return await self._up_alone(layout, tell)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time starts a testnet in this folder: it begins by removing what the one before has left."""
+        with (self.folder / "starting").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    "A testnet is being started already",
+                    why=f"another process starts one in {self.folder}",
+                    next_step="wait until it is up, or end it with Ctrl-C",
+                ) from None
+            yield
+
+    async def _up_alone(self, layout: Layout, tell: Tell) -> State:
         if (running := read_state(self.folder)) and any(child.alive for child in running.children):
             raise ConfigError(
                 "A testnet is already up",

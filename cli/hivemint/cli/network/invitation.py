@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import typer
 
-from hivemint.cli.console import JsonFlag, NetworkOption, emit, err, need, out, shown
+from hivemint.cli.console import NO_NETWORK, JsonFlag, NetworkOption, emit, err, need, out, shown
 from hivemint.protocol.errors import BadInput, ConfigError, HivemintError
 from hivemint.protocol.home import Home, check_name, private_folder, read_small, write_private
 from hivemint.protocol.network import Model, Network
@@ -46,7 +46,7 @@ def invite(
     as_json: JsonFlag = False,
 ) -> None:
     """Write all that a member needs into one file: the network file, its manifests, its swarm key if it has one."""
-    place = Network.load(need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK"))
+    place = Network.load(need(network, "No network file", NO_NETWORK))
     if not place.bootstrap:
         raise ConfigError(
             f"Nobody would find the network {place.name}",

@@ -143,7 +143,7 @@ def from_nothing(wish: StartWish, settings: "NodeSettings") -> "ServePlan":
     plan = ServePlan(network, model, *span, wish.name or wallet, signer, settings, home, wish.new_books)
     chain = run_async(_look(plan))
     if not chain.enough:
-        chain = _wait_for_coin(plan, wallet, chain)
+        chain = _wait_for_coin(plan, chain)
     place, priced = None, settings.ask_auto or "ask" in settings.model_fields_set
     if not wish.blocks or (chain.change and not priced):
         with out.status("looking at who serves what ..."):
@@ -302,19 +302,21 @@ async def _look(plan: "ServePlan") -> OnChain:
     return found
 
 
-def _wait_for_coin(plan: "ServePlan", wallet: str, chain: OnChain) -> OnChain:
+def _wait_for_coin(plan: "ServePlan", chain: OnChain) -> OnChain:
     """Says how much is needed, where to, and where from; goes on by itself when it is there."""
     address = plan.signer.address
     out.print(
         f"\nThis wallet holds {coins(chain.balance)}; a node needs {coins(chain.needs)}: "
-        f"{coins(chain.change.bond)} of stake, which stay yours, and {coins(chain.needs - chain.change.bond)} for gas.",
+        f"{coins(chain.change.bond)} of stake, which stay yours, and {coins(chain.needs - chain.change.bond)} for gas. "
+        "Stake comes back after `hivemint node unbond` and a wait (14 days, unless this network says otherwise), less "
+        "what a proven lie costs.",
         highlight=False,
     )
     missing = -(-(chain.needs - chain.balance) // ROUND) * ROUND
     out.print(f"  send {coins(missing)} to", highlight=False)
     out.print(f"  {address}  on chain {plan.network.chain_id}", highlight=False, soft_wrap=True)
     if is_testnet(plan.network):
-        out.print(f"  from its faucet: hivemint testnet faucet {shown(wallet)}", highlight=False, soft_wrap=True)
+        out.print(f"  from its faucet: hivemint testnet faucet {address}", highlight=False, soft_wrap=True)
     else:
         out.print("  from a wallet of yours, an exchange, or who runs this network", highlight=False)
 

@@ -43,7 +43,7 @@ def status(
     seen = last_seen(folder / "status.json")
     told = run_async(_on_chain(network, where, operator)) | running(seen)
     if seen is not None:
-        told["last_seen"] = seen
+        told["last_seen"] = seen if told["running"] else brought_up(seen, by_books(folder, where, operator))
     else:
         told["books"] = by_books(folder, where, operator)
     if as_json:
@@ -161,6 +161,16 @@ def by_books(folder: Path, network: Network, operator: Address) -> dict[str, Any
         "earned": found.minted,
         "unsettled": max(0, found.promised - found.collected),
     }
+
+
+def brought_up(seen: LastSeen, books: dict[str, int]) -> LastSeen:
+    """With what has been settled since the node stopped (`hivemint node claim`): only its books know of that."""
+    if books.get("settled", 0) <= seen.flow.get("settled", 0):
+        return seen
+    minted = books["minted"] - seen.flow.get("minted", 0)
+    flow = seen.flow | {name: books[name] for name in ("settled", "minted", "unsettled")}
+    reasons = {stage: text for stage, text in seen.reasons.items() if stage not in ("settled", "minted")}
+    return msgspec.structs.replace(seen, flow=flow | {"earned": flow.get("earned", 0) + minted}, reasons=reasons)
 
 
 def show(told: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hivemint.cli.console import err, need
+from hivemint.cli.console import NO_NETWORK, err, need
 from hivemint.cli.talk.lines import unseen
 from hivemint.protocol.errors import BadInput, ModelError
 from hivemint.protocol.keystore import Keystores, read_password
@@ -43,7 +43,7 @@ def joined(
     """Cheap checks come before the slow imports. `banner`: a person at a terminal is shown one later."""
     from hivemint.client.settings import ClientSettings
 
-    path = need(network, "No network file", "pass --network FILE or set HIVEMINT_NETWORK")
+    path = need(network, "No network file", NO_NETWORK)
     place = Network.load(path)
     name = model or (place.models[0].name if place.models else None)
     name = need(name, "No model", "pass --model NAME: the network file names none")

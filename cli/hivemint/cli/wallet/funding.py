@@ -119,6 +119,12 @@ def fund(
     ask = sys.stdin.isatty() and not yes and not as_json
     if sign_only or hours is not None or nonce is not None:
         return _sign(asked, wallet, password_file, SignOnly(sign_only, hours, nonce), ask, as_json)
+    if not yes and not ask:
+        raise BadInput(
+            "Nobody is there to confirm",
+            why="a deposit is paid at once, and comes back only through a thaw",
+            next_step="look at it with `hivemint account list`, and add --yes",
+        )
     signer = unlocked(wallet, password_file)
     done: _Done = run_async(_pay(asked, signer, ask, as_json))
     return _tell(done, as_json)
@@ -243,7 +249,8 @@ def _preview(
     view.print(f"in all  {format_credits(total, 9)} of the wallet's {format_credits(has, 9)}", highlight=False)
     costs = found.costs()
     for model, count in found.buys(deposits).items():
-        buys = f"about {count:,} answers of {POSITIONS} tokens each" if count else "not one paid answer yet"
+        some = f"about {count:,} answer{'s'[: count != 1]} of {POSITIONS} tokens each"
+        buys = some if count else "not one paid answer yet"
         cost = f"; one costs {format_credits(costs[model], 9)} over all nodes" if model in costs else ""
         line = f"buys    {buys} from {shown(model)}, with what is in the accounts already{cost}"
         view.print(line, highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """`hivemint wallet create | import | list | show | send`: encrypted keystores."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ def import_wallet(
     if keystore is not None:
         password = read_password(name, file=password_file)
         return _created(keystores.import_file(name, keystore, password, n=_cost(weak)), as_json)
-    key = _read_key(key_file) if key_file is not None else typer.prompt("Private key", hide_input=True)
+    key = _read_key(key_file) if key_file is not None else _asked_key()
     password = read_password(name, file=password_file, confirm=True)
     return _created(keystores.import_key(name, key, password, n=_cost(weak)), as_json)
 
@@ -110,6 +111,17 @@ def _created(wallet: Wallet, as_json: bool) -> None:
 
 def _described(wallet: Wallet) -> dict[str, Any]:
     return {"name": wallet.name, "address": wallet.address, "file": str(wallet.path)}
+
+
+def _asked_key() -> str:
+    """Typed unseen at a terminal; a line of a pipe otherwise."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("Private key", hide_input=True))
+    if line := sys.stdin.readline(256).strip():
+        return line
+    raise BadInput(
+        "Nothing was entered", why="no private key came", next_step="pass --key-file FILE or --keystore FILE"
+    )
 
 
 def _read_key(path: Path) -> str:

@@ -132,6 +132,7 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         """
         if kwargs.get("inputs_embeds") is not None or kwargs.get("past_key_values") is not None:
             raise BadInput("generate takes token ids only", why="embeddings and caches of another model don't fit")
+        full_pass.check_ids(kwargs.get("input_ids") if inputs is None else inputs, self.config.vocab_size)
         with self._counted(bid, max_price, conversation, bill) as sequences:
             return super().generate(inputs, *args, sequences=sequences, **kwargs)
 
@@ -159,6 +160,7 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         full_pass.check_arguments(kwargs)
         if input_ids is None:
             raise BadInput("No input_ids", next_step="pass token ids: model(**tokenizer(text, return_tensors='pt'))")
+        full_pass.check_ids(input_ids, self.config.vocab_size)
         texts = full_pass.texts_of(input_ids, attention_mask, self._ends.context)
         keep: int | torch.Tensor = 0 if labels is not None else logits_to_keep
         with self._counted(bid, max_price) as sequences:
@@ -213,6 +215,7 @@ class SwarmModelForCausalLM(DropIn, SessionDecoding):
         Tokens and sums are those of all rows together; what rows begin with alike counts once. Raises `SwarmError`
         where no route is.
         """
+        full_pass.check_ids(input_ids, self.config.vocab_size)
         batch, length = input_ids.shape
         pads = [0] * batch if attention_mask is None else padding(attention_mask, batch, length)
         answer = max_new_tokens or self.generation_config.max_new_tokens or 20  # transformers' own default

@@ -27,10 +27,29 @@ def check_arguments(given: dict[str, Any]) -> None:
             raise BadInput(f"The model takes no {name}", next_step="pass input_ids, attention_mask, labels, bid")
 
 
+def check_ids(ids: Any, vocabulary: int) -> None:
+    """Raises BadInput unless these are token ids `[batch, length]` of the model; None is left to transformers."""
+    if ids is None:
+        return
+    if not isinstance(ids, torch.Tensor):
+        raise BadInput(
+            f"input_ids are a {type(ids).__name__}",
+            why="a tensor of token ids [batch, length] is expected",
+            next_step="tokenizer(text, return_tensors='pt').input_ids",
+        )
+    if ids.dim() != 2 or not ids.numel() or ids.is_floating_point() or ids.dtype is torch.bool:
+        told = f"input_ids have the shape {tuple(ids.shape)} and are {ids.dtype}"
+        raise BadInput(told, why="[batch, length] of token ids is expected, a token at least")
+    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise BadInput(
+            f"input_ids are from {int(ids.min())} to {int(ids.max())}",
+            why=f"the model's tokens are 0 to {vocabulary - 1}",
+            next_step="use the tokenizer of this model",
+        )
+
+
 def texts_of(ids: torch.Tensor, mask: torch.Tensor | None, context: int) -> list[slice]:
     """Where each row's text is: padding may stand on either side. Raises BadInput for holes, empty rows, too much."""
-    if ids.dim() != 2 or not ids.numel() or ids.is_floating_point():
-        raise BadInput(f"input_ids have the shape {tuple(ids.shape)}", why="[batch, length] of token ids is expected")
     batch, length = ids.shape
     if mask is None:
         found = [slice(0, length)] * batch
