@@ -1,5 +1,6 @@
 """`hivemint testnet` as a user runs it: up, status, a second up, down; and the whole demo, which is slow."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -66,6 +67,20 @@ def told(home: Path, *words: str, within: float = 200) -> Any:
     done = run(home, *words, "--json", within=within)
     assert done.returncode == 0, done
     return json.loads(done.stdout)
+
+
+def test_while_one_is_started_another_removes_nothing(home: Path) -> None:
+    folder = home / "testnet"
+    (folder / "logs").mkdir(parents=True)
+    log = folder / "logs" / "alice-node.log"
+    log.write_text("of the one that is being started")
+    with (folder / "starting").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = run(home, "testnet", "up", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "being started already" in error["what"]
+    assert log.exists()
 
 
 def test_a_testnet_goes_up_and_down(home: Path) -> None:
