@@ -107,6 +107,19 @@ def test_a_chat_on_a_terminal(eve: Chatter) -> None:
         assert "Traceback" not in terminal.shown
 
 
+def test_one_answer_at_a_terminal_tells_its_price_and_its_readers_first(eve: Chatter) -> None:
+    words = ["Name one colour.", "--max-tokens", "8", "--model", str(eve.net.net.model.folder), "--wallet", "eve"]
+    with Terminal(hivemint("generate", *words), eve.environment, columns=100) as terminal:
+        bill = terminal.wait(BILL)
+        assert terminal.ended() == 0
+        first, _, _ = bill.partition("docs/trust-model.md")
+        assert re.search(r"^lane +paid, 2 nodes: 0\.\d+ HMC a token", first, re.MULTILINE)
+        assert "the nodes can read what you type" in first
+    aside = hivemint("generate", *words)
+    quiet = subprocess.run(aside, env=eve.environment, capture_output=True, text=True, timeout=180, check=True)
+    assert "lane  " not in quiet.stderr + quiet.stdout, "nobody watches: the bill has it"
+
+
 def test_ctrl_c_ends_an_answer_and_what_is_pasted_meanwhile_is_one_message(eve: Chatter) -> None:
     with eve.chat("--max-tokens", "60", columns=60) as terminal:
         banner = terminal.wait(PROMPT).partition("model  ")[2]

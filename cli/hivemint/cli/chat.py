@@ -8,7 +8,7 @@ import typer
 
 from hivemint.cli.console import JsonFlag, NetworkOption, PasswordFileOption, WalletOption
 from hivemint.cli.talk.answers import Asking, ask, encode
-from hivemint.cli.talk.banner import show_banner
+from hivemint.cli.talk.banner import show_banner, show_terms
 from hivemint.cli.talk.joining import joined
 from hivemint.cli.talk.keeping import opened
 from hivemint.cli.talk.lines import Lines, PipedLines, TerminalLines, history_file, message_of
@@ -67,6 +67,8 @@ def generate(
             show_plan(place.model.dry_run(ids, max_new_tokens=max_tokens), as_json)
         else:
             how = Asking(place.model, place.tokenizer, max_tokens, sampling, as_json)
+            if sys.stderr.isatty() and not as_json:
+                show_terms(how, ids)
             show(ask(how, ids, Bill()), as_json)
 
 

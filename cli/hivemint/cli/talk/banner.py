@@ -1,6 +1,7 @@
 """What is said before the first question: the model, the lane, the money, who can read along, how to leave."""
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -26,6 +27,14 @@ def show_banner(place: Joined, how: Asking) -> None:
         lane = _lane(place, how)
         means = means_of(place.model, place.network) if place.wallet else None
     err.print(banner(place, lane, means))
+
+
+def show_terms(how: Asking, ids: Any) -> None:
+    """Before a single answer, for a person: its lane and price, and who reads along. What stands against any way is
+    told by asking."""
+    with spinner("looking for a way", how.quiet), suppress(HivemintError):
+        plan = how.model.dry_run(ids, max_new_tokens=how.max_tokens)
+        err.print(two_columns({"lane": lane_of(plan, how.max_tokens), "privacy": READERS}))
 
 
 def banner(place: Joined, lane: str, means: Means | None) -> Table:
