@@ -129,6 +129,13 @@ def status(as_json: JsonFlag = False) -> None:
     where = {"network": folder / "network.toml", "chain": state.chain_url, "ledger": state.ledger_url}
     for name, text in where.items():
         out.print(f"{name:<8} {shown(str(text))}", highlight=False, soft_wrap=True)
+    if gone := [one.name for one in state.children if not one.alive]:
+        out.print(
+            f"{' and '.join(gone)} ended by accident: the log says why. `hivemint testnet down`, then `up` starts all "
+            "anew; the chain forgets what was earned.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
