@@ -1,4 +1,4 @@
-"""Each kind of fault once over random traffic of both lanes, in a minute; the whole is `make chaos`.
+"""Each kind of fault once over random traffic of both lanes, in a minute; the whole is `make chaos`. Slow as well.
 
 Each node is a machine of its own (a network namespace) where this user may make them (`test_machines.py` says why not),
 else all are on loopback.
@@ -17,6 +17,7 @@ SEED = 13
 WITHIN = 420.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(480)
 def test_a_short_time_of_trouble(tmp_path: Path) -> None:
     seed = os.environ.get("HIVEMINT_CHAOS_SEED") or str(SEED)
