@@ -249,3 +249,16 @@ async def test_who_is_busy_comes_before_who_failed_and_a_liar_not_at_all() -> No
     nodes.set_aside([failed.peer], 60)
     nodes.set_aside([busy.peer], 60, busy=True)
     assert {one.peer for one in await nodes.usable()} == {busy.peer, rest.peer}
+
+
+async def test_a_node_that_failed_before_is_left_to_try_and_a_liar_is_not() -> None:
+    first, second, rest = FakeNode(0, 15), FakeNode(0, 15), FakeNode(15, 30)
+    nodes, *_ = made(first, second, rest)
+    await nodes.usable()
+    nodes.set_aside([second.peer], 60)
+    assert not nodes.replaceable([first.peer])
+    assert nodes.left_to_try([first.peer])
+    assert nodes.left_to_try([rest.peer, first.peer])
+    assert not nodes.left_to_try([rest.peer])
+    nodes.set_aside([second.peer], 60, lied=True)
+    assert not nodes.left_to_try([first.peer])

@@ -96,12 +96,12 @@ class Attempts:
         return True
 
     def _failed(self, error: HivemintError, settings: ClientSettings, failures: int) -> int:
-        """Set the nodes aside and allow another route, as long as there is another one."""
+        """Set the nodes aside and allow another route, as long as there is another one: one that failed before, too."""
         self.set_aside(error, settings)
         failures += 1
         peers = set(getattr(error, "peers", ()))
         elsewhere = isinstance(error, NeighbourGone)  # no other route for the same blocks mends that
-        if elsewhere or failures >= ATTEMPTS or not self._nodes.replaceable(peers):
+        if elsewhere or failures >= ATTEMPTS or not self._nodes.left_to_try(peers):
             raise error
         return failures
 

@@ -136,6 +136,11 @@ class Nodes:
         """Whether at least one of these, set aside or not, can be done without."""
         return any(self._covers(self._without((self._left_out() - set(peers)) | {peer})) for peer in peers)
 
+    def left_to_try(self, peers: Collection[PeerId]) -> bool:
+        """Whether at least one of these can be done without, if those that failed get another turn (`usable`)."""
+        liars = self._aside.liars()
+        return any(self._covers(self._without(liars | {peer})) for peer in peers)
+
     def look_around(self) -> None:
         """A text goes on: where what is known grows old, the directory is asked beside it."""
         if self._age > LOOK_AROUND:
